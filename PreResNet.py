@@ -58,5 +58,5 @@ class PreActResNet(nn.Module):
 
 
 def ResNet18(num_classes: int = 10, width: int = 64) -> PreActResNet:
-    """PreAct-ResNet-18: two blocks a stage; `width` channels in the first stage, 8·width at last."""
+    """PreAct-ResNet-18: two blocks a stage; `width` channels at first, 8·width at last."""
     return PreActResNet((2, 2, 2, 2), num_classes, width)

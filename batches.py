@@ -3,6 +3,8 @@
 Shuffle, crop, flip and normalise are a few batched tensor operations, the same on CPU and GPU.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -156,10 +158,11 @@ class Batches:
 class NoisyLoader:
     """Serves a data set with noisy training labels in the DivideMix family's form.
 
-    `.run('warmup')` gives batches of 2·batch_size (images, noisy labels, index), `.run('eval_train')`
-    the same not augmented and in order, `.run('test')` (images, labels, index), and
-    `.run('train', pred, prob)` a labelled iterable of (view 1, view 2, labels, probability) and an
-    unlabelled one of (view 1, view 2). Images are float32 [b, 3, h, w]; labels and index int64 [b].
+    `.run('warmup')` gives batches of 2·batch_size (images, noisy labels, index),
+    `.run('eval_train')` the same not augmented and in order, `.run('test')` (images, labels,
+    index), and `.run('train', pred, prob)` a labelled iterable of (view 1, view 2, labels,
+    probability) and an unlabelled one of (view 1, view 2). Images are float32 [b, 3, h, w]; labels
+    and index int64 [b].
     """
 
     def __init__(
@@ -204,7 +207,9 @@ class NoisyLoader:
         """
         if mode == "warmup":
             columns = self.noisy_labels, self.train_index
-            return self._training(self.train_index, columns, views=1, batch_size=2 * self.batch_size)
+            return self._training(
+                self.train_index, columns, views=1, batch_size=2 * self.batch_size
+            )
         if mode == "eval_train":
             columns = self.noisy_labels, self.train_index
             return self._plain(self.train_images, self.train_index, columns)
@@ -271,6 +276,11 @@ class NoisyLoader:
 
     def _plain(self, images: ImageSet, index: Tensor, columns) -> Batches:
         return Batches(images, index, columns, self.batch_size, 0, False, self.generator)
+
+
+def labels_sha256(labels: Sequence[int]) -> str:
+    """sha256 of the labels as a JSON list: two runs with the same value saw the same noise."""
+    return hashlib.sha256(json.dumps([int(label) for label in labels]).encode()).hexdigest()
 
 
 def statistics_line(statistics: dict[str, float]) -> str:

@@ -1,10 +1,9 @@
 """CIFAR-10, CIFAR-100 and scikit-learn's digits with noisy training labels (SPEC 1).
 
-    loader = cifar_dataloader("cifar10", 0.5, "sym", 128, 0, "./data/cifar-10-batches-py", None)
-    for images, noisy_labels, index in loader.run("warmup"): ...
+loader = cifar_dataloader("cifar10", 0.5, "sym", 128, 0, "./data/cifar-10-batches-py", None)
+for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -13,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -139,9 +139,9 @@ class _Dtype:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Reads what CIFAR's files hold, dicts, lists, strings, numbers and uint8 arrays; runs nothing."""
+    """Reads what CIFAR's files hold (dicts, lists, strings, ints, uint8 arrays); runs nothing."""
 
-    allowed = {
+    allowed: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"): lambda kind, *_: kind(),
         ("numpy._core.multiarray", "_reconstruct"): lambda kind, *_: kind(),
         ("numpy", "ndarray"): _Array,
@@ -202,7 +202,9 @@ def _read_split(folder: Path, files: Sequence[str], spec: DataSet) -> tuple[np.n
             raise InputError(f"{folder / name}: 'data' is not rows of 3072 bytes (uint8)")
         images.append(rows)
         labels.append(
-            checked_labels(found[1], len(rows), spec.num_class, f"{folder / name}: {spec.label_key}")
+            checked_labels(
+                found[1], len(rows), spec.num_class, f"{folder / name}: {spec.label_key}"
+            )
         )
     rows = np.concatenate(images)
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.concatenate(labels)
@@ -286,11 +288,6 @@ def noisy_labels(
     return noisy
 
 
-def labels_sha256(labels: Sequence[int]) -> str:
-    """sha256 of the labels as a JSON list: two runs with the same value saw the same noise."""
-    return hashlib.sha256(json.dumps([int(label) for label in labels]).encode()).hexdigest()
-
-
 def noise_cache_name(dataset: str, noise_mode: str, r: float, seed: int) -> str:
     """File name of generated labels: data set, mode, exact r and seed."""
     return f"{dataset}_{noise_mode}_r{r!r}_seed{seed}.json"
@@ -317,6 +314,7 @@ def cached_noisy_labels(
             break
         temporary = path.with_name(f".{name}.{os.getpid()}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(noisy))
             temporary.replace(path)
             break
@@ -339,7 +337,9 @@ def read_label_list(path: str | Path, count: int, classes: int) -> np.ndarray:
 def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> np.ndarray:
     """int64 [n], CIFAR-N's labels of `noise_mode` for these clean labels. Raises InputError."""
     reconstruct = np.empty(0).__reduce__()[0]  # NumPy has moved it, so the file may use either name
-    reconstructs = [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    reconstructs = [
+        (reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")
+    ]
     allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), *reconstructs]
     try:
         with torch.serialization.safe_globals(allowed):
@@ -371,8 +371,8 @@ def inject_noise(
     """int64 [n] training labels: from `noise_file` where there is one, else generated (SPEC 1)."""
     if noise_mode in HUMAN_KEYS and not noise_file:
         raise InputError(
-            f"--noise_mode {noise_mode} needs --noise_file: CIFAR-10_human.pt or CIFAR-100_human.pt "
-            "of the CIFAR-N labels"
+            f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
+            "CIFAR-10_human.pt or CIFAR-100_human.pt"
         )
     if not noise_file:
         return cached_noisy_labels(clean, dataset, noise_mode, r, seed, cache_folders)
@@ -392,7 +392,7 @@ def inject_noise(
     return read_label_list(noise_file, len(clean), DATASETS[dataset].num_class)
 
 
-class cifar_dataloader(NoisyLoader):  # noqa: N801 (the family's name)
+class cifar_dataloader(NoisyLoader):
     """CIFAR or digits with noisy labels; `.run` is described in `batches.NoisyLoader`.
 
     Args:
@@ -432,5 +432,13 @@ class cifar_dataloader(NoisyLoader):  # noqa: N801 (the family's name)
             data.clean_labels, dataset, noise_mode, r, seed, noise_file, cache_folders
         )
         super().__init__(
-            data, spec.mean, spec.std, spec.augmentation, batch_size, seed, device, channels_last, log
+            data,
+            spec.mean,
+            spec.std,
+            spec.augmentation,
+            batch_size,
+            seed,
+            device,
+            channels_last,
+            log,
         )

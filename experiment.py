@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows: folder, configuration, log, metrics, TensorBoard, checkpoints."""
+"""What a run leaves behind and shows: log lines, text files, metrics and TensorBoard."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,7 @@ import torch
 import torchvision
 from torch.utils.tensorboard import SummaryWriter
 
-import checkpoints
-from batches import InputError, statistics_line
+from batches import statistics_line
 
 # Seconds between progress lines where the output is not a terminal, and on one.
 PLAIN_PERIOD, TERMINAL_PERIOD = 30.0, 0.2
@@ -136,19 +134,18 @@ class Log:
             self.noted.add(text)
             self.line(f"note: {text}")
 
-    def progress(self, epoch, kind, network, step, steps, images, meter) -> None:
+    def progress(self, epoch, kind, network, step, steps, meter) -> None:
         """Show where training is; the arguments are those of `smr.train`'s `progress`."""
         now = time.monotonic()
         if step == 1:
-            self.pass_started, self.images = now, 0
-        else:
-            self.images += images  # the first step's share of the time is not known
+            # The first step's share of the time is not known, so the rate leaves it out.
+            self.pass_started, self.images = now, meter.images
         period = TERMINAL_PERIOD if self.terminal else PLAIN_PERIOD
         if now - self.last_shown < period or step == 1:
             return
         self.last_shown = now
         figures = "  ".join(f"{name} {value:.4f}" for name, value in meter.glance().items())
-        rate = self.images / (now - self.pass_started)
+        rate = (meter.images - self.images) / (now - self.pass_started)
         text = (
             f"{self.title} | Epoch [{epoch:3d}/{self.kinds_last:3d}] Iter[{step:3d}/{steps:3d}]  "
             f"{kind}, net {network}  {figures}  {rate:.0f} images/s{self.time_left(epoch)}"
@@ -165,10 +162,10 @@ class Log:
 
     def time_left(self, epoch: int) -> str:
         """', 1:02:03 left' from the latest epoch of each kind; '>' while a kind is unknown."""
-        if not self.seconds:
-            return ""
         remaining = self.kinds[epoch:]
         known = [self.seconds[kind] for kind in remaining if kind in self.seconds]
+        if not known:
+            return ""
         return f", {'>' if len(known) < len(remaining) else ''}{duration(sum(known))} left"
 
     def heading(self, columns) -> None:
@@ -204,7 +201,7 @@ def accuracy_line(epoch: int, metrics: dict) -> str:
 
 
 class Run:
-    """A run's folder and log. Make one with `start`, feed it with `follow`."""
+    """A run's folder, log and records."""
 
     def __init__(self, folder: Path, config: dict, kinds: list[str], with_truth: bool):
         self.folder = folder
@@ -293,41 +290,13 @@ def read_metrics(folder: Path) -> list[dict]:
     return [json.loads(row) for row in rows if row.endswith("\n")]
 
 
+def replace_json(path: Path, content: dict) -> None:
+    """`replace_text` of indented JSON."""
+    replace_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
 def replace_text(path: Path, content: str) -> None:
     """Write a small text file that a reader sees whole or not at all."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def make_folder(folder: Path, overwrite: bool) -> None:
-    """Make an empty run folder. Raises InputError where it holds a run and may not lose it."""
-    if (folder / "config.json").exists():
-        if not overwrite:
-            raise InputError(
-                f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
-                "--id NAME starts another beside it"
-            )
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output: {folder} cannot be made: {error.strerror}") from error
-
-
-def follow(run: Run, pair, loader, results: Iterable, save_every: int) -> int:
-    """Record each of `results` (`smr.train`'s) and keep checkpoints; the run's exit status."""
-    state, saved = checkpoints.training_state(pair, loader, -1, run.config), True
-    with run.interrupts:
-        try:
-            for result in results:
-                run.record(result)
-                state = checkpoints.training_state(pair, loader, result.epoch, run.config)
-                if run.best_is_newest:
-                    checkpoints.save(state, run.folder / "best.pt")
-                checkpoints.save(state, run.folder / "last.pt")
-        except Interrupted as stop:
-            run.log.line(f"stopped by {signal.Signals(stop.signal_number).name}; --resume goes on")
-            return 128 + stop.signal_number
-    run.finish()
-    return 0

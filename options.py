@@ -16,6 +16,21 @@ import torch
 
 from batches import InputError
 
+# Flags whose value depends on no data set.
+DEFAULTS = {
+    "method": "smr",
+    "id": "",
+    "seed": 123,
+    "device": "auto",
+    "gpuid": 0,
+    "output": "./checkpoint",
+    "save_every": 1,
+}
+# Flags that say what to do with a run and are no part of its configuration.
+ACTIONS = ("resume", "overwrite", "evaluate", "download", "skip_broken")
+# Flags that may change between the parts of a resumed run; num_epochs may grow.
+FREE = ("device", "gpuid", "output", "id", "save_every", "data_path", "num_workers", "num_epochs")
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line; --help shows the usage."""
@@ -88,7 +103,6 @@ def _add_method_flags(group) -> None:
     add(
         "--method",
         choices=("smr", "dividemix", "ce"),
-        default="smr",
         help="smr; dividemix: warm-up with CE, no recalibration; ce: plain cross-entropy in every "
         "epoch (default smr)",
     )
@@ -162,30 +176,26 @@ def _add_training_flags(group) -> None:
 
 def _add_run_flags(group) -> None:
     add = group.add_argument
-    add("--id", type=run_id, default="", help="ends the run folder's name (default: none)")
+    add("--id", type=run_id, help="ends the run folder's name (default: none)")
     add(
         "--seed",
         type=number(int, 0, 2**32 - 1),
-        default=123,
         help="of noise, networks, batches, mixup and mixtures (default 123, the published one)",
     )
     add(
         "--device",
         choices=("auto", "cuda", "cpu", "mps"),
-        default="auto",
         help="auto takes the first of cuda, mps and cpu that is there (default auto)",
     )
-    add("--gpuid", type=number(int, 0), default=0, help="which CUDA card (default 0)")
+    add("--gpuid", type=number(int, 0), help="which CUDA card (default 0)")
     add(
         "--output",
-        default="./checkpoint",
         metavar="DIR",
         help="where the run folder is made (default ./checkpoint)",
     )
     add(
         "--save_every",
         type=number(int, 1),
-        default=1,
         metavar="EPOCHS",
         help="write last.pt after so many epochs (default 1: nothing is lost)",
     )
@@ -197,7 +207,9 @@ def _add_run_flags(group) -> None:
         metavar="PATH",
         help="continue the run that this command line names, or the one at PATH",
     )
-    end.add_argument("--overwrite", action="store_true", help="delete the run that is in the folder")
+    end.add_argument(
+        "--overwrite", action="store_true", help="delete the run that is in the folder"
+    )
     end.add_argument("--evaluate", metavar="PATH", help="only test the checkpoint at PATH")
 
 
@@ -221,27 +233,33 @@ def _add_speed_flags(group) -> None:
     )
 
 
-def resolve(args: argparse.Namespace, recipe: dict, device: torch.device) -> dict:
-    """The configuration of a run: every flag with its value, those not given from the recipe.
+def given_flags(args: argparse.Namespace) -> dict:
+    """The flags that the command line gives, but for those that only say what to do."""
+    return {k: v for k, v in vars(args).items() if v is not None and k not in ACTIONS}
+
+
+def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
+    """The configuration of a run: `given` flags, and for the others the method's, recipe's and
+    device's values.
 
     Raises InputError where two flags contradict each other.
     """
-    config = vars(args).copy()
-    for flag in ("resume", "overwrite", "evaluate", "download"):
-        config.pop(flag, None)
-    if args.method == "ce":
-        for flag in ("warmup_loss", "recalibrate_every", "warm_up"):
-            if getattr(args, flag):
-                raise InputError(f"--{flag} with --method ce: it has neither warm-up nor recalibration")
-        recipe = recipe | {"warmup_loss": "ce", "recalibrate_every": 0, "warm_up": 0}
-    elif args.method == "dividemix":
-        recipe = recipe | {"warmup_loss": "ce", "recalibrate_every": 0}
-    on_cuda = "on" if device.type == "cuda" else "off"
-    speed = {"amp": "bf16" if on_cuda == "on" else "off", "compile": on_cuda, "channels_last": "on"}
-    for flag, value in (recipe | speed).items():
-        if config.get(flag) is None:
-            config[flag] = value
-    return config
+    method = given.get("method", DEFAULTS["method"])
+    baseline = {}
+    if method == "ce":
+        baseline = {"warmup_loss": "ce", "recalibrate_every": 0, "warm_up": 0}
+        for flag, value in baseline.items():
+            if given.get(flag, value) != value:
+                raise InputError(f"--{flag} with --method ce: it has no warm-up, no recalibration")
+    elif method == "dividemix":
+        baseline = {"warmup_loss": "ce", "recalibrate_every": 0}
+    on_cuda = device.type == "cuda"
+    speed = {
+        "amp": "bf16" if on_cuda else "off",
+        "compile": "on" if on_cuda else "off",
+        "channels_last": "on",
+    }
+    return DEFAULTS | recipe | baseline | speed | given
 
 
 def recipe_of(config: dict, recipe_class: type):
@@ -262,5 +280,7 @@ def find_device(name: str, gpuid: int) -> torch.device:
     if not there[name]:
         raise InputError(f"--device {name}: this torch finds none; use --device cpu or auto")
     if name == "cuda" and gpuid >= torch.cuda.device_count():
-        raise InputError(f"--gpuid {gpuid}: this machine has {torch.cuda.device_count()} CUDA cards")
+        raise InputError(
+            f"--gpuid {gpuid}: this machine has {torch.cuda.device_count()} CUDA cards"
+        )
     return torch.device(name, gpuid) if name == "cuda" else torch.device(name)

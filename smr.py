@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
+from meters import Hits, Meter, NonFiniteLoss
 
 WARM_UP = "warm-up"
 RECALIBRATION = "recalibration"
@@ -86,65 +87,8 @@ class EpochResult:
     splits: tuple[Split, Split] | None
 
 
-class NonFiniteLoss(RuntimeError):
-    """A loss became NaN or infinite; the message says where."""
-
-
 def no_progress(*_) -> None:
     """The hook of a caller who wants no progress; see `train`."""
-
-
-class Meter:
-    """Sums of a pass's figures, kept on the device so that no step waits for it."""
-
-    def __init__(self):
-        self.steps = 0
-        self.host_sums: dict[str, float] = {}
-        self.names: list[str] = []
-        self.sums: Tensor | None = None
-        self.finite_steps: Tensor | None = None
-        self.on_the_way: tuple[int, Tensor, torch.cuda.Event] | None = None
-
-    def add(self, loss: Tensor, figures: dict[str, Tensor | float]) -> None:
-        """Add a step's figures; `loss` is watched for the first value that is not finite."""
-        on_device = {n: v.detach() for n, v in figures.items() if isinstance(v, Tensor)}
-        values, finite = torch.stack(list(on_device.values())), torch.isfinite(loss.detach())
-        if self.sums is None:
-            self.names = list(on_device)
-            self.sums, self.finite_steps = values, finite.long()
-        else:
-            self.sums += values
-            # Stops counting at the first bad step: only a count equal to the steps goes on.
-            self.finite_steps += finite & (self.finite_steps == self.steps)
-        for name in figures.keys() - on_device.keys():
-            self.host_sums[name] = self.host_sums.get(name, 0.0) + figures[name]
-        self.steps += 1
-
-    def means(self) -> dict[str, float]:
-        """Mean of each figure over the steps; waits for the device. Raises NonFiniteLoss."""
-        if self.sums is None:
-            return {}
-        if int(self.finite_steps) < self.steps:
-            raise NonFiniteLoss(f"step {int(self.finite_steps) + 1}: the loss is not finite")
-        return self._over(self.steps, self.sums.tolist())
-
-    def glance(self) -> dict[str, float]:
-        """The means as they were a moment ago, for a progress line; never waits for a GPU."""
-        if self.sums is None or self.sums.device.type != "cuda":
-            return {} if self.sums is None else self._over(self.steps, self.sums.tolist())
-        shown = {}
-        if self.on_the_way and self.on_the_way[2].query():
-            shown = self._over(self.on_the_way[0], self.on_the_way[1].tolist())
-        if shown or not self.on_the_way:
-            copied = torch.empty(self.sums.shape, pin_memory=True).copy_(self.sums, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self.on_the_way = self.steps, copied, event
-        return shown
-
-    def _over(self, steps: int, sums: list[float]) -> dict[str, float]:
-        means = {name: total / steps for name, total in zip(self.names, sums, strict=True)}
-        return means | {name: total / self.steps for name, total in self.host_sums.items()}
 
 
 def kind_of_epoch(epoch: int, recipe: Recipe) -> str:
@@ -199,7 +143,7 @@ def mixup_loss(
 def cross_entropy_loss(
     network: nn.Module, images: Tensor, labels: Tensor, penalised: bool
 ) -> Tensor:
-    """CE on the given labels (SPEC 3), with DivideMix's negative entropy if `penalised` (SPEC 6)."""
+    """CE on the given labels (SPEC 3), plus DivideMix's entropy term if `penalised` (SPEC 6)."""
     logits = network(images).float()
     loss = F.cross_entropy(logits, labels)
     return loss + NegEntropy()(logits) if penalised else loss
@@ -287,7 +231,10 @@ def mixmatch_loss(
 
 
 def new_pair(
-    build_network: Callable[[], nn.Module], recipe: Recipe, device: torch.device, channels_last: bool
+    build_network: Callable[[], nn.Module],
+    recipe: Recipe,
+    device: torch.device,
+    channels_last: bool,
 ) -> Pair:
     """Two networks of different random weights, each with its own SGD (SPEC 3)."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -326,8 +273,8 @@ def warm_up_epoch(
         with autocast(device, recipe.amp):
             loss = mixup_loss(network, images, labels, weights[step], permutation)
         optimise(loss, optimiser)
-        meter.add(loss, {"loss": loss})
-        progress(step + 1, steps, len(images), meter)
+        meter.add(loss, {"loss": loss}, len(images))
+        progress(step + 1, steps, meter)
     return meter.means()
 
 
@@ -349,8 +296,8 @@ def cross_entropy_epoch(
         with autocast(device, recipe.amp):
             loss = cross_entropy_loss(network, images, labels, penalised)
         optimise(loss, optimiser)
-        meter.add(loss, {"loss": loss})
-        progress(step + 1, steps, len(images), meter)
+        meter.add(loss, {"loss": loss}, len(images))
+        progress(step + 1, steps, meter)
     return meter.means()
 
 
@@ -399,7 +346,7 @@ def clean_probability(losses: np.ndarray, seed: int) -> np.ndarray:
 
 
 def split_losses(history: list[Tensor], r: float) -> Tensor:
-    """What the mixture is fitted to: the newest scaled losses, or at r = 0.9 the last five's mean."""
+    """What the mixture is fitted to (SPEC 4): the newest losses, or at r = 0.9 the mean of five."""
     return torch.stack(history).mean(dim=0) if r == HISTORY_R else history[-1]
 
 
@@ -463,29 +410,12 @@ def semi_supervised_epoch(
             )
         optimise(result.loss, optimiser)
         figures = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
-        meter.add(result.loss, {name: getattr(result, name) for name in figures})
+        images = 2 * len(x1) + 2 * len(u1)
+        meter.add(result.loss, {name: getattr(result, name) for name in figures}, images)
         hits["refined_accuracy"].add(result.targets_x, truth_x)
         hits["guessed_accuracy"].add(result.targets_u, truth_u)
-        progress(step + 1, steps, 2 * len(x1) + 2 * len(u1), meter)
+        progress(step + 1, steps, meter)
     return meter.means() | {name: hit.percent() for name, hit in hits.items() if hit.count}
-
-
-class Hits:
-    """Counts, on the device, the targets whose likeliest class is the true label."""
-
-    def __init__(self):
-        self.count = 0
-        self.right: Tensor | int = 0
-
-    def add(self, targets: Tensor | None, truth: Sequence[Tensor]) -> None:
-        """Add targets [b, classes]; `truth` holds the true labels [b], or nothing."""
-        if targets is not None and truth:
-            self.right = self.right + (targets.argmax(dim=1) == truth[0]).sum()
-            self.count += len(targets)
-
-    def percent(self) -> float:
-        """Right targets per hundred; waits for the device."""
-        return 100 * int(self.right) / self.count
 
 
 @torch.no_grad()
@@ -535,7 +465,7 @@ def train(
     Args:
         loader: serves the data in the form of `batches.NoisyLoader`.
         progress: called after each step with (epoch, kind, network 1 or 2, step from 1, steps,
-            images served in it, the pass's Meter).
+            the pass's Meter).
         note: called with a line on whatever a reader of the log should know.
 
     Raises NonFiniteLoss as soon as a network's pass shows one, saying where.
@@ -557,7 +487,9 @@ def train(
         trained = []
         for k in (0, 1):
             step_done = partial(progress, epoch, kind, k + 1)
-            trained.append(train_network(pair, k, loader, kind, splits, epoch, recipe, step_done, note))
+            trained.append(
+                train_network(pair, k, loader, kind, splits, epoch, recipe, step_done, note)
+            )
         metrics |= prefixed("train", trained)
         trained_by = time.perf_counter()
         tested, confusion = test(pair.networks, loader.run("test"), recipe.amp)
@@ -568,6 +500,7 @@ def train(
             "time/train_seconds": trained_by - divided,
             "time/test_seconds": finished - trained_by,
             "time/seconds": finished - started,
+            "time/images_per_second": sum(t["images"] for t in trained) / (trained_by - divided),
         }
         yield EpochResult(epoch, kind, metrics, confusion, splits)
 
@@ -583,9 +516,9 @@ def train_network(
     progress: Callable,
     note: Callable[[str], None],
 ) -> dict[str, float]:
-    """Network k's (0 or 1) part of an epoch; in a semi-supervised one it trains on its peer's split.
+    """Network k's (0 or 1) part of an epoch; a semi-supervised one is on its peer's split.
 
-    Where the peer's mixture holds no label for right, the network has a recalibration epoch instead.
+    Where the peer's mixture holds no label for right, it is a recalibration epoch instead.
     """
     network, optimiser = pair.networks[k], pair.optimisers[k]
     try:
@@ -594,7 +527,7 @@ def train_network(
         if kind == SEMI_SUPERVISED:
             split = splits[1 - k]
             if split.labelled.all():
-                note(f"network {k + 1} has no unlabelled sample: it trains on the labelled part alone")
+                note(f"network {k + 1} has no unlabelled sample: it trains on the labelled alone")
             if split.labelled.any():
                 batches = loader.run(
                     "train",

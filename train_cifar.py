@@ -8,21 +8,27 @@ of the paper. A flag that is not given takes its value from the data set's recip
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 
 import dataloader_cifar as data
-import experiment
 import options
-import smr
+import session
 from batches import InputError
 from PreResNet import ResNet18
 
 # SPEC 3's table. What the three share: two networks, SGD with momentum 0.9, mixup's alpha = 4,
 # T = 0.5 and p_threshold = 0.5, DivideMix's published constants.
-SHARED_RECIPE = {"alpha": 4.0, "T": 0.5, "p_threshold": 0.5, "warmup_loss": "mixup"}
+SHARED_RECIPE = {
+    "alpha": 4.0,
+    "T": 0.5,
+    "p_threshold": 0.5,
+    "warmup_loss": "mixup",
+    "noise_mode": "sym",
+    "r": 0.5,
+    "noise_file": "",
+}
 CIFAR_RECIPE = SHARED_RECIPE | {
     "num_epochs": 300,
     "batch_size": 128,  # DivideMix has 64 a side; SMR 128
@@ -31,8 +37,6 @@ CIFAR_RECIPE = SHARED_RECIPE | {
     "weight_decay": 5e-4,
     "recalibrate_every": 30,
     "width": 64,
-    "noise_mode": "sym",
-    "r": 0.5,
 }
 RECIPES = {
     # Ten epochs: the networks know the classes, and have not yet memorised wrong labels.
@@ -50,8 +54,6 @@ RECIPES = {
         "warm_up": 8,
         "recalibrate_every": 10,
         "width": 16,
-        "noise_mode": "sym",
-        "r": 0.5,
         "data_path": "",
     },
 }
@@ -78,7 +80,6 @@ def new_parser() -> options.Parser:
     add(
         "--dataset",
         choices=tuple(RECIPES),
-        default="cifar10",
         help="digits are scikit-learn's and need no download (default cifar10)",
     )
     add("--data_path", metavar="DIR", help="folder of the official Python files (default ./data/…)")
@@ -96,14 +97,13 @@ def new_parser() -> options.Parser:
     add(
         "--r",
         type=options.number(float, 0, 1),
-        help="share of training labels drawn anew, of which some stay right (default 0.5; for human "
-        "labels their realised rate)",
+        help="share of training labels drawn anew, of which some stay right (default 0.5; human "
+        "labels: their realised rate)",
     )
     add(
         "--noise_file",
-        default="",
         metavar="FILE",
-        help="CIFAR-10_human.pt or CIFAR-100_human.pt, or a JSON list of labels (default: generate)",
+        help="CIFAR-10_human.pt, CIFAR-100_human.pt or a JSON list of labels (default: generate)",
     )
     add(
         "--width",
@@ -113,33 +113,25 @@ def new_parser() -> options.Parser:
     return parser
 
 
-def resolve(args, device: torch.device) -> dict:
+def resolve(given: dict, device: torch.device) -> dict:
     """The run's configuration (`options.resolve`), with CIFAR's own consequences."""
-    config = options.resolve(args, RECIPES[args.dataset], device)
-    expected = data.DATASETS[args.dataset].num_class
-    if config["num_class"] not in (None, expected):
-        raise InputError(f"--num_class {args.num_class}: {args.dataset} has {expected} classes")
-    config["num_class"] = expected
-    if args.r is None and config["noise_mode"] in data.HUMAN_RATES:
-        config["r"] = data.HUMAN_RATES[config["noise_mode"]]
-    if args.lambda_u is None:
-        cell = config["dataset"], config["noise_mode"], config["r"]
-        config["lambda_u"] = published_lambda_u(*cell)
-    config["asymmetric"] = config["noise_mode"].startswith("asym")
+    dataset = given.get("dataset", "cifar10")
+    config = options.resolve(given, {"dataset": dataset} | RECIPES[dataset], device)
+    expected = data.DATASETS[dataset].num_class
+    if config.setdefault("num_class", expected) != expected:
+        raise InputError(f"--num_class {config['num_class']}: {dataset} has {expected} classes")
+    noise_mode = config["noise_mode"]
+    if "r" not in given:
+        config["r"] = data.HUMAN_RATES.get(noise_mode, config["r"])
+    if "lambda_u" not in given:
+        config["lambda_u"] = published_lambda_u(dataset, noise_mode, config["r"])
+    config["asymmetric"] = noise_mode.startswith("asym")
     return config
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
-    args = new_parser().parse_args(argv)
-    device = options.find_device(args.device, args.gpuid)
-    config = resolve(args, device)
-    experiment.seed_everything(config["seed"])
-    if args.download and config["dataset"] != "digits":
-        data.download(config["data_path"], config["dataset"])
-    folder = Path(config["output"]) / experiment.run_name(config)
-    experiment.make_folder(folder, args.overwrite)
-    loader = data.cifar_dataloader(
+def make_loader(config: dict, device: torch.device, folder: Path) -> data.cifar_dataloader:
+    """The data of a configuration; generated labels go to `folder` if its own is read-only."""
+    return data.cifar_dataloader(
         config["dataset"],
         config["r"],
         config["noise_mode"],
@@ -153,17 +145,18 @@ def main(argv: list[str] | None = None) -> int:
         channels_last=config["channels_last"] == "on",
         cache_folder=folder,
     )
-    build_network = partial(ResNet18, config["num_class"], config["width"])
-    recipe = options.recipe_of(config, smr.Recipe)
-    pair = smr.new_pair(build_network, recipe, device, config["channels_last"] == "on")
-    kinds = [smr.kind_of_epoch(epoch, recipe) for epoch in range(recipe.num_epochs + 1)]
-    run = experiment.Run(folder, config, kinds, with_truth=True)
-    run.open_records(-1)
-    run.log.heading(run.columns)
-    results = smr.train(pair, loader, recipe, 0, run.progress, run.log.note)
-    return experiment.follow(run, pair, loader, results, config["save_every"])
+
+
+def build_network(config: dict) -> torch.nn.Module:
+    """One untrained PreAct-ResNet-18."""
+    return ResNet18(config["num_class"], config["width"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    script = session.Script("train_cifar.py", resolve, make_loader, build_network)
+    return session.main(script, new_parser(), argv)
 
 
 if __name__ == "__main__":
-    with options.one_line_errors("train_cifar.py"):
-        sys.exit(main())
+    sys.exit(main())

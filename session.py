@@ -1,0 +1,313 @@
+"""The course of a run, the same for both scripts: open its folder, train, keep, finish, resume.
+
+A script gives three functions: `resolve(given, device)` → the configuration, `make_loader(config,
+device, folder)` → its data, and `build_network(config)` → one untrained network.
+"""
+
+import argparse
+import copy
+import fcntl
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import checkpoints
+import experiment
+import options
+import smr
+from batches import InputError, NoisyLoader, labels_sha256
+
+
+@dataclass(frozen=True)
+class Script:
+    """What differs between the scripts."""
+
+    name: str
+    resolve: Callable[[dict, torch.device], dict]
+    make_loader: Callable[[dict, torch.device, Path], NoisyLoader]
+    build_network: Callable[[dict], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before anything was read but its checkpoint: `state` is None where it starts anew."""
+
+    config: dict
+    device: torch.device
+    folder: Path
+    state: dict | None
+
+
+def main(script: Script, parser: options.Parser, argv: list[str] | None) -> int:
+    """Run a script's command line; the exit status: 0 done, 1 failed, 2 refused, 128+n signal n."""
+    args = parser.parse_args(argv)
+    with options.one_line_errors(script.name):
+        if args.evaluate:
+            return evaluate(script, args)
+        plan = make_plan(script, args)
+        loader = script.make_loader(plan.config, plan.device, plan.folder)
+        with locked(plan.folder):
+            if plan.state is None:
+                clear_folder(plan.folder, args.overwrite, resuming=bool(args.resume))
+            return train(script, plan, loader)
+
+
+def make_plan(script: Script, args: argparse.Namespace) -> Plan:
+    """Resolve the flags and find the run folder. Raises InputError before any data is read."""
+    given = options.given_flags(args)
+    path = Path(args.resume) if isinstance(args.resume, str) else None
+    if path is None:
+        _, config = configure(script, given)
+        path = Path(config["output"]) / experiment.run_name(config) / "last.pt"
+        if not args.resume:
+            if holds_run(path.parent) and not args.overwrite:
+                raise InputError(run_exists(path.parent))
+            return Plan(
+                config, options.find_device(config["device"], config["gpuid"]), path.parent, None
+            )
+    elif path.is_dir():
+        path = path / "last.pt"
+    if args.resume is True and not path.exists():
+        device, config = configure(script, given)
+        return Plan(config, device, path.parent, None)
+    state = checkpoints.load_training_state(path)
+    device, config = configure(script, state["config"] | given)
+    refuse_other_flags(state["config"], config, path)
+    return Plan(config, device, path.parent, state)
+
+
+def configure(script: Script, given: dict) -> tuple[torch.device, dict]:
+    """The device and the resolved configuration of these flags."""
+    wanted = options.DEFAULTS | given
+    device = options.find_device(wanted["device"], wanted["gpuid"])
+    return device, script.resolve(given, device)
+
+
+def refuse_other_flags(stored: dict, config: dict, path: Path) -> None:
+    """Raise InputError where a resumed run's flags would change its numbers."""
+    other = [
+        f"--{flag} {config[flag]} (the run has {stored[flag]})"
+        for flag in stored
+        if flag not in options.FREE and stored[flag] != config.get(flag)
+    ]
+    if config["num_epochs"] < stored["num_epochs"]:
+        other.append(f"--num_epochs {config['num_epochs']} (the run has {stored['num_epochs']})")
+    if other:
+        raise InputError(f"{path} cannot go on with " + ", ".join(other))
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (folder / "config.json").exists()
+
+
+def run_exists(folder: Path) -> str:
+    """The refusal to touch a folder that holds a run."""
+    return (
+        f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
+        "--id NAME starts another beside it"
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process alone; the lock dies with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise InputError(f"--output: {folder} cannot be written: {error.strerror}") from error
+    with open(folder / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{folder}: another process trains here; use another --id") from error
+        yield
+
+
+def clear_folder(folder: Path, overwrite: bool, resuming: bool) -> None:
+    """Delete the run that is here, if allowed, but for this process's lock."""
+    if holds_run(folder) and not (overwrite or resuming):
+        raise InputError(run_exists(folder))
+    for entry in folder.iterdir() if holds_run(folder) else ():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != ".lock":
+            entry.unlink()
+
+
+def train(script: Script, plan: Plan, loader: NoisyLoader) -> int:
+    """Train from the start or from the plan's state; the exit status."""
+    config, state = plan.config, plan.state
+    experiment.seed_everything(config["seed"])
+    recipe = options.recipe_of(config, smr.Recipe)
+    pair = make_pair(script, config, plan.device)
+    facts = data_facts(loader)
+    first_epoch = 0
+    if state is not None:
+        checkpoints.restore(state, pair, loader, facts["noise_sha256"], plan.folder / "last.pt")
+        first_epoch = state["epoch"] + 1
+    experiment.replace_json(
+        plan.folder / "config.json",
+        config
+        | facts
+        | {"versions": experiment.versions(), "hardware": experiment.hardware(plan.device)},
+    )
+    kinds = [smr.kind_of_epoch(epoch, recipe) for epoch in range(recipe.num_epochs + 1)]
+    run = experiment.Run(plan.folder, config, kinds, loader.is_clean is not None)
+    run.open_records(first_epoch - 1)
+    introduce(run, loader, facts, plan.device, first_epoch)
+    if plan.device.type == "cpu":
+        run.log.line(foretell(pair, loader, recipe, kinds[first_epoch:]))
+    if first_epoch > recipe.num_epochs:
+        run.log.line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
+        return 0
+    run.log.heading(run.columns)
+    results = smr.train(pair, loader, recipe, first_epoch, run.progress, run.log.note)
+    keep = partial(checkpoints.training_state, pair, loader, config, facts["noise_sha256"])
+    try:
+        return follow(run, results, keep, first_epoch, config["save_every"])
+    finally:
+        run.close()
+
+
+def follow(
+    run: experiment.Run,
+    results: Iterable[smr.EpochResult],
+    state_after: Callable[[int], dict],
+    first_epoch: int,
+    save_every: int,
+) -> int:
+    """Record each epoch and keep checkpoints; the exit status.
+
+    A state that is not on disk yet is held as a copy, so that a signal in the midst of an epoch
+    finds a whole one to save.
+    """
+    unsaved = copy.deepcopy(state_after(first_epoch - 1))
+    with run.interrupts:
+        try:
+            for result in results:
+                run.record(result)
+                state = state_after(result.epoch)
+                if run.best_is_newest:
+                    keep_checkpoint(
+                        run, checkpoints.networks_alone(state, result.metrics), "best.pt"
+                    )
+                due = (result.epoch + 1) % save_every == 0 or result.epoch == len(run.log.kinds) - 1
+                saved = due and keep_checkpoint(run, state, "last.pt")
+                unsaved = None if saved else copy.deepcopy(state)
+                run.interrupts.raise_if_any()
+        except experiment.Interrupted as stop:
+            if unsaved is not None:
+                keep_checkpoint(run, unsaved, "last.pt")
+            run.log.line(f"stopped by {signal.Signals(stop.signal_number).name}; --resume goes on")
+            return 128 + stop.signal_number
+        except smr.NonFiniteLoss as error:
+            run.log.line(f"stopped: {error}; the last checkpoint stands; try a smaller --lr")
+            return 1
+    run.finish()
+    return 0
+
+
+def keep_checkpoint(run: experiment.Run, state: dict, name: str) -> bool:
+    """Save a checkpoint; where the disk does not take it, say so and go on with the older one."""
+    try:
+        checkpoints.save(state, run.folder / name)
+        return True
+    except OSError as error:
+        run.log.line(f"{name} was not written ({error.strerror}); the older one stands")
+        return False
+
+
+def make_pair(script: Script, config: dict, device: torch.device) -> smr.Pair:
+    """The two networks and their optimisers, compiled where the configuration says so."""
+    recipe = options.recipe_of(config, smr.Recipe)
+    channels_last = config["channels_last"] == "on"
+    pair = smr.new_pair(partial(script.build_network, config), recipe, device, channels_last)
+    if config["compile"] == "on":
+        for network in pair.networks:
+            network.compile()
+    return pair
+
+
+def data_facts(loader: NoisyLoader) -> dict:
+    """What config.json tells of the data; the realised noise rate where clean labels are known."""
+    facts = {
+        "train_images": len(loader.train_images),
+        "test_images": len(loader.test_images),
+        "image_size": [loader.train_images.height, loader.train_images.width],
+        "class_names": loader.data.class_names,
+        "noise_sha256": labels_sha256(loader.data.train_labels),
+    }
+    if loader.is_clean is not None:
+        facts["realised_noise_rate"] = 1 - float(loader.is_clean.mean())
+    return facts
+
+
+def introduce(
+    run: experiment.Run, loader, facts: dict, device: torch.device, first_epoch: int
+) -> None:
+    """The lines at the start of a run's log."""
+    line, config = run.log.line, run.config
+    height, width = facts["image_size"]
+    line(
+        f"{experiment.title(config)}: {facts['train_images']} training and {facts['test_images']} "
+        f"test images of {height}x{width}, {len(facts['class_names'])} classes"
+    )
+    if "realised_noise_rate" in facts:
+        line(
+            f"wrong training labels: {100 * facts['realised_noise_rate']:.2f} %, "
+            f"sha256 of the labels {facts['noise_sha256']}"
+        )
+    line("configuration: " + "  ".join(f"{k}={v}" for k, v in sorted(config.items()) if v != ""))
+    line(f"device: {experiment.hardware(device)}; run folder: {run.folder}")
+    if first_epoch:
+        line(f"resumed after epoch {first_epoch - 1}")
+
+
+def foretell(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe, kinds: list[str]) -> str:
+    """How long these epochs will take, from one measured training step of 32 images."""
+    network = copy.deepcopy(pair.networks[0]).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
+    images = loader.train_images.plain(loader.train_index[:32])
+    labels = loader.noisy_labels[:32]
+    for _ in range(2):  # the first one warms up
+        started = time.perf_counter()
+        smr.optimise(smr.cross_entropy_loss(network, images, labels, False), optimiser)
+    # A third of a step is a forward pass, the unit below.
+    unit = (time.perf_counter() - started) / len(images) / 3
+    n, test = len(loader.train_images), 2 * len(loader.test_images)
+    labelled = n if loader.is_clean is None else int(loader.is_clean.sum())
+    # Scoring, then for each network 4 passes by itself and 2 by its peer, and 4 images trained on.
+    passes = {smr.SEMI_SUPERVISED: 2 * n + 2 * labelled * (4 + 2 + 4 * 3)}
+    total = sum(passes.get(kind, 2 * 3 * n) + test for kind in kinds) * unit
+    return (
+        f"expect about {experiment.duration(total)} on this CPU "
+        f"({1 / (3 * unit):.0f} images/s in a measured training step)"
+    )
+
+
+def evaluate(script: Script, args: argparse.Namespace) -> int:
+    """Test the checkpoint of --evaluate alone, against its stored accuracy; the exit status."""
+    path = Path(args.evaluate)
+    state = checkpoints.load(path)
+    device, config = configure(script, state["config"] | options.given_flags(args))
+    refuse_other_flags(state["config"], config, path)
+    loader = script.make_loader(config, device, path.parent)
+    pair = make_pair(script, config, device)
+    checkpoints.restore_networks(state, pair, path)
+    metrics, _ = smr.test(pair.networks, loader.run("test"), config["amp"] == "bf16")
+    print(
+        f"{path}, epoch {state['epoch']}: accuracy {metrics['accuracy']:.2f} % "
+        f"(stored {state['accuracy']:.2f} %), network 1 {metrics['net1/accuracy']:.2f} %, "
+        f"network 2 {metrics['net2/accuracy']:.2f} %; macro precision "
+        f"{metrics['precision']:.2f} %, recall {metrics['recall']:.2f} %, F1 {metrics['f1']:.2f} %"
+    )
+    return 0
