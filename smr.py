@@ -74,6 +74,7 @@ class Split:
     losses: np.ndarray  # scaled to [0, 1]
     probability: np.ndarray  # of the given label being right
     labelled: np.ndarray
+    mixture: GaussianMixture | None  # fitted to the losses; None where they are all equal
 
 
 @dataclass(frozen=True)
@@ -324,8 +325,10 @@ def min_max_scale(losses: Tensor) -> Tensor:
     return (losses - losses.min()) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def fit_mixture(losses: np.ndarray, seed: int) -> GaussianMixture:
-    """The two-component mixture over scaled losses [n] (SPEC 4)."""
+def fit_mixture(losses: np.ndarray, seed: int) -> GaussianMixture | None:
+    """The two-component mixture over scaled losses [n] (SPEC 4); None where they are all equal."""
+    if losses.max() == losses.min():
+        return None
     mixture = GaussianMixture(
         n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed
     )
@@ -334,14 +337,13 @@ def fit_mixture(losses: np.ndarray, seed: int) -> GaussianMixture:
         return mixture.fit(losses.reshape(-1, 1))
 
 
-def clean_probability(losses: np.ndarray, seed: int) -> np.ndarray:
+def clean_probability(losses: np.ndarray, mixture: GaussianMixture | None) -> np.ndarray:
     """Posterior [n] of the mixture's component with the smaller mean (SPEC 4).
 
-    Equal losses tell nothing: each gets 0.5.
+    Equal losses, which have no mixture, tell nothing: each gets 0.5.
     """
-    if losses.max() == losses.min():
+    if mixture is None:
         return np.full(len(losses), 0.5)
-    mixture = fit_mixture(losses, seed)
     return mixture.predict_proba(losses.reshape(-1, 1))[:, mixture.means_.argmin()]
 
 
@@ -353,15 +355,24 @@ def split_losses(history: list[Tensor], r: float) -> Tensor:
 def co_divide(pair: Pair, eval_batches: Iterable, recipe: Recipe) -> tuple[Split, Split]:
     """Score both networks, then fit both mixtures (SPEC 4); each one's own split of the data."""
     for network, history in zip(pair.networks, pair.histories, strict=True):
-        history.append(min_max_scale(sample_losses(network, eval_batches, recipe.amp)))
-        del history[:-HISTORY_LENGTH]
-    splits = []
-    for history in pair.histories:
-        # In float64: the mixture's EM loses four digits in float32.
-        losses = split_losses(history, recipe.r).cpu().numpy().astype(np.float64)
-        probability = clean_probability(losses, recipe.seed)
-        splits.append(Split(losses, probability, probability > recipe.p_threshold))
-    return splits[0], splits[1]
+        add_losses(history, sample_losses(network, eval_batches, recipe.amp))
+    first, second = (divide(history, recipe) for history in pair.histories)
+    return first, second
+
+
+def add_losses(history: list[Tensor], losses: Tensor) -> None:
+    """Append unscaled losses [n] to a network's history, and forget those out of use (SPEC 4)."""
+    history.append(min_max_scale(losses))
+    del history[:-HISTORY_LENGTH]
+
+
+def divide(history: list[Tensor], recipe: Recipe) -> Split:
+    """The split by a network's history of scaled losses (SPEC 4)."""
+    # In float64: the mixture's EM loses four digits in float32.
+    losses = split_losses(history, recipe.r).cpu().numpy().astype(np.float64)
+    mixture = fit_mixture(losses, recipe.seed)
+    probability = clean_probability(losses, mixture)
+    return Split(losses, probability, probability > recipe.p_threshold, mixture)
 
 
 def endless(batches: Iterable) -> Iterator:
