@@ -1,0 +1,30 @@
+"""Fixtures: tiny CIFAR folders, and one thread, which is fastest on networks this small."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_cifar
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Same draws in each test, in whatever order they run."""
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def cifar10_folder(tmp_path):
+    """100 training and 40 test images in CIFAR-10's layout; the folder of the files."""
+    return write_cifar(tmp_path / "data", "cifar10")
+
+
+@pytest.fixture
+def cifar100_folder(tmp_path):
+    """200 training and 100 test images in CIFAR-100's layout; the folder of the files."""
+    return write_cifar(tmp_path / "data", "cifar100", 200, 100)

@@ -1,0 +1,134 @@
+"""What the tests share: tiny data in the official layout, small networks, scripts as users run."""
+
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import smr
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REFERENCE = Path(__file__).resolve().parent / "reference"
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes every string as Python 2 did, which is how CIFAR's archives hold them."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_python2_string(self, text):
+        raw = text.encode() if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + struct.pack("<i", len(raw)) + raw)
+
+    dispatch[str] = dispatch[bytes] = save_python2_string
+
+
+def write_python2_pickle(path: Path, content: dict) -> None:
+    """Write `content` as a Python 2 pickle; its arrays name NumPy as it was then."""
+    with open(path, "wb") as file:
+        Python2Pickler(file, protocol=2).dump(content)
+    path.write_bytes(path.read_bytes().replace(b"cnumpy._core.", b"cnumpy.core."))
+
+
+def cifar_rows(labels: np.ndarray, seed: int) -> np.ndarray:
+    """uint8 [n, 3072], noise around a colour and a brightness gradient that tell the class."""
+    source = np.random.default_rng(seed)
+    colours = np.random.default_rng(0).integers(40, 216, (100, 3, 1, 1))
+    slopes = np.random.default_rng(1).integers(-3, 4, (100, 1, 1, 1)) * np.arange(-16, 16)
+    images = colours[labels] + slopes[labels] + source.normal(0, 15, (len(labels), 3, 32, 32))
+    return images.clip(0, 255).astype(np.uint8).reshape(len(labels), 3072)
+
+
+def write_cifar(
+    root: Path, dataset: str = "cifar10", train_images: int = 100, test_images: int = 40
+) -> Path:
+    """Write a small CIFAR-10 or CIFAR-100 in its official layout under `root`; its folder.
+
+    Image i has label i % classes. `train_images` of CIFAR-10 is a multiple of 5.
+    """
+    classes = 10 if dataset == "cifar10" else 100
+    train, test = (np.arange(n) % classes for n in (train_images, test_images))
+    rows, test_rows = cifar_rows(train, seed=2), cifar_rows(test, seed=3)
+    if dataset == "cifar10":
+        folder = Path(root) / "cifar-10-batches-py"
+        folder.mkdir(parents=True)
+        for i, part in enumerate(np.split(np.arange(train_images), 5), start=1):
+            content = {"data": rows[part], "labels": train[part].tolist()}
+            write_python2_pickle(folder / f"data_batch_{i}", content)
+        write_python2_pickle(folder / "test_batch", {"data": test_rows, "labels": test.tolist()})
+        names = [f"class{label}" for label in range(10)]
+        write_python2_pickle(folder / "batches.meta", {"label_names": names})
+    else:
+        folder = Path(root) / "cifar-100-python"
+        folder.mkdir(parents=True)
+        for name, data, labels in (("train", rows, train), ("test", test_rows, test)):
+            coarse = (labels // 5).tolist()
+            content = {"data": data, "fine_labels": labels.tolist(), "coarse_labels": coarse}
+            write_python2_pickle(folder / name, content)
+        names = [f"fine{label}" for label in range(100)]
+        write_python2_pickle(folder / "meta", {"fine_label_names": names})
+    return folder
+
+
+class TinyNet(nn.Module):
+    """The small network of the golden steps: conv, BN, ReLU, mean over the image, linear."""
+
+    def __init__(self, num_classes: int = 10, width: int = 6):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(F.relu(self.bn(self.conv(images))).mean((2, 3)))
+
+
+def tiny_recipe(**changes) -> smr.Recipe:
+    """A recipe in CIFAR-10's proportions, small enough for a test."""
+    values = {
+        "method": "smr",
+        "num_epochs": 4,
+        "batch_size": 8,
+        "lr": 0.02,
+        "lr_steps": (),
+        "weight_decay": 5e-4,
+        "warm_up": 1,
+        "warmup_loss": "mixup",
+        "recalibrate_every": 3,
+        "alpha": 4.0,
+        "T": 0.5,
+        "p_threshold": 0.5,
+        "lambda_u": 25.0,
+        "r": 0.5,
+        "seed": 1,
+    }
+    return smr.Recipe(**values | changes)
+
+
+def script_environment() -> dict[str, str]:
+    """The environment of a script under test: one thread, no GPU."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run_script(name: str, *arguments, cwd: Path, timeout: float = 120):
+    """Run a training script as a user does; the CompletedProcess with text output."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / name), *map(str, arguments)],
+        cwd=cwd,
+        env=script_environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A CPU generator."""
+    return torch.Generator().manual_seed(seed)
