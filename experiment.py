@@ -15,11 +15,15 @@ import sklearn
 import torch
 import torchvision
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+import pictures
 from batches import statistics_line
 
 # Seconds between progress lines where the output is not a terminal, and on one.
 PLAIN_PERIOD, TERMINAL_PERIOD = 30.0, 0.2
+# Epochs between pictures, which are read less often than curves and cost more.
+PICTURE_PERIOD = 10
 # The summary line's columns: heading, width, format, and the metric or the metrics averaged.
 COLUMNS = (
     ("lr", 8, ".4g", ("train/learning_rate",)),
@@ -201,14 +205,27 @@ def accuracy_line(epoch: int, metrics: dict) -> str:
 
 
 class Run:
-    """A run's folder, log and records."""
+    """A run's folder, log and records.
 
-    def __init__(self, folder: Path, config: dict, kinds: list[str], with_truth: bool):
+    Args: kinds of every epoch; is_clean, bool [n], which training labels are right, None where
+    nobody knows; names of the classes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict,
+        kinds: list[str],
+        is_clean: np.ndarray | None,
+        class_names: list[str],
+    ):
         self.folder = folder
         self.config = config
+        self.is_clean = is_clean
+        self.class_names = class_names
         self.log = Log(config, kinds)
         truth_only = {"AUC", "prec"}
-        self.columns = [c for c in COLUMNS if with_truth or c[0] not in truth_only]
+        self.columns = [c for c in COLUMNS if is_clean is not None or c[0] not in truth_only]
         self.accuracies: list[float] = []
         self.interrupts = Interrupts()
 
@@ -243,9 +260,29 @@ class Run:
         self.files["stats.txt"].write(stats_lines(result.epoch, metrics))
         for tag, value in metrics.items():
             self.writer.add_scalar(tag, value, result.epoch)
+        if result.epoch % PICTURE_PERIOD == 0 or result.epoch == self.log.kinds_last:
+            self.add_histograms(result)
+            drawn = pictures.epoch_pictures(result, self.is_clean, self.class_names)
+            self.add_pictures(drawn, result.epoch)
         for file in (*self.files.values(), self.writer):
             file.flush()
         self.log.summary(self.columns, result.epoch, result.kind, metrics)
+
+    def add_histograms(self, result) -> None:
+        """Each network's scaled losses, those of right and of wrong labels apart where known."""
+        for k, split in enumerate(result.splits or (), start=1):
+            groups = {"losses": np.ones(len(split.losses), dtype=bool)}
+            if self.is_clean is not None:
+                groups = {"losses_right": self.is_clean, "losses_wrong": ~self.is_clean}
+            for name, chosen in groups.items():
+                if chosen.any():
+                    tag, losses = f"split/net{k}/{name}", split.losses[chosen]
+                    self.writer.add_histogram(tag, losses, result.epoch, bins=pictures.BINS)
+
+    def add_pictures(self, drawn: dict[str, np.ndarray], epoch: int) -> None:
+        """Pictures uint8 [h, w, 3] by tag."""
+        for tag, picture in drawn.items():
+            self.writer.add_image(tag, picture, epoch, dataformats="HWC")
 
     @property
     def best_is_newest(self) -> bool:
@@ -261,11 +298,7 @@ class Run:
             "last_accuracy": self.accuracies[-1],
             "mean_of_last_ten": sum(last_ten) / len(last_ten),
         }
-        simple = (int, float, str, bool)
-        hparams = {k: v if isinstance(v, simple) else str(v) for k, v in self.config.items()}
-        self.writer.add_hparams(
-            hparams, {f"final/{k}": v for k, v in figures.items()}, run_name="."
-        )
+        self.add_to_table({f"final/{k}": v for k, v in figures.items()})
         self.log.line(
             f"best accuracy {figures['best_accuracy']:.2f} % "
             f"(epoch {int(np.argmax(self.accuracies))}), "
@@ -274,6 +307,17 @@ class Run:
         )
         self.log.line(f"results in {self.folder}")
         return figures
+
+    def add_to_table(self, figures: dict[str, float]) -> None:
+        """The run's line in TensorBoard's table of runs: what it was given and what came of it."""
+        simple = (int, float, str, bool)
+        given = {k: v if isinstance(v, simple) else str(v) for k, v in self.config.items()}
+        # Not `add_hparams`: it opens a second file of events, and then TensorBoard reads no more
+        # of the first.
+        for summary in hparams(given, figures):
+            self.writer.file_writer.add_summary(summary)
+        for tag, value in figures.items():
+            self.writer.add_scalar(tag, value, len(self.accuracies) - 1)
 
     def close(self) -> None:
         """Close the records."""

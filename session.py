@@ -21,6 +21,7 @@ import torch
 import checkpoints
 import experiment
 import options
+import report
 import smr
 from batches import InputError, NoisyLoader, labels_sha256
 
@@ -161,7 +162,7 @@ def train(script: Script, plan: Plan, loader: NoisyLoader) -> int:
         | {"versions": experiment.versions(), "hardware": experiment.hardware(plan.device)},
     )
     kinds = [smr.kind_of_epoch(epoch, recipe) for epoch in range(recipe.num_epochs + 1)]
-    run = experiment.Run(plan.folder, config, kinds, loader.is_clean is not None)
+    run = experiment.Run(plan.folder, config, kinds, loader.is_clean, loader.data.class_names)
     run.open_records(first_epoch - 1)
     introduce(run, loader, facts, plan.device, first_epoch)
     if plan.device.type == "cpu":
@@ -173,7 +174,11 @@ def train(script: Script, plan: Plan, loader: NoisyLoader) -> int:
     results = smr.train(pair, loader, recipe, first_epoch, run.progress, run.log.note)
     keep = partial(checkpoints.training_state, pair, loader, config, facts["noise_sha256"])
     try:
-        return follow(run, results, keep, first_epoch, config["save_every"])
+        status = follow(run, results, keep, first_epoch, config["save_every"])
+        if status == 0:
+            drawn = report.report(pair, loader, recipe, plan.folder, run.log.line)
+            run.add_pictures(drawn, recipe.num_epochs)
+        return status
     finally:
         run.close()
 
@@ -303,11 +308,14 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
     loader = script.make_loader(config, device, path.parent)
     pair = make_pair(script, config, device)
     checkpoints.restore_networks(state, pair, path)
+    pair.histories = state.get("histories", pair.histories)
     metrics, _ = smr.test(pair.networks, loader.run("test"), config["amp"] == "bf16")
+    stored = f" (stored {state['accuracy']:.2f} %)" if "accuracy" in state else ""
     print(
-        f"{path}, epoch {state['epoch']}: accuracy {metrics['accuracy']:.2f} % "
-        f"(stored {state['accuracy']:.2f} %), network 1 {metrics['net1/accuracy']:.2f} %, "
-        f"network 2 {metrics['net2/accuracy']:.2f} %; macro precision "
-        f"{metrics['precision']:.2f} %, recall {metrics['recall']:.2f} %, F1 {metrics['f1']:.2f} %"
+        f"{path}, epoch {state['epoch']}: accuracy {metrics['accuracy']:.2f} %{stored}, "
+        f"network 1 {metrics['net1/accuracy']:.2f} %, network 2 {metrics['net2/accuracy']:.2f} %; "
+        f"macro precision {metrics['precision']:.2f} %, recall {metrics['recall']:.2f} %, "
+        f"F1 {metrics['f1']:.2f} %"
     )
+    report.report(pair, loader, options.recipe_of(config, smr.Recipe), path.parent, print)
     return 0

@@ -1,0 +1,203 @@
+"""Pictures of a run, drawn with Pillow: uint8 arrays [height, width, 3] for TensorBoard and files.
+
+`epoch_pictures` are those of an epoch; `suspects` and `transitions` those of trained networks.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER, GREY = (30, 30, 30), (255, 255, 255), (150, 150, 150)
+BLUE, RED = (66, 133, 214), (222, 76, 60)
+DARK_BLUE, DARK_RED = (20, 62, 128), (134, 24, 18)
+BINS = 50
+# Up to so many classes a matrix's cells are large enough for a number in each.
+NUMBERED_CLASSES = 20
+GALLERY_COLUMNS = 8
+
+
+def font(size: float) -> ImageFont.FreeTypeFont:
+    """The font that Pillow brings with it."""
+    return ImageFont.load_default(size)
+
+
+def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty picture and its pen."""
+    picture = Image.new("RGB", (width, height), PAPER)
+    return picture, ImageDraw.Draw(picture)
+
+
+def epoch_pictures(result, is_clean: np.ndarray | None, names: Sequence[str]) -> dict:
+    """Tag → picture of a `smr.EpochResult`: the test's confusion, each network's losses if split.
+
+    Args: is_clean, bool [n] or None where nobody knows; names of the classes.
+    """
+    pictures = {
+        "test/confusion": matrix(
+            result.confusion, names, "Confusion, test images", "label", "predicted"
+        )
+    }
+    for k, split in enumerate(result.splits or (), start=1):
+        title = f"Epoch {result.epoch}, network {k}: scaled losses, fitted mixture"
+        pictures[f"split/net{k}/mixture"] = loss_histogram(split, is_clean, title)
+    return pictures
+
+
+def loss_histogram(split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
+    """Counts of a `smr.Split`'s scaled losses under its mixture's two densities (SPEC 4).
+
+    Clean and wrong labels are stacked in two colours where is_clean [n] is known. The densities
+    are scaled to counts, so that they lie on bars that the mixture describes well.
+    """
+    width, height, left, right, top, bottom = 1280, 800, 120, 1250, 70, 720
+    picture, pen = blank(width, height)
+    edges = np.linspace(0, 1, BINS + 1)
+    groups = [("all labels", BLUE, np.ones(len(split.losses), dtype=bool))]
+    if is_clean is not None:
+        groups = [("right labels", BLUE, is_clean), ("wrong labels", RED, ~is_clean)]
+    counts = [np.histogram(split.losses[chosen], edges)[0] for _, _, chosen in groups]
+    highest = max(1, int(sum(counts).max()))
+    x, y = (edges * (right - left) + left), (bottom - top) / (1.05 * highest)
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        level = bottom - share * highest * y
+        pen.line([(left, level), (right, level)], fill=(225, 225, 225), width=2)
+        pen.text((left - 12, level), f"{share * highest:.0f}", INK, font(26), anchor="rm")
+        tick = left + share * (right - left)
+        pen.text((tick, bottom + 14), f"{share:g}", INK, font(26), anchor="mt")
+    base = np.zeros(BINS)
+    for (_, colour, _), count in zip(groups, counts, strict=True):
+        for i in np.flatnonzero(count):
+            low, high = bottom - base[i] * y, bottom - (base[i] + count[i]) * y
+            pen.rectangle([x[i] + 1, high, x[i + 1] - 1, low], fill=colour)
+        base += count
+    keys = [(name, colour) for name, colour, _ in groups]
+    if split.mixture is not None:
+        curves = mixture_densities(split.mixture, np.linspace(0, 1, 501))
+        for (name, colour), density in zip(
+            (("clean component", DARK_BLUE), ("wrong component", DARK_RED)), curves, strict=True
+        ):
+            level = np.minimum(density * len(split.losses) / BINS, 1.05 * highest)
+            points = zip(np.linspace(left, right, 501), bottom - level * y, strict=True)
+            pen.line(list(points), fill=colour, width=6, joint="curve")
+            keys.append((name, colour))
+    pen.text((left, 14), title, INK, font(34))
+    for i, (name, colour) in enumerate(keys):
+        pen.rectangle([right - 280, top + 20 + 42 * i, right - 250, top + 50 + 42 * i], fill=colour)
+        pen.text((right - 235, top + 35 + 42 * i), name, INK, font(28), anchor="lm")
+    # Drawn twice as large: Pillow smooths no line by itself.
+    return np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.LANCZOS))
+
+
+def mixture_densities(mixture, points: np.ndarray) -> np.ndarray:
+    """float [2, points]: weight times normal density of each component, the clean one first."""
+    order = np.argsort(mixture.means_.ravel())
+    mean = mixture.means_.ravel()[order, None]
+    variance = mixture.covariances_.ravel()[order, None]
+    weight = mixture.weights_[order, None]
+    return weight * np.exp(-((points - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+
+
+def matrix(
+    counts: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    row_title: str,
+    column_title: str,
+    as_percent: bool = False,
+) -> np.ndarray:
+    """A matrix of counts [classes, classes], each row darker where more of it lies.
+
+    Cells hold the count, or with as_percent its share of the row, unless there are many classes.
+    Darkness goes with the share's root, since a confusion of a few per cent shall be seen.
+    """
+    classes = len(names)
+    numbered = classes <= NUMBERED_CLASSES
+    cell, size = (46, 16) if numbered else (12, 11)
+    margin = int(max(font(size).getlength(name) for name in names)) + 12
+    left, top = margin + size + 10, margin + 40 + size + 10
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    width = left + cell * classes + 12
+    picture, pen = blank(
+        max(width, left + int(font(20).getlength(title))), top + cell * classes + 6
+    )
+    pen.text((left, 8), title, INK, font(20))
+    pen.text((left, 38), f"columns: {column_title}", GREY, font(size))
+    picture.paste(sideways(f"rows: {row_title}", size, GREY), (4, top))
+    for i, name in enumerate(names):
+        middle = i * cell + cell // 2
+        pen.text((left - 6, top + middle), name, INK, font(size), anchor="rm")
+        label = sideways(name, size, INK)
+        picture.paste(label, (left + middle - label.width // 2, top - 4 - label.height))
+    for (row, column), share in np.ndenumerate(shares):
+        darkness = share**0.5
+        colour = tuple(int(255 + darkness * (c - 255)) for c in DARK_BLUE)
+        x, y = left + column * cell, top + row * cell
+        pen.rectangle([x, y, x + cell - 2, y + cell - 2], fill=colour)
+        if numbered and counts[row, column]:
+            text = f"{100 * share:.0f}" if as_percent else f"{counts[row, column]:.0f}"
+            pen.text(
+                (x + cell // 2 - 1, y + cell // 2 - 1),
+                text,
+                PAPER if darkness > 0.5 else INK,
+                font(size - 2 if len(text) > 4 else size),
+                anchor="mm",
+            )
+    return np.asarray(picture)
+
+
+def sideways(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
+    """Text that reads upwards, on white."""
+    picture, pen = blank(int(font(size).getlength(text)) + 2, size + 4)
+    pen.text((1, 0), text, colour, font(size))
+    return picture.rotate(90, expand=True)
+
+
+def transitions(
+    given: np.ndarray, predicted: np.ndarray, clean: np.ndarray | None, names: Sequence[str]
+) -> np.ndarray:
+    """The noise found, of each predicted class the labels given, beside the noise injected.
+
+    Args: int64 labels [n]; clean None where nobody knows, which leaves the noise found alone.
+    """
+    classes = len(names)
+
+    def shares(rows: np.ndarray, title: str, row_title: str) -> np.ndarray:
+        counts = np.bincount(rows * classes + given, minlength=classes**2)
+        return matrix(counts.reshape(classes, classes), names, title, row_title, "given", True)
+
+    found = shares(predicted, "Noise found, % of each predicted class", "predicted")
+    if clean is None:
+        return found
+    injected = shares(clean, "Noise injected, % of each true class", "true")
+    gap = np.full((len(found), 24, 3), 255, np.uint8)
+    return np.concatenate([found, gap, injected], axis=1)
+
+
+def suspects(
+    images: np.ndarray,
+    index: np.ndarray,
+    given: np.ndarray,
+    predicted: np.ndarray,
+    names: Sequence[str],
+) -> np.ndarray:
+    """Images uint8 [n, h, w, 3] in rows of eight, each over its index and its two labels."""
+    side, line, gap = 128, 20, 12
+    rows = -(-len(images) // GALLERY_COLUMNS)
+    picture, pen = blank(
+        GALLERY_COLUMNS * (side + gap) + gap, rows * (side + 3 * line + gap + 4) + gap
+    )
+    for i, image in enumerate(images):
+        row, column = divmod(i, GALLERY_COLUMNS)
+        x, y = gap + column * (side + gap), gap + row * (side + 3 * line + gap + 4)
+        enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        picture.paste(enlarged, (x, y))
+        captions = (
+            (f"#{index[i]}", GREY),
+            (f"given {names[given[i]]}", DARK_RED),
+            (f"seen {names[predicted[i]]}", DARK_BLUE),
+        )
+        for j, (text, colour) in enumerate(captions):
+            size = 16 * min(1.0, side / font(16).getlength(text))
+            pen.text((x, y + side + 2 + j * line), text, colour, font(size))
+    return np.asarray(picture)

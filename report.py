@@ -1,0 +1,203 @@
+"""Which training labels are wrong: `labels.csv`, two pictures, and a run's closing words.
+
+Both networks judge every training image once, as they are at the end (SPEC 4).
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+import pictures
+import smr
+from batches import NoisyLoader
+from experiment import replace_text
+
+COLUMNS = (
+    "index",
+    "file",
+    "given",
+    "given_name",
+    "predicted",
+    "predicted_name",
+    "p_predicted",
+    "p_given",
+    "p_clean_net1",
+    "p_clean_net2",
+    "p_clean",
+    "rank",
+    "true",
+)
+SUSPECTS_SHOWN = 64
+CONFUSIONS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What two networks hold of the training labels: arrays over the n images.
+
+    predicted int64: the likeliest class of the added logits, as in the test (SPEC 3); p_predicted
+    and p_given float: the probability, by the mean logits, of that class and of the given label;
+    p_clean float [2, n]: each network's own mixture's probability that the label is right (SPEC 4).
+    """
+
+    given: np.ndarray
+    predicted: np.ndarray
+    p_predicted: np.ndarray
+    p_given: np.ndarray
+    p_clean: np.ndarray
+
+    @property
+    def looks_wrong(self) -> np.ndarray:
+        """Bool [n]: the networks see another class, and hold the label rather for wrong."""
+        return (self.predicted != self.given) & (self.p_clean.mean(axis=0) < 0.5)
+
+    @property
+    def order(self) -> np.ndarray:
+        """The images' positions, the most suspicious label first."""
+        return np.argsort(suspicion(self.p_clean, self.p_given), kind="stable")[::-1]
+
+
+def suspicion(p_clean: np.ndarray, p_given: np.ndarray) -> np.ndarray:
+    """How suspicious each label is, float [n]: above all others ..."""
+    return -(p_clean.mean(axis=0) + p_given)
+
+
+@torch.no_grad()
+def judge(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe) -> Judgement:
+    """Judge every training label in one pass by both networks, in eval mode.
+
+    At r = 0.9 the mixtures are fitted to the pair's histories with this pass added (SPEC 4); the
+    pair keeps its own.
+    """
+    for network in pair.networks:
+        network.eval()
+    device, parts, positions = smr.device_of(pair.networks[0]), [], []
+    for images, labels, index in loader.run("eval_train"):
+        with smr.autocast(device, recipe.amp):
+            logits = torch.stack([network(images).float() for network in pair.networks])
+        losses = [F.cross_entropy(each, labels, reduction="none") for each in logits]
+        probability = torch.softmax(logits.mean(dim=0), dim=1)
+        p_predicted, predicted = probability.max(dim=1)
+        p_given = probability.gather(1, labels[:, None])[:, 0]
+        parts.append(torch.stack([*losses, predicted, p_predicted, p_given]))
+        positions.append(index)
+    gathered, order = torch.cat(parts, dim=1), torch.cat(positions)
+    *losses, predicted, p_predicted, p_given = torch.empty_like(gathered).index_copy_(
+        1, order, gathered
+    )
+    p_clean = []
+    for history, latest in zip(pair.histories, losses, strict=True):
+        prolonged = [losses.to(device) for losses in history]
+        smr.add_losses(prolonged, latest)
+        p_clean.append(smr.divide(prolonged, recipe).probability)
+    return Judgement(
+        loader.noisy_labels.cpu().numpy(),
+        predicted.long().cpu().numpy(),
+        p_predicted.cpu().numpy(),
+        p_given.cpu().numpy(),
+        np.stack(p_clean),
+    )
+
+
+def labels_csv(judgement: Judgement, loader: NoisyLoader) -> str:
+    """The text of `labels.csv`: a line for each training image, in their order."""
+    data, j = loader.data, judgement
+    count = len(j.given)
+    rank = np.empty(count, dtype=np.int64)
+    rank[j.order] = np.arange(1, count + 1)
+    names = np.asarray(data.class_names, dtype=object)
+    rounded = [
+        [f"{p:.6g}" for p in values]
+        for values in (j.p_predicted, j.p_given, *j.p_clean, j.p_clean.mean(axis=0))
+    ]
+    unknown = [""] * count
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(
+        zip(
+            range(count),
+            unknown if data.files is None else data.files,
+            j.given,
+            names[j.given],
+            j.predicted,
+            names[j.predicted],
+            *rounded,
+            rank,
+            unknown if data.clean_labels is None else data.clean_labels,
+            strict=True,
+        )
+    )
+    return text.getvalue()
+
+
+def closing_words(judgement: Judgement, loader: NoisyLoader) -> list[str]:
+    """How many labels look wrong, the likeliest confusions, and how right that is if known."""
+    j, names = judgement, loader.data.class_names
+    wrong, count = int(j.looks_wrong.sum()), len(j.given)
+    line = f"{wrong:,} of {count:,} training labels look wrong ({100 * wrong / count:.1f} %)"
+    pairs = Counter(
+        zip(j.given[j.looks_wrong].tolist(), j.predicted[j.looks_wrong].tolist(), strict=True)
+    )
+    confusions = [
+        f"{names[given]} that looks like {names[predicted]} ({times:,})"
+        for (given, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
+    ]
+    words = [line + (", most often " + ", ".join(confusions) if confusions else "")]
+    is_clean = loader.is_clean
+    if is_clean is not None and not is_clean.all():
+        precision = average_precision_score(~is_clean, suspicion(j.p_clean, j.p_given))
+        found = int((j.looks_wrong & ~is_clean).sum())
+        words.append(
+            f"by the true labels {int((~is_clean).sum()):,} are wrong, {found:,} of them among "
+            f"these; average precision of the ranking {precision:.3f}"
+        )
+    return words
+
+
+def draw(judgement: Judgement, loader: NoisyLoader) -> dict[str, np.ndarray]:
+    """Tag → picture: the most suspicious images, and the noise found beside the noise injected."""
+    j, data = judgement, loader.data
+    first = j.order[:SUSPECTS_SHOWN]
+    return {
+        "labels/suspects": pictures.suspects(
+            data.train_images[first], first, j.given[first], j.predicted[first], data.class_names
+        ),
+        "labels/transitions": pictures.transitions(
+            j.given, j.predicted, data.clean_labels, data.class_names
+        ),
+    }
+
+
+def report(
+    pair: smr.Pair,
+    loader: NoisyLoader,
+    recipe: smr.Recipe,
+    folder: Path,
+    line: Callable[[str], None],
+) -> dict[str, np.ndarray]:
+    """Write `labels.csv` and its pictures to `folder` and say what they show; the pictures.
+
+    Where the disk does not take them, a line says so.
+    """
+    judgement = judge(pair, loader, recipe)
+    drawn = draw(judgement, loader)
+    for words in closing_words(judgement, loader):
+        line(words)
+    try:
+        replace_text(folder / "labels.csv", labels_csv(judgement, loader))
+        for tag, picture in drawn.items():
+            Image.fromarray(picture).save(folder / f"{tag.split('/')[1]}.png")
+        line(f"every label, with its rank of suspicion: {folder / 'labels.csv'}")
+    except OSError as error:
+        line(f"labels.csv was not written to {folder} ({error.strerror})")
+    return drawn
