@@ -1,0 +1,261 @@
+"""What a run shows besides figures: pictures, labels.csv and the closing words."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyNet, run_script, tiny_recipe
+from sklearn.metrics import average_precision_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import pictures
+import report
+import smr
+from batches import Augmentation, ImageData, NoisyLoader
+
+NAMES = [f"class {label}" for label in range(10)]
+
+
+def loader_of(labels, clean, files=None) -> NoisyLoader:
+    """A loader of as many 8x8 images of one brightness each as there are labels."""
+    images = np.random.default_rng(5).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+    data = ImageData(images, np.asarray(labels), images[:4], np.arange(4), NAMES, clean, files)
+    plain = Augmentation(0, False)
+    return NoisyLoader(data, (0.5,) * 3, (0.25,) * 3, plain, 16, 1, "cpu", False, None)
+
+
+@pytest.fixture
+def noisy():
+    """50 images whose labels are their position modulo 10, the first ten one off."""
+    clean = np.arange(50) % 10
+    labels = clean.copy()
+    labels[:10] = (labels[:10] + 1) % 10
+    return loader_of(labels, clean, [f"image {i}.png" for i in range(50)])
+
+
+@pytest.fixture
+def pair():
+    recipe = tiny_recipe()
+    return smr.new_pair(TinyNet, recipe, torch.device("cpu"), False)
+
+
+def judgement_of(given, predicted, p_given, p_clean) -> report.Judgement:
+    arrays = (np.asarray(a) for a in (given, predicted, np.ones(len(given)), p_given, p_clean))
+    return report.Judgement(*arrays)
+
+
+def test_judgement_is_what_the_networks_say_one_by_one(pair, noisy):
+    judgement = report.judge(pair, noisy, tiny_recipe())
+    images = noisy.train_images.plain(noisy.train_index)
+    labels = noisy.noisy_labels
+    with torch.no_grad():
+        logits = sum(network.eval()(images) for network in pair.networks)
+    probability = torch.softmax(logits / 2, dim=1).numpy()
+    np.testing.assert_array_equal(judgement.predicted, logits.argmax(dim=1))
+    np.testing.assert_allclose(judgement.p_predicted, probability.max(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(judgement.p_given, probability[np.arange(50), labels], rtol=1e-5)
+    splits = smr.co_divide(pair, noisy.run("eval_train"), tiny_recipe())
+    np.testing.assert_allclose(judgement.p_clean, [s.probability for s in splits], rtol=1e-4)
+
+
+def test_judging_at_r_09_uses_the_history_and_leaves_it_alone(pair, noisy):
+    recipe = tiny_recipe(r=0.9)
+    for _ in range(5):
+        for history in pair.histories:
+            history.append(torch.rand(50))
+    before = [[id(losses) for losses in history] for history in pair.histories]
+    judgement = report.judge(pair, noisy, recipe)
+    assert [[id(losses) for losses in history] for history in pair.histories] == before
+    splits = smr.co_divide(pair, noisy.run("eval_train"), recipe)
+    np.testing.assert_allclose(judgement.p_clean, [s.probability for s in splits], rtol=1e-4)
+
+
+def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noisy):
+    judgement = report.judge(pair, noisy, tiny_recipe())
+    rows = list(csv.DictReader(report.labels_csv(judgement, noisy).splitlines()))
+    assert ",".join(rows[0]) == (
+        "index,file,given,given_name,predicted,predicted_name,p_predicted,p_given,"
+        "p_clean_net1,p_clean_net2,p_clean,rank,true"
+    )
+    assert [int(row["index"]) for row in rows] == list(range(50))
+    assert rows[7]["file"] == "image 7.png"
+    assert (rows[7]["given"], rows[7]["given_name"], rows[7]["true"]) == ("8", "class 8", "7")
+    assert int(rows[7]["predicted"]) == judgement.predicted[7]
+    assert rows[7]["predicted_name"] == f"class {judgement.predicted[7]}"
+    assert float(rows[7]["p_given"]) == pytest.approx(judgement.p_given[7], rel=1e-5)
+    assert float(rows[7]["p_clean_net2"]) == pytest.approx(judgement.p_clean[1, 7], rel=1e-5)
+    assert float(rows[7]["p_clean"]) == pytest.approx(judgement.p_clean[:, 7].mean(), rel=1e-5)
+    assert sorted(int(row["rank"]) for row in rows) == list(range(1, 51))
+    assert rows[judgement.order[0]]["rank"] == "1"
+
+
+def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
+    loader = loader_of(np.arange(20) % 10, None)
+    rows = report.labels_csv(report.judge(pair, loader, tiny_recipe()), loader).splitlines()
+    row = next(csv.DictReader(rows))
+    assert row["file"] == "" and row["true"] == ""
+
+
+def test_rank_one_is_the_label_that_both_the_mixtures_and_the_networks_doubt_most():
+    judgement = judgement_of(
+        [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
+    )
+    assert judgement.order.tolist() == [2, 0, 3, 1]
+
+
+def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions():
+    clean = np.array([1, 1, 1, 2, 0, 0])
+    loader = loader_of([0, 0, 0, 0, 0, 0], clean)
+    judgement = judgement_of(
+        [0] * 6, [1, 1, 1, 2, 0, 3], [0, 0.1, 0.2, 0.3, 0.9, 0.8], [[0, 0, 0.1, 0.2, 0.9, 0.9]] * 2
+    )
+    words = report.closing_words(judgement, loader)
+    assert words[0] == (
+        "4 of 6 training labels look wrong (66.7 %), most often class 0 that looks like class 1 "
+        "(3), class 0 that looks like class 2 (1)"
+    )
+    assert words[1] == (
+        "by the true labels 4 are wrong, 4 of them among these; average precision of the ranking "
+        "1.000"
+    )
+
+
+def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
+    words = report.closing_words(
+        judgement_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
+    )
+    assert words == ["0 of 2 training labels look wrong (0.0 %)"]
+
+
+def split_of(losses) -> smr.Split:
+    return smr.divide([torch.as_tensor(losses)], tiny_recipe())
+
+
+def colour_count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((picture == np.array(colour)).all(axis=2).sum())
+
+
+def test_mixture_densities_integrate_to_one_and_the_clean_component_comes_first():
+    losses = np.concatenate([np.random.normal(0.2, 0.04, 600), np.random.normal(0.7, 0.05, 400)])
+    points = np.linspace(-1, 2, 3001)
+    densities = pictures.mixture_densities(split_of(losses).mixture, points)
+    areas = densities.sum(axis=1) * (points[1] - points[0])
+    assert areas == pytest.approx([0.6, 0.4], abs=0.02)
+    assert points[densities.argmax(axis=1)] == pytest.approx([0.2, 0.7], abs=0.15)
+
+
+def test_loss_histogram_shows_right_and_wrong_labels_by_their_share():
+    losses = np.concatenate([np.full(300, 0.1), np.full(100, 0.8), [0.0, 1.0]])
+    is_clean = losses < 0.5
+    split = split_of(losses)
+    apart = pictures.loss_histogram(split, is_clean, "")
+    together = pictures.loss_histogram(split, None, "")
+    assert apart.dtype == np.uint8 and apart.shape == together.shape
+    below_legend, low, high = slice(180, 360), slice(60, 340), slice(510, 525)  # 0 to 0.5; 0.8
+    assert colour_count(apart[below_legend, high], pictures.RED) > 100
+    assert colour_count(apart[below_legend, low], pictures.RED) == 0
+    assert colour_count(apart[below_legend, low], pictures.BLUE) > 100
+    assert colour_count(together, pictures.RED) == 0
+
+
+def test_loss_histogram_of_equal_losses_has_no_mixture_to_draw():
+    split = split_of(np.full(50, 0.3))
+    picture = pictures.loss_histogram(split, None, "")
+    assert split.mixture is None and colour_count(picture, pictures.DARK_RED) == 0
+
+
+def test_matrix_is_darker_where_more_of_a_row_lies():
+    counts = np.array([[90, 10], [0, 5]])
+    picture = pictures.matrix(counts, ["a", "b"], "", "", "")
+    dark = tuple(int(255 + (c - 255)) for c in pictures.DARK_BLUE)
+    assert colour_count(picture, dark) > 1000  # the row with one value alone
+    faint = tuple(int(255 + 0.1**0.5 * (c - 255)) for c in pictures.DARK_BLUE)
+    assert colour_count(picture, faint) > 1000
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_matrix_of_a_class_without_images_and_of_many_classes_is_drawn(classes):
+    picture = pictures.matrix(np.zeros((classes, classes), int), ["name"] * classes, "", "", "")
+    assert picture.shape[0] > classes * 12
+
+
+def test_transitions_are_wider_where_the_injected_noise_is_known():
+    given, predicted = np.array([0, 1, 1]), np.array([0, 0, 1])
+    found = pictures.transitions(given, predicted, None, ["a", "b"])
+    both = pictures.transitions(given, predicted, predicted, ["a", "b"])
+    assert both.shape[1] > 1.9 * found.shape[1]
+
+
+def test_suspects_of_fewer_images_than_a_row_are_drawn_in_their_colours():
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    images[1] = (0, 200, 0)
+    labels = np.array([0, 1, 0])
+    picture = pictures.suspects(images, np.arange(3), labels, labels, ["a" * 40, "b"])
+    assert colour_count(picture, (0, 200, 0)) == 128 * 128
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """The folder and output of a short run on digits: two warm-up epochs, one of each other."""
+    root = tmp_path_factory.mktemp("run")
+    arguments = ["--dataset", "digits", "--width", "2", "--warm_up", "1", "--num_epochs", "2"]
+    done = run_script("train_cifar.py", *arguments, "--output", "out", cwd=root, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return root / "out" / "digits_0.5_sym_seed123", done.stdout
+
+
+def read_labels(folder):
+    with open(folder / "labels.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_ends_with_labels_csv_and_says_in_words_what_it_found(finished_run):
+    folder, output = finished_run
+    rows = read_labels(folder)
+    assert len(rows) == 1437
+    noisy = json.loads((folder / "digits_sym_r0.5_seed123.json").read_text())
+    assert [int(row["given"]) for row in rows] == noisy
+    wrong = [row["given"] != row["true"] for row in rows]
+    assert sum(wrong) / 1437 == pytest.approx(0.4502, abs=1e-4)
+    precision = average_precision_score(wrong, [-int(row["rank"]) for row in rows])
+    assert f"average precision of the ranking {precision:.3f}" in output
+    assert "of 1,437 training labels look wrong" in output
+    assert str(folder.relative_to(folder.parent.parent) / "labels.csv") in output
+    assert (folder / "suspects.png").is_file() and (folder / "transitions.png").is_file()
+
+
+def test_evaluate_writes_the_same_labels_csv_again(finished_run):
+    folder, _ = finished_run
+    before = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").unlink()
+    done = run_script("train_cifar.py", "--evaluate", str(folder / "last.pt"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "labels.csv").read_text() == before
+    assert len(list(folder.glob("events*"))) == 1  # TensorBoard follows one file at a time
+
+
+def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finished_run):
+    folder, _ = finished_run
+    assert len(list(folder.glob("events*"))) == 1
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    metrics = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert set().union(*metrics) - {"epoch", "kind"} <= set(tags["scalars"])
+    assert {
+        "test/confusion",
+        "split/net1/mixture",
+        "split/net2/mixture",
+        "labels/suspects",
+        "labels/transitions",
+    } == set(tags["images"])
+    assert {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("right", "wrong")} == set(
+        tags["histograms"]
+    )
+    assert [e.step for e in events.Images("test/confusion")] == [0, 2]
+    assert events.Scalars("final/best_accuracy")[0].value == pytest.approx(
+        max(m["test/accuracy"] for m in metrics), rel=1e-5
+    )
+    assert "_hparams_/session_start_info" in events.summary_metadata
