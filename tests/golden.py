@@ -161,10 +161,9 @@ def co_divide_errors(name: str) -> dict[str, float]:
         r, history = 0.5, [smr.min_max_scale(torch.tensor(content["raw_losses"]))]
     else:
         r, history = 0.9, [torch.tensor(losses) for losses in content["history"]]
-    losses = smr.split_losses(history, r).numpy().astype(np.float64)
     # The start of the mixture's fit is drawn. The recorded one is found from seed 0; other seeds
     # end up to 1e-4 away, since ten iterations do not converge.
-    found = smr.clean_probability(losses, seed=0)
+    found = smr.divide(history, tiny_recipe(r=r, seed=0)).probability
     return {
         "clean_prob": relative_error(found, content["clean_prob"]),
         "labelled": float(((found > 0.5) != (content["clean_prob"] > 0.5)).sum()),
