@@ -1,0 +1,257 @@
+"""Noise in the training labels and the files that carry it (SPEC 1).
+
+That generated labels are the published code's, bit for bit, is in test_golden.
+"""
+
+import json
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_cifar
+
+from batches import InputError
+from dataloader_cifar import cifar_dataloader, noise_cache_name, noisy_labels, read_human_labels
+
+# Superclass of each fine class, as CIFAR-100's files give it in `coarse_labels`.
+COARSE_OF_FINE = [
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11,
+    6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5,
+    5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17,
+    10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13,
+    16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13,
+]  # fmt: skip
+
+
+def clean_labels(n: int = 5000, classes: int = 10) -> np.ndarray:
+    return np.arange(n) % classes
+
+
+def turned(dataset: str, mode: str, classes: int) -> dict[int, int]:
+    """Class → class under asymmetric noise of every label."""
+    return dict(enumerate(noisy_labels(range(classes), dataset, mode, 1.0, 0)))
+
+
+def loader(root, noise_mode="sym", r=0.5, dataset="cifar10", **options):
+    return cifar_dataloader(dataset, r, noise_mode, 16, 0, root, None, **options)
+
+
+@pytest.mark.parametrize(("r", "expected"), [(0.2, 0.18), (0.5, 0.45), (0.9, 0.81), (1.0, 0.9)])
+def test_symmetric_noise_may_keep_a_label(r, expected):
+    clean = clean_labels(20_000)
+    noisy = np.array(noisy_labels(clean, "cifar10", "sym", r, 3))
+    assert (noisy != clean).mean() == pytest.approx(expected, abs=0.01)
+    counts = np.bincount(noisy[noisy != clean], minlength=10)
+    assert counts.min() > 0.9 * counts.mean()
+
+
+def test_asymmetric_noise_of_cifar10_confuses_the_named_classes_alone():
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+    found = {names[a]: names[b] for a, b in turned("cifar10", "asym", 10).items() if a != b}
+    assert found == {
+        "truck": "automobile",
+        "bird": "airplane",
+        "deer": "horse",
+        "cat": "dog",
+        "dog": "cat",
+    }
+
+
+def test_asymmetric_noise_chooses_r_of_all_labels_so_half_of_them_turn():
+    clean = clean_labels()
+    noisy = np.array(noisy_labels(clean, "cifar10", "asym", 0.4, 5))
+    assert (noisy != clean).mean() == pytest.approx(0.2, abs=0.02)
+    chosen_cats = (noisy != clean)[clean == 3].mean()
+    assert chosen_cats == pytest.approx(0.4, abs=0.05)
+
+
+def test_asymmetric_noise_of_cifar100_turns_circularly_in_blocks_of_five():
+    found = turned("cifar100", "asym", 100)
+    assert found == {label: label // 5 * 5 + (label + 1) % 5 for label in range(100)}
+    assert [found[k] for k in (0, 3, 4, 5, 99)] == [1, 4, 0, 6, 95]
+
+
+def test_superclass_noise_turns_circularly_inside_the_true_superclasses():
+    found = turned("cifar100", "asym_superclass", 100)
+    for superclass in range(20):
+        fine = [label for label in range(100) if COARSE_OF_FINE[label] == superclass]
+        assert [found[label] for label in fine] == fine[1:] + fine[:1]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_no_noise_is_no_change_and_seeds_give_other_noise(dataset):
+    clean = clean_labels(classes=100)[:3000] % 10
+    for mode in ("sym", "asym"):
+        assert noisy_labels(clean, dataset, mode, 0.0, 1) == clean.tolist()
+        first, same, other = (noisy_labels(clean, dataset, mode, 0.5, s) for s in (1, 1, 2))
+        assert first == same != other
+
+
+@pytest.mark.parametrize(("dataset", "mode"), [("digits", "asym"), ("cifar10", "asym_superclass")])
+def test_noise_that_a_data_set_has_not_is_refused_in_words(dataset, mode):
+    with pytest.raises(InputError, match=f"{mode} is not defined for {dataset}: use sym"):
+        noisy_labels([0, 1], dataset, mode, 0.5, 0)
+
+
+def test_noise_of_fifty_thousand_labels_takes_under_half_a_second():
+    clean = clean_labels(50_000)
+    started = time.perf_counter()
+    noisy_labels(clean, "cifar10", "sym", 0.5, 0)
+    assert time.perf_counter() - started < 0.5
+
+
+def test_generated_labels_are_cached_under_a_name_that_tells_them_apart(cifar10_folder):
+    found = loader(cifar10_folder, r=0.55, seed=7)
+    path = cifar10_folder / "cifar10_sym_r0.55_seed7.json"
+    assert json.loads(path.read_text()) == found.noisy_labels.tolist()
+    assert found.noisy_labels.tolist() == noisy_labels(clean_labels(100), "cifar10", "sym", 0.55, 7)
+    written = path.stat().st_mtime_ns
+    again = loader(cifar10_folder, r=0.55, seed=7)
+    assert torch.equal(again.noisy_labels, found.noisy_labels)
+    assert path.stat().st_mtime_ns == written
+    for other in ({"r": 0.5, "seed": 7}, {"r": 0.55, "seed": 8}, {"r": 0.55, "noise_mode": "asym"}):
+        loader(cifar10_folder, **other)
+    assert len(list(cifar10_folder.glob("*.json"))) == 4
+    assert not [f for f in cifar10_folder.iterdir() if f.name.startswith(".")]
+
+
+def test_cache_of_other_labels_is_refused(cifar10_folder):
+    path = cifar10_folder / noise_cache_name("cifar10", "sym", 0.5, 1)
+    path.write_text(json.dumps([0] * 100))
+    with pytest.raises(InputError, match="not what these images and this seed give; delete it"):
+        loader(cifar10_folder, seed=1)
+
+
+def test_cache_goes_elsewhere_where_the_data_cannot_be_written(cifar10_folder, tmp_path):
+    name = noise_cache_name("cifar10", "sym", 0.5, 1)
+    # Root, whom CI may be, writes where permissions forbid it.
+    elsewhere, write_text = tmp_path / "elsewhere", Path.write_text
+
+    def read_only(path, text, **options):
+        if cifar10_folder in path.parents:
+            raise PermissionError(13, "Permission denied")
+        return write_text(path, text, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_text", read_only)
+        found = loader(cifar10_folder, seed=1, cache_folder=elsewhere)
+    assert not (cifar10_folder / name).exists()
+    assert json.loads((elsewhere / name).read_text()) == found.noisy_labels.tolist()
+
+
+def test_list_of_labels_is_used_as_it_is(cifar10_folder, tmp_path):
+    labels = [9] * 60 + [0] * 40
+    path = tmp_path / "0.5_sym.json"  # the name that DivideMix gives
+    path.write_text(json.dumps(labels))
+    found = loader(cifar10_folder, noise_file=path)
+    assert found.noisy_labels.tolist() == labels
+    assert found.is_clean.sum() == 10
+    assert [p.name for p in cifar10_folder.glob("*.json")] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2", "not JSON: expected a plain list"),
+        ('{"labels": [1]}', "expected a plain list of whole numbers"),
+        (json.dumps([1.0] * 100), "expected a plain list of whole numbers"),
+        (json.dumps([True] * 100), "expected a plain list of whole numbers"),
+        (json.dumps([1] * 99), "99 labels for 100 images"),
+        (json.dumps([10] * 100), "labels from 10 to 10, expected 0 to 9"),
+        (json.dumps([-1] * 100), "labels from -1 to -1, expected 0 to 9"),
+    ],
+)
+def test_list_that_does_not_fit_is_refused_in_words(cifar10_folder, tmp_path, content, message):
+    path = tmp_path / "labels.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        loader(cifar10_folder, noise_file=path)
+
+
+def test_cache_of_another_run_is_not_taken_for_this_one(cifar10_folder):
+    loader(cifar10_folder, r=0.2, seed=1)
+    path = cifar10_folder / noise_cache_name("cifar10", "sym", 0.2, 1)
+    with pytest.raises(InputError, match="made for another data set, noise or seed"):
+        loader(cifar10_folder, r=0.5, seed=1, noise_file=path)
+    loader(cifar10_folder, r=0.2, seed=1, noise_file=path)
+
+
+HUMAN = {
+    "aggre": "aggre_label",
+    "rand1": "random_label1",
+    "rand2": "random_label2",
+    "rand3": "random_label3",
+    "worst": "worse_label",
+}
+
+
+def write_human_file(path, clean, **columns):
+    """A file in CIFAR-N's form; its labels of column k are those of class (clean + k) % 10."""
+    content = {"clean_label": clean}
+    content |= {key: (clean + k) % 10 for k, key in enumerate(HUMAN.values())}
+    torch.save(content | columns, path)
+    return path
+
+
+@pytest.mark.parametrize(("number", "mode"), list(enumerate(HUMAN)))
+def test_each_set_of_human_labels_is_read_under_its_name(cifar10_folder, tmp_path, number, mode):
+    path = write_human_file(tmp_path / "CIFAR-10_human.pt", clean_labels(100))
+    found = loader(cifar10_folder, mode, noise_file=path)
+    assert found.noisy_labels.tolist() == ((clean_labels(100) + number) % 10).tolist()
+
+
+def test_human_labels_of_cifar100_are_read(cifar100_folder, tmp_path):
+    clean = clean_labels(200, 100)
+    path = tmp_path / "CIFAR-100_human.pt"
+    torch.save({"clean_label": clean, "noisy_label": clean[::-1].copy()}, path)
+    found = loader(cifar100_folder, "noisy100", dataset="cifar100", noise_file=path)
+    assert found.noisy_labels.tolist() == clean[::-1].tolist()
+
+
+def test_human_labels_of_other_images_are_refused(cifar10_folder, tmp_path):
+    for clean in (clean_labels(100)[::-1].copy(), clean_labels(50)):
+        path = write_human_file(tmp_path / "human.pt", clean)
+        with pytest.raises(InputError, match="are not those of the 100 images"):
+            loader(cifar10_folder, "worst", noise_file=path)
+
+
+def test_human_modes_need_their_file_and_only_theirs(cifar10_folder, tmp_path):
+    with pytest.raises(InputError, match="needs --noise_file"):
+        loader(cifar10_folder, "worst")
+    path = write_human_file(tmp_path / "human.pt", clean_labels(100))
+    with pytest.raises(InputError, match=r"not a \.json list"):
+        loader(cifar10_folder, "sym", noise_file=path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("broken_into", "w"))
+
+
+def test_label_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("human.pt").write_bytes(pickle.dumps({"clean_label": Evil()}, protocol=2))
+    torch.save({"clean_label": Evil(), "worse_label": [1]}, "saved.pt")
+    for path in ("human.pt", "saved.pt"):
+        with pytest.raises(InputError, match="no CIFAR-N label file"):
+            read_human_labels(path, "worst", clean_labels(1))
+    assert not Path("broken_into").exists()
+
+
+def test_folder_above_the_official_one_is_found_too(tmp_path):
+    folder = write_cifar(tmp_path, "cifar10", 50, 10)
+    assert len(loader(folder.parent).train_images) == len(loader(folder).train_images) == 50
+
+
+def test_images_and_labels_are_those_of_the_files(cifar10_folder):
+    found = loader(cifar10_folder, r=0.0)
+    assert found.noisy_labels.tolist() == clean_labels(100).tolist()
+    assert found.test_labels.tolist() == clean_labels(40).tolist()
+    assert found.data.class_names[3] == "class3"
+    raw = (cifar10_folder / "data_batch_2").read_bytes()
+    row = found.data.train_images[20].transpose(2, 0, 1).tobytes()  # the first of batch 2
+    assert row in raw
+    assert found.data.train_images[19].transpose(2, 0, 1).tobytes() not in raw
