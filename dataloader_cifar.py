@@ -397,7 +397,8 @@ class cifar_dataloader(NoisyLoader):
 
     Args:
         dataset: 'cifar10', 'cifar100' or 'digits'.
-        r, noise_mode, noise_file, seed: the noise (SPEC 1).
+        r, noise_mode, noise_file, seed: the noise (SPEC 1). A .json that is not there is what a
+            family script's first run names: the noise is generated.
         num_workers: accepted for the family's sake; images are on the device, nothing works apart.
         root_dir: the folder that holds the official files; unused for digits.
         log: an open text file for a line about each split, or None.
@@ -421,6 +422,8 @@ class cifar_dataloader(NoisyLoader):
         cache_folder: str | Path | None = None,
     ):
         spec = DATASETS[dataset]
+        if Path(noise_file).suffix == ".json" and not Path(noise_file).exists():
+            noise_file = ""
         cache_folders = [Path(cache_folder)] if cache_folder else []
         if dataset == "digits":
             data = read_digits()

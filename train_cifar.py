@@ -131,6 +131,9 @@ def resolve(given: dict, device: torch.device) -> dict:
 
 def make_loader(config: dict, device: torch.device, folder: Path) -> data.cifar_dataloader:
     """The data of a configuration; generated labels go to `folder` if its own is read-only."""
+    noise_file = config["noise_file"]
+    if noise_file and not Path(noise_file).is_file():
+        raise InputError(f"--noise_file {noise_file}: there is no such file")
     return data.cifar_dataloader(
         config["dataset"],
         config["r"],
@@ -139,7 +142,7 @@ def make_loader(config: dict, device: torch.device, folder: Path) -> data.cifar_
         0,
         config["data_path"],
         None,
-        config["noise_file"],
+        noise_file,
         seed=config["seed"],
         device=device,
         channels_last=config["channels_last"] == "on",
