@@ -6,20 +6,17 @@ for images, noisy_labels, index in loader.run("warmup"): ...
 
 import json
 import os
-import pickle
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from batches import Augmentation, ImageData, InputError, NoisyLoader
+import untrusted
+from batches import InputError, NoisyLoader
+from cifar_files import DATASETS, checked_labels, find_data, read_cifar, read_digits
 
 HUMAN_KEYS = {
     "aggre": "aggre_label",
@@ -38,6 +35,13 @@ HUMAN_RATES = {
     "worst": 0.4021,
     "noisy100": 0.402,
 }
+HUMAN_MODES = {
+    "cifar10": ("aggre", "rand1", "rand2", "rand3", "worst"),
+    "cifar100": ("noisy100",),
+    "digits": (),
+}
+# More than a label takes in a JSON list that is indented.
+LARGEST_JSON_LABEL = 32
 SYNTHETIC_MODES = ("sym", "asym", "asym_superclass")
 # truck→automobile, bird→airplane, deer→horse, cat↔dog
 CIFAR10_CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
@@ -64,191 +68,6 @@ CIFAR100_SUPERCLASSES = (
     (8, 13, 48, 58, 90),
     (41, 69, 81, 85, 89),
 )
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """What is fixed for a data set: its files, its normalisation and its training views."""
-
-    num_class: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    augmentation: Augmentation
-    folder: str = ""
-    train_files: tuple[str, ...] = ()
-    test_file: str = ""
-    label_key: str = ""
-    names_file: str = ""
-    names_key: str = ""
-
-
-DATASETS = {
-    "cifar10": DataSet(
-        num_class=10,
-        mean=(0.4914, 0.4822, 0.4465),
-        # Kept: the published constants, not the true standard deviation.
-        std=(0.2023, 0.1994, 0.2010),
-        augmentation=Augmentation(padding=4, flip=True),
-        folder="cifar-10-batches-py",
-        train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test_file="test_batch",
-        label_key="labels",
-        names_file="batches.meta",
-        names_key="label_names",
-    ),
-    "cifar100": DataSet(
-        num_class=100,
-        mean=(0.507, 0.487, 0.441),
-        std=(0.267, 0.256, 0.276),
-        augmentation=Augmentation(padding=4, flip=True),
-        folder="cifar-100-python",
-        train_files=("train",),
-        test_file="test",
-        label_key="fine_labels",
-        names_file="meta",
-        names_key="fine_label_names",
-    ),
-    # A mirrored digit is another sign, so digits are not flipped; 1 of 8 is about CIFAR's 4 of 32.
-    "digits": DataSet(
-        num_class=10,
-        mean=(0.3053, 0.3053, 0.3053),
-        std=(0.3760, 0.3760, 0.3760),
-        augmentation=Augmentation(padding=1, flip=False),
-    ),
-}
-
-
-class _Array:
-    """Stands in for numpy.ndarray while a CIFAR pickle is read: it can hold uint8 data only."""
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran_order, raw = state
-        if not isinstance(dtype, _Dtype) or dtype.name != "u1" or fortran_order:
-            raise ValueError("an array that is not plain uint8")
-        self.values = np.frombuffer(raw, np.uint8).reshape(shape)
-
-
-class _Dtype:
-    """Stands in for numpy.dtype."""
-
-    def __init__(self, name, *_):
-        self.name = name.decode() if isinstance(name, bytes) else name
-
-    def __setstate__(self, state):
-        pass
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Reads what CIFAR's files hold (dicts, lists, strings, ints, uint8 arrays); runs nothing."""
-
-    allowed: ClassVar = {
-        ("numpy.core.multiarray", "_reconstruct"): lambda kind, *_: kind(),
-        ("numpy._core.multiarray", "_reconstruct"): lambda kind, *_: kind(),
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-    }
-
-    def find_class(self, module, name):
-        if (module, name) not in self.allowed:
-            raise ValueError(f"it asks for {module}.{name}, which no CIFAR file needs")
-        return self.allowed[module, name]
-
-
-def read_pickle(path: Path) -> dict:
-    """The dict of a CIFAR file, keys as str, executing nothing. Raises InputError."""
-    try:
-        with open(path, "rb") as file:
-            content = _BatchUnpickler(file, encoding="bytes").load()
-        return {key.decode(): value for key, value in content.items()}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:
-        raise InputError(
-            f"{path}: not a CIFAR file ({error}); restore it from the official archive "
-            "(--download fetches it)"
-        ) from error
-
-
-def find_data(root: str | Path, dataset: str) -> Path:
-    """The folder that holds the data set: `root` or its official sub-folder. Raises InputError."""
-    spec = DATASETS[dataset]
-    for folder in (Path(root), Path(root) / spec.folder):
-        if (folder / spec.train_files[0]).is_file():
-            return folder
-    raise InputError(
-        f"{dataset} not found: looked for {spec.train_files[0]} in {root} and in "
-        f"{Path(root) / spec.folder}; get the Python version from the CIFAR page of the University "
-        f"of Toronto, or let --download fetch it; --dataset digits needs no data"
-    )
-
-
-def download(root: str | Path, dataset: str) -> None:
-    """Fetch and unpack the official archive through torchvision, its checksum verified."""
-    from torchvision import datasets  # takes a second to import, and only a download needs it
-
-    source = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
-    root = Path(root)
-    parent = root.parent if root.name == DATASETS[dataset].folder else root
-    source(str(parent), download=True)
-
-
-def _read_split(folder: Path, files: Sequence[str], spec: DataSet) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = [], []
-    for name in files:
-        content = read_pickle(folder / name)
-        found = content.get("data"), content.get(spec.label_key)
-        rows = getattr(found[0], "values", np.empty(0))
-        if rows.ndim != 2 or rows.shape[1] != 3072:
-            raise InputError(f"{folder / name}: 'data' is not rows of 3072 bytes (uint8)")
-        images.append(rows)
-        labels.append(
-            checked_labels(
-                found[1], len(rows), spec.num_class, f"{folder / name}: {spec.label_key}"
-            )
-        )
-    rows = np.concatenate(images)
-    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.concatenate(labels)
-
-
-def checked_labels(labels, count: int, classes: int, what: str) -> np.ndarray:
-    """int64 [count] of a list of ints in 0..classes-1; `what` names it in the InputError."""
-    if not isinstance(labels, list) or any(type(label) is not int for label in labels):
-        raise InputError(f"{what}: expected a plain list of whole numbers")
-    if len(labels) != count:
-        raise InputError(f"{what}: {len(labels)} labels for {count} images")
-    labels = np.asarray(labels, dtype=np.int64)
-    if count and not 0 <= labels.min() <= labels.max() < classes:
-        raise InputError(
-            f"{what}: labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}"
-        )
-    return labels
-
-
-def read_cifar(root: str | Path, dataset: str) -> ImageData:
-    """CIFAR-10 or CIFAR-100 from the official Python layout, as many images as the files hold."""
-    spec = DATASETS[dataset]
-    folder = find_data(root, dataset)
-    train_images, train_labels = _read_split(folder, spec.train_files, spec)
-    test_images, test_labels = _read_split(folder, [spec.test_file], spec)
-    names = [str(label) for label in range(spec.num_class)]
-    if (folder / spec.names_file).is_file():
-        found = read_pickle(folder / spec.names_file).get(spec.names_key, [])
-        if len(found) == spec.num_class:
-            names = [name.decode() for name in found]
-    return ImageData(train_images, train_labels, test_images, test_labels, names)
-
-
-def read_digits() -> ImageData:
-    """The 1,797 scans that scikit-learn ships: 8x8, three equal channels, a fixed split."""
-    digits = load_digits()
-    grey = (digits.images * (255 / 16)).round().astype(np.uint8)
-    images = np.repeat(grey[..., None], 3, axis=3)
-    train, test = train_test_split(
-        np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0
-    )
-    labels = digits.target.astype(np.int64)
-    names = [str(label) for label in range(10)]
-    return ImageData(images[train], labels[train], images[test], labels[test], names)
 
 
 def confusions(dataset: str, noise_mode: str) -> dict[int, int]:
@@ -326,37 +145,68 @@ def cached_noisy_labels(
 def read_label_list(path: str | Path, count: int, classes: int) -> np.ndarray:
     """int64 [count] from a JSON list, as DivideMix and SMR write. Raises InputError."""
     try:
-        labels = json.loads(Path(path).read_text())
+        if Path(path).stat().st_size > LARGEST_JSON_LABEL * (count + 1):
+            raise InputError(f"{path}: larger than a list of {count} labels can be")
+        labels = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: expected a plain list of labels") from error
     return checked_labels(labels, count, classes, str(path))
 
 
 def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> np.ndarray:
     """int64 [n], CIFAR-N's labels of `noise_mode` for these clean labels. Raises InputError."""
-    reconstruct = np.empty(0).__reduce__()[0]  # NumPy has moved it, so the file may use either name
-    reconstructs = [
-        (reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")
-    ]
-    allowed = [np.ndarray, np.dtype, type(np.dtype(np.int64)), *reconstructs]
+    key = HUMAN_KEYS[noise_mode]
     try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, weights_only=True, map_location="cpu")
-        found, order = (np.asarray(content[key]) for key in (HUMAN_KEYS[noise_mode], "clean_label"))
+        content = untrusted.expect(untrusted.load_archive(Path(path)), dict)
+        found, order = (np.asarray(content[name]) for name in (key, "clean_label"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:
+    except untrusted.Refused as error:
+        raise InputError(f"{path}: no CIFAR-N label file: {error}; download it again") from error
+    except (KeyError, ValueError) as error:
         raise InputError(
-            f"{path}: no CIFAR-N label file with '{HUMAN_KEYS[noise_mode]}' and 'clean_label'"
+            f"{path}: no CIFAR-N label file with '{key}' and 'clean_label'; --noise_mode names the "
+            "label set, and CIFAR-10_human.pt or CIFAR-100_human.pt holds it"
         ) from error
-    if len(order) != len(clean) or (order != clean).any():
+    if order.shape != clean.shape or (order != clean).any():
         raise InputError(
-            f"{path}: its {len(order)} clean labels are not those of the {len(clean)} images; it "
+            f"{path}: its {order.size} clean labels are not those of the {len(clean)} images; it "
             "belongs to another data set, or the images stand in another order"
         )
-    return checked_labels(found.tolist(), len(clean), int(clean.max()) + 1, str(path))
+    classes = 100 if noise_mode in HUMAN_MODES["cifar100"] else 10
+    return checked_labels(found.tolist(), len(clean), classes, str(path))
+
+
+def check_noise(dataset: str, noise_mode: str, r: float, seed: int, noise_file: str | Path) -> None:
+    """Raise InputError where these flags name no noise; opens no file."""
+    path = Path(noise_file)
+    if noise_mode in HUMAN_KEYS and noise_mode not in HUMAN_MODES[dataset]:
+        raise InputError(
+            f"--noise_mode {noise_mode}: {dataset} has no such human labels, but "
+            + ", ".join(HUMAN_MODES[dataset] + SYNTHETIC_MODES[:1])
+        )
+    if noise_mode in HUMAN_KEYS and not noise_file:
+        raise InputError(
+            f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
+            "CIFAR-10_human.pt or CIFAR-100_human.pt"
+        )
+    if not noise_file and noise_mode != "sym":
+        confusions(dataset, noise_mode)
+    if noise_file and path.suffix != ".json" and noise_mode not in HUMAN_KEYS:
+        raise InputError(
+            f"{noise_file}: not a .json list; with a CIFAR-N file --noise_mode is one of "
+            + (", ".join(HUMAN_MODES[dataset]) or f"none of {dataset}")
+        )
+    made_for = re.fullmatch(r"(.+?)_(\w+)_r([\d.e-]+)_seed(-?\d+)\.json", path.name)
+    if made_for and path.name != noise_cache_name(dataset, noise_mode, r, seed):
+        raise InputError(
+            f"{noise_file}: made for another data set, noise or seed than this run's "
+            f"({noise_cache_name(dataset, noise_mode, r, seed)}); rename it to use it all the same"
+        )
+    if noise_file and not path.is_file():
+        raise InputError(f"--noise_file {noise_file}: there is no such file")
 
 
 def inject_noise(
@@ -369,27 +219,12 @@ def inject_noise(
     cache_folders: Sequence[Path],
 ) -> np.ndarray:
     """int64 [n] training labels: from `noise_file` where there is one, else generated (SPEC 1)."""
-    if noise_mode in HUMAN_KEYS and not noise_file:
-        raise InputError(
-            f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
-            "CIFAR-10_human.pt or CIFAR-100_human.pt"
-        )
+    check_noise(dataset, noise_mode, r, seed, noise_file)
     if not noise_file:
         return cached_noisy_labels(clean, dataset, noise_mode, r, seed, cache_folders)
-    if Path(noise_file).suffix != ".json":
-        if noise_mode not in HUMAN_KEYS:
-            raise InputError(
-                f"{noise_file}: not a .json list; with a CIFAR-N file --noise_mode is one of "
-                + ", ".join(HUMAN_KEYS)
-            )
-        return read_human_labels(noise_file, noise_mode, clean)
-    made_for = re.fullmatch(r"(.+?)_(\w+)_r([\d.e-]+)_seed(-?\d+)\.json", Path(noise_file).name)
-    if made_for and Path(noise_file).name != noise_cache_name(dataset, noise_mode, r, seed):
-        raise InputError(
-            f"{noise_file}: made for another data set, noise or seed than this run's "
-            f"({noise_cache_name(dataset, noise_mode, r, seed)}); rename it to use it all the same"
-        )
-    return read_label_list(noise_file, len(clean), DATASETS[dataset].num_class)
+    if Path(noise_file).suffix == ".json":
+        return read_label_list(noise_file, len(clean), DATASETS[dataset].num_class)
+    return read_human_labels(noise_file, noise_mode, clean)
 
 
 class cifar_dataloader(NoisyLoader):

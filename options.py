@@ -27,9 +27,20 @@ DEFAULTS = {
     "save_every": 1,
 }
 # Flags that say what to do with a run and are no part of its configuration.
-ACTIONS = ("resume", "overwrite", "evaluate", "download", "skip_broken")
+ACTIONS = ("resume", "overwrite", "evaluate", "skip_broken")
 # Flags that may change between the parts of a resumed run; num_epochs may grow.
-FREE = ("device", "gpuid", "output", "id", "save_every", "data_path", "num_workers", "num_epochs")
+FREE = (
+    "device",
+    "gpuid",
+    "output",
+    "id",
+    "save_every",
+    "data_path",
+    "download",
+    "noise_file",  # the labels themselves are compared
+    "num_workers",
+    "num_epochs",
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,6 +16,7 @@ import dataloader_cifar as data
 import options
 import session
 from batches import InputError
+from cifar_files import download
 from PreResNet import ResNet18
 
 # SPEC 3's table. What the three share: two networks, SGD with momentum 0.9, mixup's alpha = 4,
@@ -83,7 +84,12 @@ def new_parser() -> options.Parser:
         help="digits are scikit-learn's and need no download (default cifar10)",
     )
     add("--data_path", metavar="DIR", help="folder of the official Python files (default ./data/…)")
-    add("--download", action="store_true", help="fetch the official archive if it is not there")
+    add(
+        "--download",
+        action="store_true",
+        default=None,
+        help="fetch the official archive if it is not there",
+    )
     add(
         "--num_class",
         type=options.number(int, 2),
@@ -123,6 +129,7 @@ def resolve(given: dict, device: torch.device) -> dict:
     noise_mode = config["noise_mode"]
     if "r" not in given:
         config["r"] = data.HUMAN_RATES.get(noise_mode, config["r"])
+    data.check_noise(dataset, noise_mode, config["r"], config["seed"], config["noise_file"])
     if "lambda_u" not in given:
         config["lambda_u"] = published_lambda_u(dataset, noise_mode, config["r"])
     config["asymmetric"] = noise_mode.startswith("asym")
@@ -131,9 +138,8 @@ def resolve(given: dict, device: torch.device) -> dict:
 
 def make_loader(config: dict, device: torch.device, folder: Path) -> data.cifar_dataloader:
     """The data of a configuration; generated labels go to `folder` if its own is read-only."""
-    noise_file = config["noise_file"]
-    if noise_file and not Path(noise_file).is_file():
-        raise InputError(f"--noise_file {noise_file}: there is no such file")
+    if config.get("download"):
+        download(config["data_path"], config["dataset"])
     return data.cifar_dataloader(
         config["dataset"],
         config["r"],
@@ -142,7 +148,7 @@ def make_loader(config: dict, device: torch.device, folder: Path) -> data.cifar_
         0,
         config["data_path"],
         None,
-        noise_file,
+        config["noise_file"],
         seed=config["seed"],
         device=device,
         channels_last=config["channels_last"] == "on",
