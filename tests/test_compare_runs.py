@@ -1,0 +1,165 @@
+"""The table of runs: what is averaged, what is not and why, and what stands beside it."""
+
+import json
+
+import pytest
+from helpers import run_script
+
+import compare_runs
+from batches import InputError
+
+CONFIG = {
+    "dataset": "cifar10",
+    "noise_mode": "sym",
+    "r": 0.5,
+    "noise_file": "",
+    "method": "smr",
+    "warmup_loss": "mixup",
+    "recalibrate_every": 30,
+    "num_epochs": 11,
+    "width": 64,
+    "seed": 1,
+    "id": "",
+    "device": "cpu",
+    "noise_sha256": "of seed 1",
+}
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Writes a run folder of these accuracies; epoch i took i seconds."""
+
+    def write(name: str, accuracies: list[float], **changes):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+        rows = [
+            {"epoch": i, "test/accuracy": a, "time/seconds": i} for i, a in enumerate(accuracies)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder
+
+    return write
+
+
+def rows_of(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_a_row_is_mean_and_deviation_over_seeds_beside_the_published_figure(write_run):
+    first = write_run("a", [10.0, 96.0, *[90.0] * 9, 91.0], device="cuda")
+    second = write_run("b", [10.0, 94.0, *[91.0] * 9, 92.0], seed=2, noise_sha256="other")
+    text = compare_runs.compare([first, second])
+    assert rows_of(text) == [
+        [
+            *("cifar10", "sym 0.5", "smr", "11", "2"),
+            "95.00 ± 1.41",  # of 96 and 94
+            "91.50 ± 0.71",  # of 91 and 92
+            "90.60 ± 0.71",  # of nine 90 and one 91, and of nine 91 and one 92
+            "0:01:06",
+            "about 96.1",
+        ]
+    ]
+    assert "Not averaged" not in text
+
+
+def test_a_single_seed_has_no_deviation(write_run):
+    row = rows_of(compare_runs.compare([write_run("a", [50.0] * 12)]))[0]
+    assert row[4:8] == ["1", "50.00", "50.00", "50.00"]
+
+
+def test_rows_are_apart_by_data_set_noise_and_method(write_run):
+    others = [
+        {"dataset": "cifar100"},
+        {"r": 0.2},
+        {"noise_mode": "asym"},
+        {"noise_mode": "worst", "r": 0.4021, "noise_file": "CIFAR-10_human.pt"},
+        {"noise_file": "mine.json"},
+        {"method": "dividemix", "warmup_loss": "ce", "recalibrate_every": 0},
+        {"method": "ce", "warmup_loss": "ce", "recalibrate_every": 0},
+        {"warmup_loss": "ce"},
+        {"recalibrate_every": 0},
+    ]
+    folders = [write_run(str(i), [50.0] * 12, **other) for i, other in enumerate(others)]
+    rows = rows_of(compare_runs.compare(folders))
+    assert sorted((row[0], row[1], row[2]) for row in rows) == sorted(
+        [
+            ("cifar100", "sym 0.5", "smr"),
+            ("cifar10", "sym 0.2", "smr"),
+            ("cifar10", "asym 0.5", "smr"),
+            ("cifar10", "human worst", "smr"),
+            ("cifar10", "sym 0.5, labels of a file", "smr"),
+            ("cifar10", "sym 0.5", "dividemix"),
+            ("cifar10", "sym 0.5", "ce"),
+            ("cifar10", "sym 0.5", "smr, ce warm-up"),
+            ("cifar10", "sym 0.5", "smr, no recalibration"),
+        ]
+    )
+
+
+def test_a_method_without_a_figure_of_its_own_stands_beside_those_of_others():
+    assert compare_runs.published(("cifar10", "sym 0.8", "smr")) == "dividemix 93.2 / 92.9"
+    assert compare_runs.published(("cifar10", "sym 0.8", "dividemix")) == "93.2 / 92.9"
+    assert compare_runs.published(("animal10N", "real", "ce")) == "79.4"
+    assert compare_runs.published(("digits", "sym 0.8", "smr")) == "–"
+
+
+def test_an_unfinished_run_is_named_and_not_averaged_in(write_run):
+    whole, part = write_run("a", [50.0] * 12), write_run("b", [90.0] * 5, seed=2)
+    text = compare_runs.compare([whole, part])
+    assert rows_of(text)[0][4:6] == ["1", "50.00"]
+    assert f"- {part}: unfinished, epoch 4 of 11" in text
+
+
+def test_a_run_that_lacks_an_epoch_in_between_is_unfinished(write_run):
+    folder = write_run("a", [50.0] * 12)
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(rows[:3] + rows[4:]))
+    with pytest.raises(InputError, match="unfinished"):
+        compare_runs.compare([folder])
+
+
+def test_a_run_of_other_settings_than_most_is_named_and_not_averaged_in(write_run):
+    usual = [write_run(str(seed), [50.0] * 12, seed=seed) for seed in (1, 2)]
+    other = write_run("other", [90.0] * 12, seed=3, width=32)
+    text = compare_runs.compare([other, *usual])
+    assert rows_of(text)[0][4:6] == ["2", "50.00 ± 0.00"]
+    assert f"- {other}: other settings (width 32, not 64)" in text
+
+
+def test_runs_of_mixed_settings_without_a_majority_make_no_row(write_run):
+    clear = write_run("clear", [50.0] * 12, r=0.2)
+    one, two = write_run("one", [50.0] * 12), write_run("two", [90.0] * 12, seed=2, width=32)
+    text = compare_runs.compare([one, two, clear])
+    assert [row[1] for row in rows_of(text)] == ["sym 0.2"]
+    assert f"- {one}, {two}: mixed settings, no majority (width 32, not 64)" in text
+
+
+def test_a_seed_counts_once(write_run):
+    first, again = write_run("a", [50.0] * 12), write_run("b", [90.0] * 12, id="b")
+    text = compare_runs.compare([first, again])
+    assert rows_of(text)[0][4:6] == ["1", "50.00"]
+    assert f"- {again}: seed 1 again, as in {first}" in text
+
+
+def test_folders_without_runs_and_damaged_ones_are_named(write_run, tmp_path):
+    whole, bad = write_run("a", [50.0] * 12), write_run("b", [50.0] * 12)
+    (bad / "config.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    text = compare_runs.compare([whole, bad, tmp_path / "empty"])
+    assert f"- {bad}: its files are damaged" in text
+    assert f"- {tmp_path / 'empty'}: holds no run: config.json is not there" in text
+
+
+def test_the_script_prints_the_table(write_run, tmp_path):
+    write_run("a", [50.0] * 12)
+    done = run_script("compare_runs.py", "a", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("| data set | noise | method |")
+
+
+def test_without_a_finished_run_the_script_says_so_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compare_runs.main([str(tmp_path)])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no finished run" in error
