@@ -353,9 +353,15 @@ def split_losses(history: list[Tensor], r: float) -> Tensor:
 
 
 def co_divide(pair: Pair, eval_batches: Iterable, recipe: Recipe) -> tuple[Split, Split]:
-    """Score both networks, then fit both mixtures (SPEC 4); each one's own split of the data."""
-    for network, history in zip(pair.networks, pair.histories, strict=True):
-        add_losses(history, sample_losses(network, eval_batches, recipe.amp))
+    """Score both networks, then fit both mixtures (SPEC 4); each one's own split of the data.
+
+    Raises NonFiniteLoss.
+    """
+    for k, (network, history) in enumerate(zip(pair.networks, pair.histories, strict=True), 1):
+        losses = sample_losses(network, eval_batches, recipe.amp)
+        if not torch.isfinite(losses).all():
+            raise NonFiniteLoss(f"network {k}, scoring: a sample's loss is not finite")
+        add_losses(history, losses)
     first, second = (divide(history, recipe) for history in pair.histories)
     return first, second
 
@@ -491,7 +497,10 @@ def train(
         metrics: dict[str, float] = {"train/learning_rate": lr}
         splits = None
         if kind == SEMI_SUPERVISED:
-            splits = co_divide(pair, loader.run("eval_train"), recipe)
+            try:
+                splits = co_divide(pair, loader.run("eval_train"), recipe)
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(f"epoch {epoch}, {kind}, {error}") from error
             judged = [loader.split_statistics(s.labelled, s.probability) for s in splits]
             metrics |= prefixed("split", judged)
         divided = time.perf_counter()

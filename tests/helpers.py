@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import smr
+from batches import Augmentation, ImageData, NoisyLoader
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -88,6 +89,41 @@ class TinyNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(F.relu(self.bn(self.conv(images))).mean((2, 3)))
+
+
+def bright_images(labels: np.ndarray, size: int = 8) -> np.ndarray:
+    """uint8 [n, size, size, 3], random but as bright as the class is high."""
+    noise = np.random.default_rng(len(labels)).integers(0, 60, (len(labels), size, size, 3))
+    return (18 * labels[:, None, None, None] + noise).astype(np.uint8)
+
+
+def tiny_loader(
+    n: int = 40, batch_size: int = 8, wrong: int = 10, size: int = 8, log=None
+) -> NoisyLoader:
+    """Image i has class i % 10; the first `wrong` images are given the class after theirs."""
+    clean = np.arange(n) % 10
+    given = np.where(np.arange(n) < wrong, (clean + 1) % 10, clean)
+    test = np.arange(20) % 10
+    data = ImageData(
+        bright_images(clean, size),
+        given,
+        bright_images(test, size),
+        test,
+        list("0123456789"),
+        clean,
+    )
+    noisy = Augmentation(padding=1, flip=True)
+    return NoisyLoader(data, (0.4,) * 3, (0.3,) * 3, noisy, batch_size, 0, "cpu", False, log)
+
+
+def tiny_pair(recipe: smr.Recipe, build_network=TinyNet) -> smr.Pair:
+    """Two untrained networks with their optimisers."""
+    return smr.new_pair(build_network, recipe, torch.device("cpu"), channels_last=False)
+
+
+def state_copy(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state as it is now."""
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 def tiny_recipe(**changes) -> smr.Recipe:

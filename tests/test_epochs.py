@@ -1,0 +1,283 @@
+"""Whole epochs: order of passes, who trains on whose split, ramp, baselines (SPEC 3, 5, 6)."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import OneBatch
+from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
+from torch.testing import assert_close
+
+import smr
+from losses import NegEntropy
+
+
+class Watched(TinyNet):
+    """Notes each pass: its name, its mode, whether gradients flow, its images."""
+
+    def __init__(self, name: str, passes: list):
+        super().__init__()
+        self.name, self.passes = name, passes
+
+    def forward(self, images):
+        mode = "train" if self.training else "eval"
+        self.passes.append((self.name, mode, torch.is_grad_enabled(), images.detach().clone()))
+        return super().forward(images)
+
+
+def four_views(rows_x: int = 4, rows_u: int = 3):
+    """Labelled and unlabelled batch of one step."""
+    source = generator()
+    x1, x2 = (torch.randn(rows_x, 3, 8, 8, generator=source) for _ in range(2))
+    u1, u2 = (torch.randn(rows_u, 3, 8, 8, generator=source) for _ in range(2))
+    labels, probability = torch.arange(rows_x), torch.rand(rows_x, generator=source)
+    return OneBatch(x1, x2, labels, probability), OneBatch(u1, u2)
+
+
+def semi_supervised(pair, labelled, unlabelled, epoch=20, recipe=None):
+    recipe = recipe or tiny_recipe()
+    return smr.semi_supervised_epoch(
+        *pair.networks, pair.optimisers[0], labelled, unlabelled, epoch, recipe
+    )
+
+
+def test_step_passes_u1_u2_x1_x2_and_the_mixed_batch_in_this_order():
+    passes: list = []
+    names = iter(("network", "peer"))
+    pair = tiny_pair(tiny_recipe(), lambda: Watched(next(names), passes))
+    reference = copy.deepcopy(pair.networks[0]).train()
+    peer_before = state_copy(pair.networks[1])
+    labelled, unlabelled = four_views()
+    semi_supervised(pair, labelled, unlabelled)
+
+    own = [(mode, grad, images) for name, mode, grad, images in passes if name == "network"]
+    (x1, x2, *_), (u1, u2) = labelled.batch, unlabelled.batch
+    assert [(mode, grad) for mode, grad, _ in own] == [("train", False)] * 4 + [("train", True)]
+    for (_, _, images), expected in zip(own, (u1, u2, x1, x2), strict=False):
+        assert torch.equal(images, expected)
+    assert len(own[4][2]) == 14
+
+    peers = [(mode, grad) for name, mode, grad, _ in passes if name == "peer"]
+    assert set(peers) == {("eval", False)}
+    seen_by_peer = torch.cat([images for name, *_, images in passes if name == "peer"])
+    assert_close(seen_by_peer, torch.cat([u1, u2]))
+    for name, tensor in pair.networks[1].state_dict().items():
+        assert torch.equal(tensor, peer_before[name])
+
+    reference.passes = []
+    for _, _, images in own:
+        reference(images)
+    trained = pair.networks[0].bn
+    assert_close(trained.running_mean, reference.bn.running_mean)
+    assert_close(trained.running_var, reference.bn.running_var)
+    assert trained.num_batches_tracked == 5
+
+
+@pytest.mark.parametrize(("images", "ramp_steps"), [(20, 3), (16, 3), (7, 1)])
+def test_ramp_counts_whole_batches_and_one(images, ramp_steps):
+    """steps = |labelled| // B + 1, even where that is one more than there are."""
+    loader, recipe = tiny_loader(n=30), tiny_recipe(warm_up=10)
+    batches = loader.run("train", np.arange(30) < images, np.ones(30))
+    found = semi_supervised(tiny_pair(recipe), *batches, epoch=18, recipe=recipe)
+    steps = -(-images // 8)
+    mean_share = sum(step / ramp_steps for step in range(steps)) / steps
+    assert found["lambda_u"] == pytest.approx(25 * (8 + mean_share) / 16)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(32, 4), (9, 2), (3, 1)])
+def test_labelled_set_gives_the_steps_and_the_unlabelled_one_starts_again(images, steps):
+    loader = tiny_loader(n=40)
+    labelled, unlabelled = loader.run("train", np.arange(40) < images, np.ones(40))
+    seen = []
+    unlabelled_iter = type(unlabelled).__iter__
+
+    class Counted:
+        batch_size, dataset = unlabelled.batch_size, unlabelled.dataset
+
+        def __len__(self):
+            return len(unlabelled)
+
+        def __iter__(self):
+            seen.append(0)
+            for batch in unlabelled_iter(unlabelled):
+                seen[-1] += 1
+                yield batch
+
+    counted = []
+    smr.semi_supervised_epoch(
+        *tiny_pair(tiny_recipe()).networks,
+        tiny_pair(tiny_recipe()).optimisers[0],
+        labelled,
+        Counted(),
+        20,
+        tiny_recipe(),
+        lambda step, of, meter: counted.append((step, of)),
+    )
+    assert counted == [(step + 1, steps) for step in range(steps)]
+    assert sum(seen) == steps
+    assert seen == ([1] * 4 if images == 32 else [steps])
+
+
+def test_figures_of_an_epoch_judge_the_targets_by_the_truth():
+    loader, recipe = tiny_loader(n=40, wrong=0), tiny_recipe()
+    labelled, unlabelled = loader.run("train", np.arange(40) < 20, np.ones(40), with_truth=True)
+    found = semi_supervised(tiny_pair(recipe), labelled, unlabelled)
+    assert found["refined_accuracy"] == 100  # probability 1 keeps the given labels, all right
+    assert 0 <= found["guessed_accuracy"] <= 100
+    without = loader.run("train", np.arange(40) < 20, np.ones(40))
+    assert (
+        not {"refined_accuracy", "guessed_accuracy"}
+        & semi_supervised(tiny_pair(recipe), *without).keys()
+    )
+
+
+class Spy:
+    """A loader that notes what is asked of it."""
+
+    def __init__(self, loader):
+        self.loader, self.calls = loader, []
+
+    def run(self, mode, *arguments, **options):
+        self.calls.append((mode, *arguments))
+        return self.loader.run(mode, *arguments, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+
+def test_each_network_trains_on_the_other_s_split_made_before_either_trained():
+    recipe = tiny_recipe(num_epochs=0, warm_up=0)
+    pair, spy = tiny_pair(recipe), Spy(tiny_loader())
+    before = copy.deepcopy(pair)
+    (result,) = smr.train(pair, spy, recipe)
+    modes = [call[0] for call in spy.calls]
+    assert modes[0] == "eval_train"
+    assert modes[-3:] == ["train", "train", "test"]
+    first, second = spy.calls[-3][1:], spy.calls[-2][1:]
+    expected = smr.co_divide(before, tiny_loader().run("eval_train"), recipe)
+    for call, split in ((first, expected[1]), (second, expected[0])):
+        assert (call[0] == split.labelled).all()
+        assert (call[1] == split.probability).all()
+    assert (first[1] != second[1]).any()
+    assert (result.splits[0].probability == expected[0].probability).all()
+
+
+def test_network_2_trains_beside_the_already_updated_network_1(monkeypatch):
+    recipe = tiny_recipe(num_epochs=0, warm_up=0)
+    pair, peers = tiny_pair(recipe), []
+    start = [state_copy(network) for network in pair.networks]
+    original = smr.semi_supervised_epoch
+
+    def watched(network, peer, *rest):
+        peers.append((network, peer, state_copy(peer)))
+        return original(network, peer, *rest)
+
+    monkeypatch.setattr(smr, "semi_supervised_epoch", watched)
+    list(smr.train(pair, tiny_loader(), recipe))
+    one, two = pair.networks
+    assert [(a is one, a is two, b is one, b is two) for a, b, _ in peers] == [
+        (True, False, False, True),
+        (False, True, True, False),
+    ]
+    assert_close(peers[0][2], start[1])
+    assert not torch.equal(peers[1][2]["conv.weight"], start[0]["conv.weight"])
+    # Network 1 rests while network 2 trains.
+    assert_close(peers[1][2]["conv.weight"], one.conv.weight.detach())
+
+
+def test_epochs_run_in_order_with_their_kind_and_learning_rate():
+    recipe = tiny_recipe(
+        num_epochs=5, warm_up=2, recalibrate_every=2, lr_steps=((4, 0.1),), p_threshold=0.3
+    )
+    pair = tiny_pair(recipe)
+    results = list(smr.train(pair, tiny_loader(), recipe))
+    assert [(r.epoch, r.kind) for r in results] == [
+        (0, smr.WARM_UP),
+        (1, smr.WARM_UP),
+        (2, smr.SEMI_SUPERVISED),
+        (3, smr.RECALIBRATION),
+        (4, smr.SEMI_SUPERVISED),
+        (5, smr.RECALIBRATION),
+    ]
+    rates = [r.metrics["train/learning_rate"] for r in results]
+    assert rates == pytest.approx([0.02] * 4 + [0.002] * 2)
+    assert [o.param_groups[0]["lr"] for o in pair.optimisers] == pytest.approx([0.002] * 2)
+    for result in results:
+        has_split = result.kind == smr.SEMI_SUPERVISED
+        assert ("split/net1/auc" in result.metrics) == has_split == (result.splits is not None)
+        assert {"test/accuracy", "test/net2/accuracy", "time/seconds"} <= result.metrics.keys()
+    assert [len(history) for history in pair.histories] == [2, 2]
+
+
+def test_optimisers_are_sgd_of_the_recipe_each_with_its_own_network():
+    recipe = tiny_recipe(lr=0.3, weight_decay=0.07)
+    pair = tiny_pair(recipe)
+    for network, optimiser in zip(pair.networks, pair.optimisers, strict=True):
+        (group,) = optimiser.param_groups
+        wanted = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.07, "nesterov": False}
+        assert {key: group[key] for key in wanted} == wanted
+        assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
+    weights = [network.conv.weight for network in pair.networks]
+    assert not torch.equal(*weights)
+
+
+def supervised_loss(epoch, recipe) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Loss of one supervised batch, and the logits and labels that a CE epoch would see."""
+    labels = torch.arange(10)
+    images = torch.randn(10, 3, 8, 8, generator=generator())
+    pair = tiny_pair(recipe)
+    logits = copy.deepcopy(pair.networks[0]).train()(images).detach()
+    batches = OneBatch(images, labels, labels)
+    found = epoch(pair.networks[0], pair.optimisers[0], batches, recipe)
+    assert found["images"] == 10
+    return found["loss"], logits, labels
+
+
+def test_dividemix_warms_up_with_its_penalty_on_asymmetric_noise_only():
+    recipe = tiny_recipe(method="dividemix", warmup_loss="ce", recalibrate_every=0)
+    loss, logits, labels = supervised_loss(smr.warm_up_epoch, recipe)
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    loss, logits, labels = supervised_loss(smr.warm_up_epoch, replace(recipe, asymmetric=True))
+    expected = F.cross_entropy(logits, labels) + NegEntropy()(logits)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_recalibration_is_plain_cross_entropy_on_asymmetric_noise_too():
+    loss, logits, labels = supervised_loss(smr.cross_entropy_epoch, tiny_recipe(asymmetric=True))
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_smr_warms_up_with_mixup():
+    loss, logits, labels = supervised_loss(smr.warm_up_epoch, tiny_recipe(asymmetric=True))
+    assert loss != pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
+
+
+def test_warm_up_draws_one_weight_a_batch_and_takes_all_data_in_double_batches(monkeypatch):
+    drawn, seen = [], []
+    monkeypatch.setattr(
+        smr, "mixup_loss", lambda network, images, labels, weight, permutation: (
+            drawn.append((float(weight), permutation.tolist())),
+            seen.append(len(images)),
+            F.cross_entropy(network(images), labels),
+        )[2],
+    )  # fmt: skip
+    recipe = tiny_recipe()
+    pair = tiny_pair(recipe)
+    smr.warm_up_epoch(pair.networks[0], pair.optimisers[0], tiny_loader().run("warmup"), recipe)
+    assert seen == [16, 16, 8]
+    assert len({weight for weight, _ in drawn}) == 3
+    assert all(0.5 <= weight <= 1 for weight, _ in drawn)
+    for size, (_, permutation) in zip(seen, drawn, strict=True):
+        assert sorted(permutation) == list(range(size)) != permutation
+
+
+def test_cross_entropy_baseline_splits_nothing_and_learns():
+    recipe = tiny_recipe(method="ce", num_epochs=12, lr=0.1)
+    results = list(smr.train(tiny_pair(recipe), tiny_loader(n=80, wrong=0), recipe))
+    assert {r.kind for r in results} == {smr.CROSS_ENTROPY}
+    assert all(r.splits is None for r in results)
+    losses = [r.metrics["train/net1/loss"] for r in results]
+    assert losses[-1] < losses[0] - 0.3

@@ -1,0 +1,252 @@
+"""The method part by part: phases, learning rate, co-divide, targets, test (SPEC 3 to 6)."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TinyNet, generator, tiny_loader, tiny_pair, tiny_recipe
+from sklearn import metrics
+from torch import nn
+from torch.testing import assert_close
+
+import smr
+from train_cifar import RECIPES
+
+
+def epochs_of(kind: str, **recipe) -> list[int]:
+    recipe = tiny_recipe(**recipe)
+    return [e for e in range(recipe.num_epochs + 1) if smr.kind_of_epoch(e, recipe) == kind]
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "warm_up", "k", "recalibrations"),
+    [
+        (300, 10, 30, [29, 59, 89, 119, 149, 179, 209, 239, 269, 299]),  # CIFAR-10
+        (300, 30, 30, [59, 89, 119, 149, 179, 209, 239, 269, 299]),  # CIFAR-100
+        (200, 30, 15, [44, 59, 74, 89, 104, 119, 134, 149, 164, 179, 194]),  # Animal-10N
+        (30, 14, 15, [29]),  # epoch 14 is the first after the warm-up: not yet
+        (30, 2, 0, []),
+    ],
+)
+def test_phases_are_those_of_the_published_table(num_epochs, warm_up, k, recalibrations):
+    recipe = {"num_epochs": num_epochs, "warm_up": warm_up, "recalibrate_every": k}
+    assert epochs_of(smr.WARM_UP, **recipe) == list(range(warm_up))
+    assert epochs_of(smr.RECALIBRATION, **recipe) == recalibrations
+    semi_supervised = epochs_of(smr.SEMI_SUPERVISED, **recipe)
+    assert semi_supervised[-1] == num_epochs
+    assert sorted({*range(warm_up), *recalibrations, *semi_supervised}) == list(
+        range(num_epochs + 1)
+    )
+
+
+def test_plain_cross_entropy_has_no_other_phase():
+    assert epochs_of(smr.CROSS_ENTROPY, method="ce", warm_up=2) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_learning_rate_of_cifar_falls_to_a_tenth_at_150(dataset):
+    recipe = tiny_recipe(**{key: RECIPES[dataset][key] for key in ("lr", "lr_steps")})
+    rates = [smr.learning_rate(epoch, recipe) for epoch in (0, 149, 150, 300)]
+    assert rates == pytest.approx([0.02, 0.02, 0.002, 0.002])
+
+
+def test_learning_rate_takes_the_last_step_reached():
+    recipe = tiny_recipe(lr=0.01, lr_steps=((140, 0.01), (80, 0.1)))
+    rates = [smr.learning_rate(epoch, recipe) for epoch in (79, 80, 139, 140)]
+    assert rates == pytest.approx([0.01, 0.001, 0.001, 0.0001])
+    assert smr.learning_rate(999, tiny_recipe(lr=0.3)) == 0.3
+
+
+def test_mixup_weight_is_the_larger_share_of_a_beta_draw():
+    weights = smr.mixup_weights(4.0, 20_000)
+    assert weights.min() >= 0.5
+    # Of Beta(4, 4): E max(l, 1-l) = 0.5 + E|l - 0.5| = 0.5 + 35/256.
+    assert weights.mean() == pytest.approx(0.5 + 35 / 256, abs=0.003)
+
+
+def test_mix_pairs_each_image_with_the_permuted_one():
+    values = torch.arange(3.0)[:, None]
+    found = smr.mix(values, 0.75, torch.tensor([2, 0, 1]))
+    assert_close(found, torch.tensor([[0.5], [0.75], [1.75]]))
+
+
+def test_sample_losses_stand_at_their_index_and_leave_the_network_as_it_was():
+    loader, network = tiny_loader(n=23), TinyNet()
+    before = network.bn.running_mean.clone()
+    found = smr.sample_losses(network.train(), loader.run("eval_train"))
+    network.eval()
+    images = loader.train_images.plain(torch.arange(23))
+    expected = F.cross_entropy(network(images), loader.noisy_labels, reduction="none")
+    assert_close(found, expected.detach())
+    shuffled = smr.sample_losses(network, loader.run("warmup"))  # augmented, but in any order
+    assert not torch.equal(shuffled, found)
+    batches = list(loader.run("eval_train"))
+    assert_close(smr.sample_losses(network, batches[::-1]), expected.detach())
+    assert torch.equal(network.bn.running_mean, before)
+
+
+def test_losses_are_scaled_to_the_unit_range():
+    assert_close(smr.min_max_scale(torch.tensor([2.0, 6.0, 3.0])), torch.tensor([0, 1, 0.25]))
+    assert smr.min_max_scale(torch.tensor([0.7, 0.7])).tolist() == [0, 0]
+
+
+def two_heaps(n: int = 200) -> torch.Tensor:
+    """Losses, the first half low, the second high."""
+    noise = torch.rand(n, generator=generator())
+    return noise + 8 * (torch.arange(n) >= n // 2)
+
+
+def test_low_losses_are_labelled_whichever_component_comes_first():
+    for seed in range(6):
+        split = smr.divide([smr.min_max_scale(two_heaps())], tiny_recipe(seed=seed))
+        assert split.labelled.tolist() == [True] * 100 + [False] * 100
+        assert split.probability[:100].min() > 0.99
+        mirrored = smr.divide([smr.min_max_scale(-two_heaps())], tiny_recipe(seed=seed))
+        assert mirrored.labelled.tolist() == [False] * 100 + [True] * 100
+
+
+def test_only_probabilities_above_the_threshold_are_labelled():
+    history = [torch.rand(300, generator=generator())]
+    probability = smr.divide(history, tiny_recipe()).probability
+    for threshold in (0.0, 0.3, 0.9, 1.0, float(probability[7])):
+        split = smr.divide(history, tiny_recipe(p_threshold=threshold))
+        assert (split.labelled == (split.probability > threshold)).all()
+
+
+def test_equal_losses_tell_nothing():
+    split = smr.divide([torch.zeros(9)], tiny_recipe())
+    assert split.probability.tolist() == [0.5] * 9
+    assert not split.labelled.any()
+
+
+def test_heaviest_noise_averages_the_last_five_epochs():
+    recipe, history = tiny_recipe(r=0.9), []
+    source = generator()
+    drawn = [torch.rand(60, generator=source) for _ in range(7)]
+    for losses in drawn:
+        smr.add_losses(history, losses)
+    expected = torch.stack([smr.min_max_scale(losses) for losses in drawn[2:]]).mean(dim=0)
+    assert_close(torch.tensor(smr.divide(history, recipe).losses).float(), expected)
+    newest = smr.divide(history, tiny_recipe(r=0.8)).losses
+    assert_close(torch.tensor(newest).float(), smr.min_max_scale(drawn[6]))
+    assert_close(
+        torch.tensor(smr.divide(history[-1:], recipe).losses).float(), smr.min_max_scale(drawn[6])
+    )
+
+
+def test_each_network_is_divided_by_its_own_losses():
+    loader, recipe = tiny_loader(), tiny_recipe()
+    pair = tiny_pair(recipe)
+    splits = smr.co_divide(pair, loader.run("eval_train"), recipe)
+    for network, history, split in zip(pair.networks, pair.histories, splits, strict=True):
+        scaled = smr.min_max_scale(smr.sample_losses(network, loader.run("eval_train")))
+        assert_close(history[0], scaled)
+        assert_close(torch.tensor(split.losses).float(), scaled)
+    assert not np.array_equal(splits[0].losses, splits[1].losses)
+
+
+class Fixed(nn.Module):
+    """Gives these logits, an image's position in the set being its first pixel."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.as_tensor(logits))
+
+    def forward(self, images):
+        return self.logits[images[:, 0, 0, 0].long()]
+
+
+def positions(n: int) -> torch.Tensor:
+    return torch.arange(n, dtype=torch.float32)[:, None, None, None].expand(n, 3, 2, 2)
+
+
+def test_guess_is_the_sharpened_mean_of_both_networks_on_both_views():
+    own, others = (torch.randn(6, 4, generator=generator(seed)) for seed in (1, 2))
+    first, second = positions(6)[:3], positions(6)[3:]
+    found = smr.guess(Fixed(own), Fixed(others), first, second, T=0.5)
+    mean = sum(
+        logits.softmax(1)[rows] for logits in (own, others) for rows in (slice(3), slice(3, 6))
+    )
+    squared = (mean / 4) ** 2
+    assert_close(found, squared / squared.sum(dim=1, keepdim=True))
+
+
+def test_refined_label_weighs_the_given_one_by_its_probability():
+    own, labels = torch.randn(6, 4, generator=generator()), torch.tensor([3, 0, 1])
+    w = torch.tensor([1.0, 0.25, 0.0])
+    found = smr.refine(Fixed(own), positions(6)[:3], positions(6)[3:], labels, w, T=0.5)
+    p = (own.softmax(1)[:3] + own.softmax(1)[3:]) / 2
+    squared = (w[:, None] * torch.eye(4)[labels] + (1 - w[:, None]) * p) ** 2
+    assert_close(found, squared / squared.sum(dim=1, keepdim=True))
+    assert_close(found[0], torch.eye(4)[3])
+
+
+def a_step(labelled_rows_only: bool = False):
+    """A semi-supervised step of 4 labelled and 3 unlabelled images with its inputs."""
+    network, peer = TinyNet().train(), TinyNet().eval()
+    x1, x2, u1, u2 = (torch.randn(n, 3, 8, 8, generator=generator(n)) for n in (4, 4, 3, 3))
+    labelled = x1, x2, torch.tensor([1, 2, 3, 4]), torch.rand(4, generator=generator())
+    permutation = torch.randperm(14, generator=generator(5))
+    recipe = tiny_recipe(labelled_rows_only=labelled_rows_only, warm_up=10)
+    inputs = network, peer, labelled, (u1, u2), 0.8, permutation, 18.0, recipe
+    return smr.mixmatch_loss(*inputs), permutation
+
+
+def test_step_s_loss_sums_its_parts_and_the_penalty_is_over_the_whole_mixed_batch():
+    result, permutation = a_step()
+    assert result.lambda_u == 12.5
+    assert_close(result.loss, result.loss_x + 12.5 * result.loss_u + result.penalty)
+    mean = result.logits.softmax(dim=1).mean(dim=0)
+    assert len(result.logits) == 14
+    assert_close(result.penalty, (0.1 * torch.log(0.1 / mean)).sum())
+    rows = result.logits.log_softmax(dim=1)[:8] * result.mixed_targets[:8]
+    assert_close(result.loss_x, -rows.sum(dim=1).mean())
+    errors = (result.logits.softmax(dim=1)[8:] - result.mixed_targets[8:]) ** 2
+    assert_close(result.loss_u, errors.mean())
+    targets = torch.cat([result.targets_x] * 2 + [result.targets_u] * 2)
+    assert_close(result.mixed_targets, 0.8 * targets + 0.2 * targets[permutation])
+
+
+def test_gradients_flow_through_the_mixed_pass_alone():
+    result, _ = a_step()
+    assert result.logits.requires_grad
+    for targets in (result.targets_x, result.targets_u, result.mixed_targets):
+        assert not targets.requires_grad
+
+
+def test_labelled_rows_alone_still_mix_with_the_unlabelled():
+    result, permutation = a_step(labelled_rows_only=True)
+    assert len(result.logits) == len(result.mixed_targets) == 8
+    targets = torch.cat([result.targets_x] * 2 + [result.targets_u] * 2)
+    expected = 0.8 * targets[:8] + 0.2 * targets[permutation][:8]
+    assert (permutation[:8] >= 8).any()
+    assert_close(result.mixed_targets, expected)
+    assert result.loss_u == 0
+    mean = result.logits.softmax(dim=1).mean(dim=0)
+    assert_close(result.penalty, (0.1 * torch.log(0.1 / mean)).sum())
+
+
+def test_metrics_are_scikit_learn_s_of_the_added_logits():
+    n, classes = 90, 5
+    logits = [torch.randn(n, classes, generator=generator(seed)) for seed in (1, 2)]
+    for own in logits:
+        own[:, 3] = -9  # a class that is never predicted
+    labels = torch.randint(classes, (n,), generator=generator(3))
+    batches = [
+        (images, y, None)
+        for images, y in zip(positions(n).split(32), labels.split(32), strict=True)
+    ]
+    found, confusion = smr.test([Fixed(own) for own in logits], batches)
+    both = (logits[0] + logits[1]).argmax(dim=1)
+    macro = {"average": "macro", "zero_division": 0}
+    expected = {
+        "accuracy": metrics.accuracy_score(labels, both),
+        "precision": metrics.precision_score(labels, both, **macro),
+        "recall": metrics.recall_score(labels, both, **macro),
+        "f1": metrics.f1_score(labels, both, **macro),
+        "net1/accuracy": metrics.accuracy_score(labels, logits[0].argmax(dim=1)),
+        "net2/accuracy": metrics.accuracy_score(labels, logits[1].argmax(dim=1)),
+    }
+    assert found == pytest.approx({name: 100 * value for name, value in expected.items()})
+    assert len({found["accuracy"], found["net1/accuracy"], found["net2/accuracy"]}) == 3
+    assert (confusion == metrics.confusion_matrix(labels, both)).all()
