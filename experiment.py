@@ -14,6 +14,9 @@ import numpy as np
 import sklearn
 import torch
 import torchvision
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -24,6 +27,15 @@ from batches import statistics_line
 PLAIN_PERIOD, TERMINAL_PERIOD = 30.0, 0.2
 # Epochs between pictures, which are read less often than curves and cost more.
 PICTURE_PERIOD = 10
+# TensorBoard's table of runs: the columns that it shows unasked, and the figures to sort by.
+TABLE_COLUMNS = ("dataset", "method", "noise_mode", "r", "seed")
+TABLE_METRICS = {
+    "test/best_accuracy": "best accuracy %",
+    "test/accuracy": "last accuracy %",
+    "test/mean_of_last_ten": "mean of last ten %",
+    "test/f1": "F1 %",
+    "time/seconds": "seconds of the last epoch",
+}
 # The summary line's columns: heading, width, format, and the metric or the metrics averaged.
 COLUMNS = (
     ("lr", 8, ".4g", ("train/learning_rate",)),
@@ -254,12 +266,14 @@ class Run:
         metrics = result.metrics
         self.accuracies.append(metrics["test/accuracy"])
         metrics["test/best_accuracy"] = max(self.accuracies)
+        metrics["test/mean_of_last_ten"] = float(np.mean(self.accuracies[-10:]))
         row = {"epoch": result.epoch, "kind": result.kind} | metrics
         self.files["metrics.jsonl"].write(json.dumps(row) + "\n")
         self.files["acc.txt"].write(accuracy_line(result.epoch, metrics))
         self.files["stats.txt"].write(stats_lines(result.epoch, metrics))
         for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, result.epoch)
+            if isinstance(value, float):  # counts would crowd out the shares that compare
+                self.writer.add_scalar(tag, value, result.epoch)
         if result.epoch % PICTURE_PERIOD == 0 or result.epoch == self.log.kinds_last:
             self.add_histograms(result)
             drawn = pictures.epoch_pictures(result, self.is_clean, self.class_names)
@@ -290,34 +304,35 @@ class Run:
         *before, newest = self.accuracies
         return newest > max(before, default=-1.0)
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> None:
         """Name the final figures, in the log and in TensorBoard's table of runs."""
+        self.add_to_table()
         last_ten = self.accuracies[-10:]
-        figures = {
-            "best_accuracy": max(self.accuracies),
-            "last_accuracy": self.accuracies[-1],
-            "mean_of_last_ten": sum(last_ten) / len(last_ten),
-        }
-        self.add_to_table({f"final/{k}": v for k, v in figures.items()})
         self.log.line(
-            f"best accuracy {figures['best_accuracy']:.2f} % "
-            f"(epoch {int(np.argmax(self.accuracies))}), "
-            f"last {figures['last_accuracy']:.2f} %, "
-            f"mean of the last {len(last_ten)} epochs {figures['mean_of_last_ten']:.2f} %"
+            f"best accuracy {max(self.accuracies):.2f} % "
+            f"(epoch {int(np.argmax(self.accuracies))}), last {self.accuracies[-1]:.2f} %, "
+            f"mean of the last {len(last_ten)} epochs {np.mean(last_ten):.2f} %"
         )
         self.log.line(f"results in {self.folder}")
-        return figures
 
-    def add_to_table(self, figures: dict[str, float]) -> None:
+    def add_to_table(self) -> None:
         """The run's line in TensorBoard's table of runs: what it was given and what came of it."""
         simple = (int, float, str, bool)
         given = {k: v if isinstance(v, simple) else str(v) for k, v in self.config.items()}
-        # Not `add_hparams`: it opens a second file of events, and then TensorBoard reads no more
-        # of the first.
-        for summary in hparams(given, figures):
+        # The table shows five columns unasked: those that are said to differ between runs.
+        columns = [api_pb2.HParamInfo(name=name, differs=name in TABLE_COLUMNS) for name in given]
+        metrics = [
+            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
+            for tag, name in TABLE_METRICS.items()
+        ]
+        table = api_pb2.Experiment(hparam_infos=columns, metric_infos=metrics)
+        described = metadata.create_summary_metadata(HParamsPluginData(experiment=table))
+        value = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=described)
+        _, *session = hparams(given, {})
+        # Not `add_hparams`: it opens a second file of events, and TensorBoard, which follows one
+        # file at a time, would miss what is still to come in the first.
+        for summary in (Summary(value=[value]), *session):
             self.writer.file_writer.add_summary(summary)
-        for tag, value in figures.items():
-            self.writer.add_scalar(tag, value, len(self.accuracies) - 1)
 
     def close(self) -> None:
         """Close the records."""

@@ -9,6 +9,7 @@ import torch
 from helpers import TinyNet, run_script, tiny_recipe
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 import pictures
 import report
@@ -243,7 +244,9 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
     events.Reload()
     tags = events.Tags()
     metrics = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert set().union(*metrics) - {"epoch", "kind"} <= set(tags["scalars"])
+    curves = {tag for row in metrics for tag, value in row.items() if isinstance(value, float)}
+    assert curves == set(tags["scalars"])
+    assert {"split/net2/auc", "train/net1/refined_accuracy", "time/images_per_second"} <= curves
     assert {
         "test/confusion",
         "split/net1/mixture",
@@ -255,7 +258,22 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
         tags["histograms"]
     )
     assert [e.step for e in events.Images("test/confusion")] == [0, 2]
-    assert events.Scalars("final/best_accuracy")[0].value == pytest.approx(
-        max(m["test/accuracy"] for m in metrics), rel=1e-5
+    best = [max(m["test/accuracy"] for m in metrics[: epoch + 1]) for epoch in range(3)]
+    assert [e.value for e in events.Scalars("test/best_accuracy")] == pytest.approx(best)
+
+
+def test_the_table_of_runs_sorts_by_method_noise_and_final_accuracies(finished_run):
+    folder, _ = finished_run
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    table, start = (
+        plugin_data_pb2.HParamsPluginData.FromString(
+            events.SummaryMetadata(f"_hparams_/{part}").plugin_data.content
+        )
+        for part in ("experiment", "session_start_info")
     )
-    assert "_hparams_/session_start_info" in events.summary_metadata
+    shown = {info.name for info in table.experiment.hparam_infos if info.differs}
+    assert shown == {"dataset", "method", "noise_mode", "r", "seed"}
+    assert "test/best_accuracy" in {m.name.tag for m in table.experiment.metric_infos}
+    given = start.session_start_info.hparams
+    assert given["method"].string_value == "smr" and given["r"].number_value == 0.5
