@@ -22,10 +22,11 @@ class PreActBlock(nn.Module):
             self.shortcut.append(nn.Conv2d(in_planes, planes, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.bn1(x))
-        residual = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        # In place where no gradient needs the values before: a third of the memory's traffic.
+        activated = F.relu(self.bn1(x), inplace=True)
+        residual = self.conv2(F.relu(self.bn2(self.conv1(activated)), inplace=True))
         # Kept: the shortcut, an identity one too, reads the activated input.
-        return residual + self.shortcut(activated)
+        return residual.add_(self.shortcut(activated))
 
 
 class PreActResNet(nn.Module):
@@ -51,7 +52,7 @@ class PreActResNet(nn.Module):
         if self.training and len(images) == 1 and max(images.shape[-2:]) <= 8:
             # The last maps hold one value a channel, of which BN in training needs two.
             return self.forward(torch.cat([images, images]))[:1]
-        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         # On 32x32 images this is the 4x4 average pool; smaller images pool what they have.
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))

@@ -216,6 +216,16 @@ def accuracy_line(epoch: int, metrics: dict) -> str:
     return f"Epoch:{epoch}   Accuracy:{metrics['test/accuracy']:.2f}\n"
 
 
+def memory_line(metrics: dict) -> str:
+    """The line at a run's end on the most memory that it held."""
+    held = [
+        f"{metrics[f'memory/{place}_gib']:.2f} GiB on the {place}"
+        for place in ("host", "device")
+        if f"memory/{place}_gib" in metrics
+    ]
+    return "most memory held: " + ", ".join(held)
+
+
 class Run:
     """A run's folder, log and records.
 
@@ -281,6 +291,8 @@ class Run:
         for file in (*self.files.values(), self.writer):
             file.flush()
         self.log.summary(self.columns, result.epoch, result.kind, metrics)
+        if result.epoch == self.log.kinds_last:
+            self.log.line(memory_line(metrics))
 
     def add_histograms(self, result) -> None:
         """Each network's scaled losses, those of right and of wrong labels apart where known."""

@@ -10,7 +10,7 @@ import fcntl
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -237,9 +237,26 @@ def make_pair(script: Script, config: dict, device: torch.device) -> smr.Pair:
     channels_last = config["channels_last"] == "on"
     pair = smr.new_pair(partial(script.build_network, config), recipe, device, channels_last)
     if config["compile"] == "on":
+        # Views and scoring batches; the peer's two views and a warm-up batch; a mixed batch.
+        sizes = [factor * config["batch_size"] for factor in (1, 2, 4)]
         for network in pair.networks:
-            network.compile()
+            compile_for(network, sizes)
     return pair
+
+
+def compile_for(network: torch.nn.Module, batch_sizes: Sequence[int]) -> None:
+    """Compile the network for batches of these sizes; it takes others as it is, uncompiled.
+
+    A trailing batch has another size in each epoch, and must not be compiled for in each.
+    """
+    plain = network._call_impl
+    compiled = torch.compile(plain, dynamic=False)
+
+    def call(images: torch.Tensor) -> torch.Tensor:
+        return (compiled if len(images) in batch_sizes else plain)(images)
+
+    # What Module.compile sets, and Module.__call__ looks for: weights and names stay as they were.
+    network._compiled_call_impl = call
 
 
 def data_facts(loader: NoisyLoader) -> dict:

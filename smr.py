@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
-from meters import Hits, Meter, NonFiniteLoss
+from meters import Hits, Meter, NonFiniteLoss, peak_memory
+from scoring import scorer
 
 WARM_UP = "warm-up"
 RECALIBRATION = "recalibration"
@@ -308,11 +309,11 @@ def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> T
 
     The loss of image `index` stands at position `index`, in whatever order the batches come.
     """
-    network.eval()
     device, losses, positions = device_of(network), [], []
+    score = scorer(network)
     for images, labels, index in batches:
         with autocast(device, amp):
-            logits = network(images)
+            logits = score(images)
         losses.append(F.cross_entropy(logits.float(), labels, reduction="none"))
         positions.append(index)
     gathered, order = torch.cat(losses), torch.cat(positions)
@@ -404,7 +405,7 @@ def semi_supervised_epoch(
     and `guessed_accuracy`, where the batches carry the true labels.
     """
     network.train()
-    peer.eval()
+    peer = scorer(peer)
     device, meter = device_of(network), Meter()
     steps = len(labelled)
     ramp_steps = len(labelled.dataset) // labelled.batch_size + 1  # Kept: the published count
@@ -445,11 +446,10 @@ def test(
     matrix, int64 [classes, classes]: rows are the given labels, columns the predictions.
     """
     device, predicted, given = device_of(networks[0]), [], []
-    for network in networks:
-        network.eval()
+    scorers = [scorer(network) for network in networks]
     for images, labels, _ in batches:
         with autocast(device, amp):
-            logits = torch.stack([network(images).float() for network in networks])
+            logits = torch.stack([score(images).float() for score in scorers])
         predicted.append(torch.cat([logits.sum(dim=0, keepdim=True), logits]).argmax(dim=2))
         given.append(labels)
     classes = logits.shape[2]
@@ -522,6 +522,8 @@ def train(
             "time/seconds": finished - started,
             "time/images_per_second": sum(t["images"] for t in trained) / (trained_by - divided),
         }
+        peaks = peak_memory(device_of(pair.networks[0]))
+        metrics |= {f"memory/{name}": gib for name, gib in peaks.items()}
         yield EpochResult(epoch, kind, metrics, confusion, splits)
 
 
