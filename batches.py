@@ -6,7 +6,7 @@ Shuffle, crop, flip and normalise are a few batched tensor operations, the same 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ class ImageData:
 
     `clean_labels` are the training labels before noise, None where nobody knows them; `files`
     name the training images, where they are files. `labels_are_noisy` says that the test labels
-    are noisy too, because they were held out of the training set.
+    are noisy too, because they were held out of the training set. `notes` are lines for the log on
+    what else the reader found.
     """
 
     train_images: np.ndarray
@@ -44,6 +45,7 @@ class ImageData:
     clean_labels: np.ndarray | None = None
     files: list[str] | None = None
     labels_are_noisy: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 class ImageSet:
@@ -66,7 +68,8 @@ class ImageSet:
         self.flip = augmentation.flip
         self.channels_last = channels_last
         stored = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-        self.padded = F.pad(stored, (0, 0, pad, pad, pad, pad))
+        # Without padding the images themselves: a copy of a large set costs what the set does.
+        self.padded = F.pad(stored, (0, 0, pad, pad, pad, pad)) if pad else stored
         self.count, self.height, self.width, _ = stored.shape
         # Every crop of every image as a view: [n, 2·pad+1, 2·pad+1, height, 3·width].
         rows = self.padded.flatten(2)

@@ -8,7 +8,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
@@ -19,6 +19,11 @@ from batches import InputError
 # Flags whose value depends on no data set.
 DEFAULTS = {
     "method": "smr",
+    # DivideMix's published constants, kept by SMR in all of its recipes.
+    "alpha": 4.0,
+    "T": 0.5,
+    "p_threshold": 0.5,
+    "warmup_loss": "mixup",
     "id": "",
     "seed": 123,
     "device": "auto",
@@ -27,7 +32,7 @@ DEFAULTS = {
     "save_every": 1,
 }
 # Flags that say what to do with a run and are no part of its configuration.
-ACTIONS = ("resume", "overwrite", "evaluate", "skip_broken")
+ACTIONS = ("resume", "overwrite", "evaluate")
 # Flags that may change between the parts of a resumed run; num_epochs may grow.
 FREE = (
     "device",
@@ -244,6 +249,25 @@ def _add_speed_flags(group) -> None:
     )
 
 
+def add_data_group(parser: Parser, datasets: Sequence[str], about: str, path_about: str):
+    """The group of a script's data flags, with those that both have; `about` the data sets."""
+    group = parser.add_argument_group("data and networks (SPEC 1, 2)")
+    add = group.add_argument
+    add("--dataset", choices=tuple(datasets), help=about)
+    add("--data_path", metavar="DIR", help=path_about)
+    add(
+        "--num_class",
+        type=number(int, 2),
+        help="number of classes (default: the data set's; another one is an error)",
+    )
+    add(
+        "--width",
+        type=number(int, 1),
+        help="channels of PreAct-ResNet-18's first stage (default 64; digits 16)",
+    )
+    return group
+
+
 def given_flags(args: argparse.Namespace) -> dict:
     """The flags that the command line gives, but for those that only say what to do."""
     return {k: v for k, v in vars(args).items() if v is not None and k not in ACTIONS}
@@ -271,6 +295,12 @@ def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
         "channels_last": "on",
     }
     return DEFAULTS | recipe | baseline | speed | given
+
+
+def settle_num_class(config: dict, found: int, where: str) -> None:
+    """Fill in the number of classes of the data. Raises InputError where a flag says another."""
+    if config.setdefault("num_class", found) != found:
+        raise InputError(f"--num_class {config['num_class']}: {where} has {found} classes")
 
 
 def recipe_of(config: dict, recipe_class: type):

@@ -267,6 +267,8 @@ def data_facts(loader: NoisyLoader) -> dict:
         "image_size": [loader.train_images.height, loader.train_images.width],
         "class_names": loader.data.class_names,
         "noise_sha256": labels_sha256(loader.data.train_labels),
+        "test_labels_are_noisy": loader.data.labels_are_noisy,
+        "data_notes": loader.data.notes,
     }
     if loader.is_clean is not None:
         facts["realised_noise_rate"] = 1 - float(loader.is_clean.mean())
@@ -283,6 +285,9 @@ def introduce(
         f"{experiment.title(config)}: {facts['train_images']} training and {facts['test_images']} "
         f"test images of {height}x{width}, {len(facts['class_names'])} classes"
     )
+    line("classes: " + ", ".join(facts["class_names"]))
+    for note in facts["data_notes"]:
+        line(f"data: {note}")
     if "realised_noise_rate" in facts:
         line(
             f"wrong training labels: {100 * facts['realised_noise_rate']:.2f} %, "
@@ -300,9 +305,10 @@ def foretell(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe, kinds: lis
     optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
     images = loader.train_images.plain(loader.train_index[:32])
     labels = loader.noisy_labels[:32]
-    for _ in range(2):  # the first one warms up
-        started = time.perf_counter()
-        smr.optimise(smr.cross_entropy_loss(network, images, labels, False), optimiser)
+    with torch.random.fork_rng(devices=[]):  # dropout must not draw from the run's random state
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            smr.optimise(smr.cross_entropy_loss(network, images, labels, False), optimiser)
     # A third of a step is a forward pass, the unit below.
     unit = (time.perf_counter() - started) / len(images) / 3
     n, test = len(loader.train_images), 2 * len(loader.test_images)

@@ -51,8 +51,8 @@ class Recipe:
     T: float
     p_threshold: float
     lambda_u: float
-    r: float
     seed: int
+    r: float = 0.0  # no share of injected noise is known of labels that people gave
     asymmetric: bool = False  # warm-up with CE then carries DivideMix's penalty
     labelled_rows_only: bool = False  # Kept for Animal-10N: the others skip the network
     momentum: float = 0.9

@@ -15,22 +15,12 @@ import torch
 import dataloader_cifar as data
 import options
 import session
-from batches import InputError
 from cifar_files import download
 from PreResNet import ResNet18
 
-# SPEC 3's table. What the three share: two networks, SGD with momentum 0.9, mixup's alpha = 4,
-# T = 0.5 and p_threshold = 0.5, DivideMix's published constants.
-SHARED_RECIPE = {
-    "alpha": 4.0,
-    "T": 0.5,
-    "p_threshold": 0.5,
-    "warmup_loss": "mixup",
-    "noise_mode": "sym",
-    "r": 0.5,
-    "noise_file": "",
-}
-CIFAR_RECIPE = SHARED_RECIPE | {
+# SPEC 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
+NOISE = {"noise_mode": "sym", "r": 0.5, "noise_file": ""}
+CIFAR_RECIPE = NOISE | {
     "num_epochs": 300,
     "batch_size": 128,  # DivideMix has 64 a side; SMR 128
     "lr": 0.02,
@@ -45,7 +35,7 @@ RECIPES = {
     # A hundred classes take longer to learn before losses tell anything.
     "cifar100": CIFAR_RECIPE | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
     # Ours: small enough for two CPU cores and a minute, in the proportions of CIFAR's.
-    "digits": SHARED_RECIPE
+    "digits": NOISE
     | {
         "num_epochs": 60,
         "batch_size": 64,
@@ -77,23 +67,17 @@ def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
 def new_parser() -> options.Parser:
     """The shared flags, and those of CIFAR's data, noise and networks."""
     parser = options.new_parser(__doc__)
-    add = parser.add_argument_group("data and noise (SPEC 1)").add_argument
-    add(
-        "--dataset",
-        choices=tuple(RECIPES),
-        help="digits are scikit-learn's and need no download (default cifar10)",
-    )
-    add("--data_path", metavar="DIR", help="folder of the official Python files (default ./data/…)")
+    add = options.add_data_group(
+        parser,
+        tuple(RECIPES),
+        "digits are scikit-learn's and need no download (default cifar10)",
+        "folder of the official Python files (default ./data/…)",
+    ).add_argument
     add(
         "--download",
         action="store_true",
         default=None,
         help="fetch the official archive if it is not there",
-    )
-    add(
-        "--num_class",
-        type=options.number(int, 2),
-        help="number of classes (default: the data set's; another one is an error)",
     )
     add(
         "--noise_mode",
@@ -111,11 +95,6 @@ def new_parser() -> options.Parser:
         metavar="FILE",
         help="CIFAR-10_human.pt, CIFAR-100_human.pt or a JSON list of labels (default: generate)",
     )
-    add(
-        "--width",
-        type=options.number(int, 1),
-        help="channels of PreAct-ResNet-18's first stage (default 64; digits 16)",
-    )
     return parser
 
 
@@ -123,9 +102,7 @@ def resolve(given: dict, device: torch.device) -> dict:
     """The run's configuration (`options.resolve`), with CIFAR's own consequences."""
     dataset = given.get("dataset", "cifar10")
     config = options.resolve(given, {"dataset": dataset} | RECIPES[dataset], device)
-    expected = data.DATASETS[dataset].num_class
-    if config.setdefault("num_class", expected) != expected:
-        raise InputError(f"--num_class {config['num_class']}: {dataset} has {expected} classes")
+    options.settle_num_class(config, data.DATASETS[dataset].num_class, dataset)
     noise_mode = config["noise_mode"]
     if "r" not in given:
         config["r"] = data.HUMAN_RATES.get(noise_mode, config["r"])

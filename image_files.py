@@ -1,0 +1,180 @@
+"""Image files of any format and size as one uint8 array, decoded once and kept beside them."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image, ImageOps
+
+# Files that a thread decodes at a time.
+PORTION = 100
+# Seconds between progress lines on a terminal, and where the output is none.
+TERMINAL_PERIOD, PLAIN_PERIOD = 0.2, 10.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The files that are images: uint8 [m, size, size, 3], the position of each in the list of
+    files, int64 [m] ascending; and of each other file, by its position, why it is none."""
+
+    images: np.ndarray
+    kept: np.ndarray
+    broken: dict[int, str]
+
+
+def read_images(
+    root: Path,
+    files: Sequence[str],
+    size: int,
+    threads: int,
+    cache: Path,
+    say: Callable[[str], None] = print,
+) -> Decoded:
+    """Decode the files, or take from `cache` what was decoded of these very files before.
+
+    Args: files relative to root; size, the side in pixels of the square images; cache, an .npz
+    that is written where it can be. Every line for the reader goes to `say`.
+    """
+    fingerprint = fingerprint_of(root, files, size)
+    decoded = read_cache(cache, fingerprint, len(files), size)
+    if decoded is not None:
+        say(f"{len(decoded.images)} decoded images from {cache}")
+        return decoded
+    decoded = decode_all(root, files, size, threads, say)
+    try:
+        write_cache(cache, fingerprint, decoded)
+    except OSError as error:
+        say(f"note: {cache} cannot be written ({error.strerror}): the next start decodes again")
+    return decoded
+
+
+def decode_all(
+    root: Path, files: Sequence[str], size: int, threads: int, say: Callable[[str], None]
+) -> Decoded:
+    """Decode all files in parallel, each into its place; Pillow's decoders leave the GIL."""
+    images = np.empty((len(files), size, size, 3), dtype=np.uint8)
+    broken = {}
+
+    def decode_portion(positions: range) -> int:
+        for position in positions:
+            try:
+                images[position] = decode(root / files[position], size)
+            except Exception as error:  # Pillow's decoders raise whatever they stumble over
+                broken[position] = reason_of(error)
+        return len(positions)
+
+    started = last_shown = time.monotonic()
+    done = 0
+    executor = ThreadPoolExecutor(max(1, threads))
+    try:
+        starts = range(0, len(files), PORTION)
+        portions = [range(start, min(start + PORTION, len(files))) for start in starts]
+        for portion in as_completed([executor.submit(decode_portion, p) for p in portions]):
+            done += portion.result()
+            now = time.monotonic()
+            if now - last_shown > (TERMINAL_PERIOD if sys.stdout.isatty() else PLAIN_PERIOD):
+                last_shown = now
+                show_progress(f"decoding: {done} of {len(files)} images", say)
+    finally:
+        executor.shutdown(cancel_futures=True)
+    if sys.stdout.isatty():
+        print("\r\x1b[K", end="")
+    say(f"decoded {len(files)} images in {time.monotonic() - started:.1f} s, {threads} threads")
+    kept = np.setdiff1d(np.arange(len(files)), list(broken))
+    return Decoded(images[kept] if broken else images, kept, dict(sorted(broken.items())))
+
+
+def show_progress(text: str, say: Callable[[str], None]) -> None:
+    """A line kept in place on a terminal, a line of its own elsewhere."""
+    if sys.stdout.isatty():
+        print("\r\x1b[K" + text, end="", flush=True)
+    else:
+        say(text)
+
+
+def decode(path: Path, size: int) -> np.ndarray:
+    """The image upright, its shorter side scaled to `size`, the centre: uint8 [size, size, 3].
+
+    A file of several pictures gives the first. Raises whatever Pillow raises.
+    """
+    with Image.open(path) as image:
+        image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
+        upright = as_rgb(ImageOps.exif_transpose(image))
+    side = min(upright.size)
+    left, top = ((length - side) / 2 for length in upright.size)
+    box = (left, top, left + side, top + side)
+    return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: what is transparent becomes white, 16-bit grey keeps its upper 8 bits."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    if image.mode[-1] in "Aa" or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file is no image, in a few words."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "no image"
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+def fingerprint_of(root: Path, files: Sequence[str], size: int) -> str:
+    """sha256 that changes with any file's name, length or time, with the size and with Pillow."""
+    content = [PIL.__version__, size]
+    for name in files:
+        status = os.stat(root / name)
+        content.append((name, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def write_cache(cache: Path, fingerprint: str, decoded: Decoded) -> None:
+    """Write the cache so that a reader sees it whole or not at all. Raises OSError."""
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(
+                file,
+                fingerprint=fingerprint,
+                images=decoded.images,
+                kept=decoded.kept,
+                broken=json.dumps(list(decoded.broken.items())),
+            )
+        os.replace(temporary, cache)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_cache(cache: Path, fingerprint: str, count: int, size: int) -> Decoded | None:
+    """What the cache holds, or None where it is not there, damaged, or of other files.
+
+    Never by pickle; the archive's own checksum tells damage.
+    """
+    try:
+        with np.load(cache, allow_pickle=False) as content:
+            if str(content["fingerprint"]) != fingerprint:
+                return None
+            kept, images = content["kept"], content["images"]
+            broken = {int(k): str(why) for k, why in json.loads(str(content["broken"]))}
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        return None
+    fits = (
+        images.dtype == np.uint8
+        and images.shape == (len(kept), size, size, 3)
+        and np.array_equal(np.setdiff1d(np.arange(count), list(broken)), kept)
+    )
+    return Decoded(images, kept, broken) if fits else None
