@@ -61,14 +61,18 @@ class Judgement:
         return (self.predicted != self.given) & (self.p_clean.mean(axis=0) < 0.5)
 
     @property
+    def suspicion(self) -> np.ndarray:
+        """Float [n], how suspicious each label is: the best of what was tried (README's table).
+
+        The mean clean probability tells how badly a label is learnt beside the others; the label's
+        probability over that of the likeliest class, whether a better one is at hand.
+        """
+        return -(self.p_clean.mean(axis=0) + self.p_given / self.p_predicted)
+
+    @property
     def order(self) -> np.ndarray:
         """The images' positions, the most suspicious label first."""
-        return np.argsort(suspicion(self.p_clean, self.p_given), kind="stable")[::-1]
-
-
-def suspicion(p_clean: np.ndarray, p_given: np.ndarray) -> np.ndarray:
-    """How suspicious each label is, float [n]: above all others ..."""
-    return -(p_clean.mean(axis=0) + p_given)
+        return np.argsort(-self.suspicion, kind="stable")
 
 
 @torch.no_grad()
@@ -155,7 +159,7 @@ def closing_words(judgement: Judgement, loader: NoisyLoader) -> list[str]:
     words = [line + (", most often " + ", ".join(confusions) if confusions else "")]
     is_clean = loader.is_clean
     if is_clean is not None and not is_clean.all():
-        precision = average_precision_score(~is_clean, suspicion(j.p_clean, j.p_given))
+        precision = average_precision_score(~is_clean, j.suspicion)
         found = int((j.looks_wrong & ~is_clean).sum())
         words.append(
             f"by the true labels {int((~is_clean).sum()):,} are wrong, {found:,} of them among "
@@ -165,14 +169,17 @@ def closing_words(judgement: Judgement, loader: NoisyLoader) -> list[str]:
 
 
 def draw(judgement: Judgement, loader: NoisyLoader) -> dict[str, np.ndarray]:
-    """Tag → picture: the most suspicious images, and the noise found beside the noise injected."""
+    """Tag → picture: the most suspicious images, and the noise found beside the noise injected.
+
+    Their tags come last in TensorBoard's alphabet, so that its first page shows curves.
+    """
     j, data = judgement, loader.data
     first = j.order[:SUSPECTS_SHOWN]
     return {
-        "labels/suspects": pictures.suspects(
+        "wrong_labels/suspects": pictures.suspects(
             data.train_images[first], first, j.given[first], j.predicted[first], data.class_names
         ),
-        "labels/transitions": pictures.transitions(
+        "wrong_labels/transitions": pictures.transitions(
             j.given, j.predicted, data.clean_labels, data.class_names
         ),
     }

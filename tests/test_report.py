@@ -42,9 +42,9 @@ def pair():
     return smr.new_pair(TinyNet, recipe, torch.device("cpu"), False)
 
 
-def judgement_of(given, predicted, p_given, p_clean) -> report.Judgement:
-    arrays = (np.asarray(a) for a in (given, predicted, np.ones(len(given)), p_given, p_clean))
-    return report.Judgement(*arrays)
+def judgement_of(given, predicted, p_given, p_clean, p_predicted=1.0) -> report.Judgement:
+    p_predicted = np.broadcast_to(p_predicted, len(given))
+    return report.Judgement(*map(np.asarray, (given, predicted, p_predicted, p_given, p_clean)))
 
 
 def test_judgement_is_what_the_networks_say_one_by_one(pair, noisy):
@@ -104,6 +104,12 @@ def test_rank_one_is_the_label_that_both_the_mixtures_and_the_networks_doubt_mos
         [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
     )
     assert judgement.order.tolist() == [2, 0, 3, 1]
+
+
+def test_a_label_is_less_suspicious_where_no_better_one_is_at_hand():
+    judgement = judgement_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
+    assert judgement.order.tolist() == [1, 0]
+    np.testing.assert_allclose(judgement.suspicion, [-(0.5 + 0.3 / 0.35), -(0.5 + 0.3 / 0.7)])
 
 
 def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions():
@@ -251,8 +257,8 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
         "test/confusion",
         "split/net1/mixture",
         "split/net2/mixture",
-        "labels/suspects",
-        "labels/transitions",
+        "wrong_labels/suspects",
+        "wrong_labels/transitions",
     } == set(tags["images"])
     assert {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("right", "wrong")} == set(
         tags["histograms"]
