@@ -1,0 +1,504 @@
+"""train_cifar.py as a user runs it: what it refuses, resolves, shows and leaves."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import threading
+
+import pytest
+import torch
+from helpers import REPOSITORY, run_script, script_environment, write_cifar
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision import datasets
+
+import options
+import session
+import train_cifar
+from batches import InputError
+from dataloader_cifar import noisy_labels
+
+CPU = torch.device("cpu")
+# Epoch 0 warms up, 1 and 3 are semi-supervised, 2 recalibrates.
+SHORT = "--num_epochs 3 --warm_up 1 --recalibrate_every 3 --width 2 --batch_size 16 --device cpu"
+KINDS = ["warm-up", "semi-supervised", "recalibration", "semi-supervised"]
+
+
+def run_short(data_path, cwd, *more, flags=SHORT):
+    return run_script("train_cifar.py", *flags.split(), "--data_path", data_path, *more, cwd=cwd)
+
+
+def run_here(data_path, output, *more: str) -> int:
+    """The same in this process: what main() returns."""
+    flags = [*SHORT.split(), "--data_path", str(data_path), "--output", str(output), *more]
+    return train_cifar.main(flags)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on the tiny CIFAR-10, in a subprocess: (its process, its folder)."""
+    root = tmp_path_factory.mktemp("cifar10")
+    process = run_short(write_cifar(root / "data"), root, "--seed", 5, "--r", 0.45)
+    assert process.returncode == 0, process.stderr
+    return process, root / "checkpoint" / "cifar10_0.45_sym_seed5"
+
+
+def data_of(finished):
+    return finished[1].parent.parent / "data"
+
+
+def metrics_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def test_run_leaves_its_records_and_checkpoints(finished):
+    _, folder = finished
+    left = {path.name.split(".tfevents")[0] for path in folder.iterdir()}
+    assert {
+        "config.json", "acc.txt", "stats.txt", "metrics.jsonl", "events.out", "last.pt", "best.pt",
+    } <= left  # fmt: skip
+    assert not [name for name in left if name.endswith(".new")]
+
+
+def test_config_holds_all_resolved_values_and_the_noise(finished):
+    config = json.loads((finished[1] / "config.json").read_text())
+    expected = {
+        "dataset": "cifar10", "r": 0.45, "noise_mode": "sym", "seed": 5, "method": "smr",
+        "warm_up": 1, "recalibrate_every": 3, "num_epochs": 3, "width": 2, "batch_size": 16,
+        "lr": 0.02, "weight_decay": 5e-4, "alpha": 4, "T": 0.5, "p_threshold": 0.5, "lambda_u": 25,
+        "num_class": 10, "warmup_loss": "mixup", "train_images": 100, "test_images": 40,
+    }  # fmt: skip
+    assert {key: config[key] for key in expected} == expected
+    noisy = noisy_labels([i % 10 for i in range(100)], "cifar10", "sym", 0.45, 5)
+    assert config["noise_sha256"] == hashlib.sha256(json.dumps(noisy).encode()).hexdigest()
+    wrong = sum(label != i % 10 for i, label in enumerate(noisy))
+    assert config["realised_noise_rate"] == pytest.approx(wrong / 100)
+    assert {"python", "torch", "torchvision", "numpy", "scikit-learn"} <= config["versions"].keys()
+
+
+def test_metrics_hold_an_object_an_epoch_with_the_named_keys(finished):
+    rows = metrics_of(finished[1])
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert [row["kind"] for row in rows] == KINDS
+    always = {
+        "train/learning_rate", "train/net1/loss", "train/net2/loss", "test/accuracy",
+        "test/precision", "test/recall", "test/f1", "test/net1/accuracy", "test/net2/accuracy",
+        "test/best_accuracy", "time/seconds",
+    }  # fmt: skip
+    split = {f"split/net{k}/{name}" for k in (1, 2) for name in ("labelled", "auc", "recall")}
+    semi_supervised = {
+        f"train/net{k}/{n}" for k in (1, 2) for n in ("loss_x", "loss_u", "lambda_u")
+    }
+    for row in rows:
+        assert always <= row.keys()
+        assert row["test/best_accuracy"] == max(
+            r["test/accuracy"] for r in rows[: row["epoch"] + 1]
+        )
+        has_split = row["kind"] == "semi-supervised"
+        assert (split <= row.keys()) == (semi_supervised <= row.keys()) == has_split
+    for row in (rows[1], rows[3]):
+        for k in ("split/net1/", "split/net2/"):
+            assert row[k + "labelled_clean"] + row[k + "labelled_wrong"] == row[k + "labelled"]
+            assert row[k + "labelled"] + row[k + "unlabelled"] == 100
+
+
+def test_text_files_hold_the_published_lines_with_the_counts_of_the_metrics(finished):
+    folder, rows = finished[1], metrics_of(finished[1])
+    lines = [f"Epoch:{row['epoch']}   Accuracy:{row['test/accuracy']:.2f}\n" for row in rows]
+    assert (folder / "acc.txt").read_text() == "".join(lines)
+    expected = [
+        f"Epoch:{row['epoch']}   Network:{k}   "
+        "Number of labelled samples:{labelled}   AUC:{auc:.3f}   clean:{labelled_clean}   "
+        "wrong:{labelled_wrong}   Number of unlabelled samples:{unlabelled}   "
+        "clean:{unlabelled_clean}   wrong:{unlabelled_wrong}\n".format(
+            **{key[11:]: v for key, v in row.items() if key.startswith(f"split/net{k}/")}
+        )
+        for row in (rows[1], rows[3])
+        for k in (1, 2)
+    ]
+    assert (folder / "stats.txt").read_text() == "".join(expected)
+
+
+def test_tensorboard_holds_the_metrics_under_their_keys_and_the_hyper_parameters(finished):
+    events = EventAccumulator(str(finished[1])).Reload()
+    rows = metrics_of(finished[1])
+    keys = set().union(*(row.keys() for row in rows)) - {"epoch", "kind"}
+    assert keys <= set(events.Tags()["scalars"])
+    for key in keys:
+        scalars = [(event.step, event.value) for event in events.Scalars(key)]
+        assert scalars == [(r["epoch"], pytest.approx(r[key])) for r in rows if key in r]
+    table = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"p_threshold" in table
+    assert b"recalibrate_every" in table
+
+
+def test_output_tells_the_start_each_epoch_and_the_end(finished):
+    process, folder = finished
+    output, rows = process.stdout, metrics_of(folder)
+    assert "\r" not in output  # no terminal
+    config = json.loads((folder / "config.json").read_text())
+    for text in (
+        "cifar10:0.45-sym: 100 training and 40 test images of 32x32, 10 classes",
+        f"wrong training labels: {100 * config['realised_noise_rate']:.2f} %",
+        config["noise_sha256"],
+        "configuration: T=0.5",
+        "device: cpu",
+    ):
+        assert text in output
+    assert re.search(r"expect about \d+:\d\d:\d\d on this CPU \(\d+ images/s in a measured", output)
+    heading = next(line for line in output.splitlines() if line.startswith("epoch kind"))
+    assert heading.split() == [
+        "epoch", "kind", "lr", "Lx", "Lu", "w(Lu)", "labelled", "AUC", "prec", "test%", "best%",
+        "seconds",
+    ]  # fmt: skip
+    summaries = [line for line in output.splitlines() if re.match(r" +\d+ ", line)]
+    assert [line.split()[1] for line in summaries] == KINDS
+    assert len({len(line) for line in [heading, *summaries]}) == 1
+    accuracies = [row["test/accuracy"] for row in rows]
+    assert (
+        f"best accuracy {max(accuracies):.2f} % (epoch {accuracies.index(max(accuracies))}), "
+        f"last {accuracies[-1]:.2f} %, mean of the last 4 epochs {sum(accuracies) / 4:.2f} %"
+    ) in output
+
+
+def test_same_seed_gives_the_same_numbers_in_another_process(finished, tmp_path):
+    again = run_short(data_of(finished), tmp_path, "--seed", 5, "--r", 0.45)
+    assert again.returncode == 0, again.stderr
+    found = metrics_of(tmp_path / "checkpoint" / finished[1].name)
+    assert without_times(found) == without_times(metrics_of(finished[1]))
+
+
+def test_another_seed_gives_other_numbers(finished, tmp_path):
+    flags = ("--seed", "6", "--r", "0.45", "--num_epochs", "0")
+    assert run_here(data_of(finished), tmp_path, *flags) == 0
+    (other,) = metrics_of(tmp_path / "cifar10_0.45_sym_seed6")
+    loss = metrics_of(finished[1])[0]["train/net1/loss"]
+    assert other["train/net1/loss"] != pytest.approx(loss, rel=1e-4)
+
+
+def test_second_run_into_the_same_folder_is_refused_and_changes_nothing(finished, capsys):
+    folder = finished[1]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        run_here(data_of(finished), folder.parent, "--seed", "5", "--r", "0.45")
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "holds a run: --resume continues it, --overwrite deletes it" in captured.err
+    assert captured.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_missing_data_is_one_clear_line_and_status_2(tmp_path):
+    process = run_script("train_cifar.py", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    assert "looked for data_batch_1 in ./data/cifar-10-batches-py" in line
+    for help_text in ("University of Toronto", "--download", "--dataset digits needs no data"):
+        assert help_text in line
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_cifar100_trains(tmp_path):
+    data = write_cifar(tmp_path / "data", "cifar100", 200, 100)
+    more = ("--dataset", "cifar100", "--noise_mode", "asym", "--r", 0.4, "--num_class", 100)
+    flags = "--num_epochs 1 --warm_up 1 --width 2 --batch_size 32 --device cpu"
+    process = run_short(data, tmp_path, *more, flags=flags)
+    assert process.returncode == 0, process.stderr
+    folder = tmp_path / "checkpoint" / "cifar100_0.4_asym_seed123"
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["num_class"], config["lambda_u"]) == (100, 0)
+    assert config["realised_noise_rate"] == pytest.approx(0.4)
+    assert config["class_names"][99] == "fine99"
+    assert [row["kind"] for row in metrics_of(folder)] == KINDS[:2]
+
+
+def test_digits_need_no_data_and_are_learnt(tmp_path):
+    flags = "--dataset digits --num_epochs 4 --warm_up 3 --width 8 --id try"
+    process = run_script("train_cifar.py", *flags.split(), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    folder = tmp_path / "checkpoint" / "digits_0.5_sym_seed123_try"
+    rows = metrics_of(folder)
+    assert rows[-1]["kind"] == "semi-supervised"
+    assert rows[-1]["test/accuracy"] > 40  # guessing gives 10
+    assert rows[-1]["split/net1/auc"] > 0.75  # and 0.5
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["train_images"], config["test_images"], config["image_size"]) == (
+        1437,
+        360,
+        [8, 8],
+    )
+    assert config["realised_noise_rate"] == pytest.approx(0.45, abs=0.02)
+
+
+def test_progress_line_on_a_terminal_begins_as_the_published_one(tmp_path):
+    data = write_cifar(tmp_path / "data", "cifar10", 100, 10)
+    flags = f"--data_path {data} --num_epochs 1 --warm_up 2 --width 16 --batch_size 2 --device cpu"
+    command = [sys.executable, REPOSITORY / "train_cifar.py", *flags.split()]
+    terminal, slave = pty.openpty()
+    environment = script_environment() | {"COLUMNS": "200"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=slave)
+    os.close(slave)
+    shown = b""
+    # Linux answers with an error once the other end is closed.
+    with contextlib.suppress(OSError):
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    assert process.wait() == 0
+    lines = [line for line in re.split("\r\x1b\\[K|\r\n", shown.decode()) if "Iter" in line]
+    assert lines
+    for line in lines:
+        assert re.match(
+            r"cifar10:0\.5-sym \| Epoch \[  [01]/  1\] Iter\[[ \d]{3}/ 25\]  warm-up, net [12]  "
+            r"loss \d+\.\d{4}  \d+ images/s(, \d:\d\d:\d\d left)?$",
+            line,
+        ), line
+
+
+# The rest runs in this process: main() is what the script calls.
+
+
+def resolve(*flags: str) -> dict:
+    parser = train_cifar.new_parser()
+    return train_cifar.resolve(options.given_flags(parser.parse_args(flags)), CPU)
+
+
+VERBATIM = {
+    "python train_cifar.py --r 0.4 --noise_mode 'asym' --lambda_u 0 "
+    "--data_path './data/cifar-10-batches-py' --dataset 'cifar10' --num_class 10": {
+        "dataset": "cifar10", "r": 0.4, "noise_mode": "asym", "lambda_u": 0, "warm_up": 10,
+        "num_class": 10,
+    },
+    "python train_cifar.py --r 0.5 --noise_mode 'sym' --lambda_u 25 "
+    "--data_path './data/cifar-10-batches-py' --dataset 'cifar10' --num_class 10": {
+        "dataset": "cifar10", "r": 0.5, "noise_mode": "sym", "lambda_u": 25, "warm_up": 10,
+        "num_class": 10,
+    },
+    "python train_cifar.py --r 0.2 --noise_mode 'sym' --lambda_u 25 "
+    "--data_path './data/cifar-100-python' --dataset 'cifar100' --num_class 100": {
+        "dataset": "cifar100", "r": 0.2, "noise_mode": "sym", "lambda_u": 25, "warm_up": 30,
+        "num_class": 100,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", VERBATIM)
+def test_published_commands_run_verbatim_with_the_published_values(command, tmp_path, monkeypatch):
+    expected = VERBATIM[command]
+    write_cifar(tmp_path / "data", expected["dataset"])
+    monkeypatch.chdir(tmp_path)
+    begun = []
+    monkeypatch.setattr(session, "train", lambda script, plan, loader: begun.append((plan, loader)))
+    train_cifar.main(shlex.split(command)[2:])
+    ((plan, loader),) = begun
+    published = {
+        "method": "smr", "num_epochs": 300, "batch_size": 128, "lr": 0.02, "weight_decay": 5e-4,
+        "lr_steps": ((150, 0.1),), "recalibrate_every": 30, "alpha": 4, "T": 0.5,
+        "p_threshold": 0.5, "width": 64, "warmup_loss": "mixup", "seed": 123,
+    }  # fmt: skip
+    expected = expected | published
+    assert {key: plan.config[key] for key in expected} == expected
+    assert len(loader.train_images) == 100
+    assert loader.batch_size == 128
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--noise_mode sym --r 0.2", 0),
+        ("--noise_mode sym --r 0.5", 25),
+        ("--noise_mode sym --r 0.8", 25),
+        ("--noise_mode sym --r 0.9", 50),
+        ("--noise_mode asym --r 0.4", 0),
+        ("--dataset cifar100 --noise_mode sym --r 0.2", 25),
+        ("--dataset cifar100 --noise_mode sym --r 0.5", 150),
+        ("--dataset cifar100 --noise_mode sym --r 0.8", 150),
+        ("--dataset cifar100 --noise_mode sym --r 0.9", 150),
+        ("--dataset cifar100 --noise_mode asym --r 0.4", 0),
+        ("--dataset cifar100 --noise_mode asym_superclass --r 0.4", 0),
+        ("--dataset digits", 25),
+        ("--noise_mode sym --r 0.2 --lambda_u 7.5", 7.5),
+    ],
+)
+def test_lambda_u_takes_the_published_value_of_its_noise_cell(flags, expected):
+    assert resolve(*flags.split())["lambda_u"] == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", {"warmup_loss": "mixup", "recalibrate_every": 30, "asymmetric": False}),
+        ("--method dividemix", {"warmup_loss": "ce", "recalibrate_every": 0}),
+        (
+            "--method dividemix --recalibrate_every 30",
+            {"warmup_loss": "ce", "recalibrate_every": 30},
+        ),
+        ("--recalibrate_every 0", {"warmup_loss": "mixup", "recalibrate_every": 0}),
+        ("--noise_mode asym", {"asymmetric": True}),
+        ("--learning_rate 0.1", {"lr": 0.1}),
+        ("--lr 0.1", {"lr": 0.1}),
+    ],
+)
+def test_method_and_its_two_parts_switch(flags, expected):
+    config = resolve(*flags.split())
+    assert {key: config[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--num_class 100", "--num_class 100: cifar10 has 10 classes"),
+        ("--dataset cifar100 --num_class 10", "--num_class 10: cifar100 has 100 classes"),
+        ("--method ce --warmup_loss mixup", "--warmup_loss with --method ce"),
+    ],
+)
+def test_flags_that_contradict_data_or_method_are_refused(flags, message, capsys):
+    with pytest.raises(InputError, match=message):
+        resolve(*flags.split())
+    with pytest.raises(SystemExit) as stop:
+        train_cifar.main(flags.split())
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--r 1.5", "--r nan", "--alpha 0", "--T 0", "--batch_size 0", "--lr -1", "--noise_mode odd",
+     "--lambda_u x", "--seed -1", "--id a/b", "--lr_steps 80", "--unknown 1"],
+)  # fmt: skip
+def test_impossible_values_are_one_line_and_status_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_cifar.main(flags.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_flag_has_help_with_its_default_in_a_group():
+    parser = train_cifar.new_parser()
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    published = (
+        "batch_size lr learning_rate noise_mode alpha lambda_u p_threshold T num_epochs r id "
+    )
+    published += (
+        "seed gpuid num_class data_path dataset method warmup_loss recalibrate_every warm_up "
+    )
+    published += "noise_file width device output download"
+    assert {f"--{name}" for name in published.split()} <= flags
+    switches = {"help", "overwrite", "evaluate", "resume", "download"}
+    for action in parser._actions:
+        assert action.help, action
+        assert action.dest in switches or "default" in action.help, action.dest
+    titles = [group.title for group in parser._action_groups if group._group_actions]
+    assert len(titles) >= 5
+
+
+@pytest.fixture
+def official_archive(tmp_path, monkeypatch):
+    """Tiny CIFAR-10 in an archive on a local server that torchvision takes for the official one."""
+    folder = write_cifar(tmp_path / "made")
+    archive = tmp_path / "served" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    training = [[f"data_batch_{i}", md5(folder / f"data_batch_{i}")] for i in range(1, 6)]
+    meta = datasets.CIFAR10.meta | {"md5": md5(folder / "batches.meta")}
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", training)
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(folder / "test_batch")]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(archive))
+    monkeypatch.setenv("no_proxy", "*")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=archive.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        monkeypatch.setattr(datasets.CIFAR10, "url", url)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield archive
+        server.shutdown()
+
+
+def md5(path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_download_fetches_the_official_archive_once(official_archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "train", lambda script, plan, loader: len(loader.train_images))
+    monkeypatch.chdir(tmp_path)
+    assert train_cifar.main(["--download"]) == 100
+    fetched, made = (tmp_path / f / "cifar-10-batches-py" for f in ("data", "made"))
+    assert md5(fetched / "data_batch_3") == md5(made / "data_batch_3")
+    official_archive.unlink()
+    assert train_cifar.main(["--download"]) == 100
+
+
+@pytest.mark.parametrize("fault", ["gone", "altered"])
+def test_download_that_fails_is_one_line_and_status_2(
+    official_archive, tmp_path, monkeypatch, capsys, fault
+):
+    monkeypatch.chdir(tmp_path)
+    if fault == "gone":
+        official_archive.unlink()
+    else:
+        official_archive.write_bytes(official_archive.read_bytes()[:-1] + b"x")
+    with pytest.raises(SystemExit) as stop:
+        train_cifar.main(["--download"])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "train_cifar.py: error: --download to data failed" in line
+    assert not list(tmp_path.glob("data/**/data_batch_1"))
+
+
+def test_what_the_method_cannot_do_is_said_once(cifar10_folder, tmp_path, capsys):
+    assert run_here(cifar10_folder, tmp_path / "out", "--p_threshold", "1") == 0
+    output = capsys.readouterr().out
+    for k in (1, 2):
+        line = f"note: network {k} has no labelled sample: it has a recalibration epoch instead"
+        assert output.count(line) == 1
+    (folder,) = (tmp_path / "out").iterdir()
+    rows = metrics_of(folder)
+    assert [row["kind"] for row in rows] == KINDS
+    assert "Number of labelled samples:0   AUC:" in (folder / "stats.txt").read_text()
+
+
+def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys):
+    assert run_here(cifar10_folder, tmp_path / "out", "--r", "0", "--num_epochs", "1") == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    assert folder.name == "cifar10_0.0_sym_seed123"
+    assert "AUC" not in (folder / "stats.txt").read_text()
+    assert not any("split/net1/auc" in row for row in metrics_of(folder))
+    assert "wrong training labels: 0.00 %" in capsys.readouterr().out
+
+
+def test_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
+    cifar10_folder, tmp_path, capsys
+):
+    flags = ("--lr", "1e18", "--lr_steps", "0:1e-18,1:1")  # sound for an epoch
+    assert run_here(cifar10_folder, tmp_path / "out", *flags) == 1
+    (folder,) = (tmp_path / "out").iterdir()
+    output = capsys.readouterr().out
+    assert re.search(r"stopped: epoch 1, semi-supervised, network 1, step \d: the loss is", output)
+    assert [row["epoch"] for row in metrics_of(folder)] == [0]
+    assert (folder / "acc.txt").read_text().count("\n") == 1
+    state = torch.load(folder / "last.pt", weights_only=True)
+    assert state["epoch"] == 0
+    assert all(torch.isfinite(t).all() for net in state["networks"] for t in net.values())
