@@ -282,8 +282,7 @@ class Run:
         self.files["acc.txt"].write(accuracy_line(result.epoch, metrics))
         self.files["stats.txt"].write(stats_lines(result.epoch, metrics))
         for tag, value in metrics.items():
-            if isinstance(value, float):  # counts would crowd out the shares that compare
-                self.writer.add_scalar(tag, value, result.epoch)
+            self.writer.add_scalar(tag, value, result.epoch)
         if result.epoch % PICTURE_PERIOD == 0 or result.epoch == self.log.kinds_last:
             self.add_histograms(result)
             drawn = pictures.epoch_pictures(result, self.is_clean, self.class_names)
