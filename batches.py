@@ -71,9 +71,13 @@ class ImageSet:
         # Without padding the images themselves: a copy of a large set costs what the set does.
         self.padded = F.pad(stored, (0, 0, pad, pad, pad, pad)) if pad else stored
         self.count, self.height, self.width, _ = stored.shape
-        # Every crop of every image as a view: [n, 2·pad+1, 2·pad+1, height, 3·width].
-        rows = self.padded.flatten(2)
-        self.crops = rows.unfold(1, self.height, 1).unfold(2, 3 * self.width, 3)
+        # The crop that begins at each pixel of the set, as an overlapping view [pixels, height,
+        # 3·width]: index_select copies from it row by row, three times as fast as an index array.
+        across = self.width + 2 * pad
+        pixels = self.padded.numel() // 3 - (self.height - 1) * across - self.width + 1
+        self.crops = self.padded.flatten().as_strided(
+            (max(pixels, 0), self.height, 3 * self.width), (3, 3 * across, 1)
+        )
         # x/255 → (x - mean)/std as one multiply and one add, over whole rows of pixels.
         mean, std = torch.tensor(mean), torch.tensor(std)
         self.scale = (1 / (255 * std)).repeat(self.width).to(device)
@@ -88,13 +92,13 @@ class ImageSet:
 
     def plain(self, index: Tensor) -> Tensor:
         """The images of int64 `index` [b], not augmented (SPEC 1: `test` and `eval`)."""
-        return self._normalise(self.crops[:, self.padding, self.padding][index])
+        return self._normalise(self._cropped(index, self.padding, self.padding))
 
     def augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """One view of each image: its own crop and its own flip (SPEC 1: `train`)."""
         draw = {"generator": generator, "device": self.device}
         offsets = torch.randint(2 * self.padding + 1, (2, len(index)), **draw)
-        rows = self.crops[index, offsets[0], offsets[1]]
+        rows = self._cropped(index, *offsets)
         if self.flip:
             images = rows.unflatten(2, (self.width, 3))
             flipped = torch.randint(2, (len(index), 1, 1, 1), **draw)
@@ -102,6 +106,11 @@ class ImageSet:
             mask = (-flipped).to(torch.uint8)
             rows = ((images.flip(2) ^ images) & mask).bitwise_xor_(images).flatten(2)
         return self._normalise(rows)
+
+    def _cropped(self, index: Tensor, down: Tensor | int, right: Tensor | int) -> Tensor:
+        """uint8 [b, height, 3·width] from these pixels of the padded images on."""
+        _, high, across, _ = self.padded.shape
+        return self.crops.index_select(0, (index * high + down) * across + right)
 
     def _normalise(self, rows: Tensor) -> Tensor:
         images = rows.float().mul_(self.scale).add_(self.shift)
