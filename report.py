@@ -20,6 +20,7 @@ import pictures
 import smr
 from batches import NoisyLoader
 from experiment import replace_text
+from scoring import scorer
 
 COLUMNS = (
     "index",
@@ -82,12 +83,11 @@ def judge(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe) -> Judgement:
     At r = 0.9 the mixtures are fitted to the pair's histories with this pass added (SPEC 4); the
     pair keeps its own.
     """
-    for network in pair.networks:
-        network.eval()
     device, parts, positions = smr.device_of(pair.networks[0]), [], []
+    scorers = [scorer(network) for network in pair.networks]
     for images, labels, index in loader.run("eval_train"):
         with smr.autocast(device, recipe.amp):
-            logits = torch.stack([network(images).float() for network in pair.networks])
+            logits = torch.stack([score(images).float() for score in scorers])
         losses = [F.cross_entropy(each, labels, reduction="none") for each in logits]
         probability = torch.softmax(logits.mean(dim=0), dim=1)
         p_predicted, predicted = probability.max(dim=1)
