@@ -174,12 +174,15 @@ def test_loss_histogram_of_equal_losses_has_no_mixture_to_draw():
 
 
 def test_matrix_is_darker_where_more_of_a_row_lies():
-    counts = np.array([[90, 10], [0, 5]])
+    counts = np.array([[70, 30], [0, 5]])
     picture = pictures.matrix(counts, ["a", "b"], "", "", "")
-    dark = tuple(int(255 + (c - 255)) for c in pictures.DARK_BLUE)
-    assert colour_count(picture, dark) > 1000  # the row with one value alone
-    faint = tuple(int(255 + 0.1**0.5 * (c - 255)) for c in pictures.DARK_BLUE)
-    assert colour_count(picture, faint) > 1000
+    faint = tuple(int(255 + 0.3**0.5 * (c - 255)) for c in pictures.DARK_BLUE)
+    full_cell, faint_cell = (
+        np.argwhere((picture == colour).all(axis=2)) for colour in (pictures.DARK_BLUE, faint)
+    )
+    assert len(full_cell) > 1000 and len(faint_cell) > 1000
+    below, beside = full_cell.mean(axis=0) - faint_cell.mean(axis=0)
+    assert below == pytest.approx(46, abs=2) and beside == pytest.approx(0, abs=2)
 
 
 @pytest.mark.parametrize("classes", [10, 100])
@@ -193,6 +196,20 @@ def test_transitions_are_wider_where_the_injected_noise_is_known():
     found = pictures.transitions(given, predicted, None, ["a", "b"])
     both = pictures.transitions(given, predicted, predicted, ["a", "b"])
     assert both.shape[1] > 1.9 * found.shape[1]
+
+
+def test_noise_found_has_predicted_classes_as_rows_and_given_labels_as_columns():
+    given, predicted, names = np.array([1, 1, 1, 0]), np.zeros(4, int), ["a", "b"]
+    expected = pictures.matrix(
+        np.array([[1, 3], [0, 0]]),
+        names,
+        "Noise found, % of each predicted class",
+        "predicted",
+        "given",
+        as_percent=True,
+    )
+    found = pictures.transitions(given, predicted, None, names)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_suspects_of_fewer_images_than_a_row_are_drawn_in_their_colours():
