@@ -174,8 +174,8 @@ def test_loss_histogram_of_equal_losses_has_no_mixture_to_draw():
 
 
 def test_matrix_is_darker_where_more_of_a_row_lies():
-    counts = np.array([[70, 30], [0, 5]])
-    picture = pictures.matrix(counts, ["a", "b"], "", "", "")
+    counts = np.array([[60, 30, 10], [0, 5, 0], [0, 0, 0]])
+    picture = pictures.matrix(counts, ["a", "b", "c"], "", "", "")
     faint = tuple(int(255 + 0.3**0.5 * (c - 255)) for c in pictures.DARK_BLUE)
     full_cell, faint_cell = (
         np.argwhere((picture == colour).all(axis=2)) for colour in (pictures.DARK_BLUE, faint)
