@@ -6,6 +6,7 @@ import torch
 from helpers import TinyNet, tiny_loader, tiny_pair, tiny_recipe
 
 import smr
+from meters import Meter
 from PreResNet import ResNet18
 
 SEMI_SUPERVISED = {"num_epochs": 0, "warm_up": 0}
@@ -152,6 +153,14 @@ def test_loss_that_is_not_finite_stops_training_and_says_where(lives, recipe, pl
     with pytest.raises(smr.NonFiniteLoss, match=f"{place}: the loss is not finite"):
         finished.extend(smr.train(pair, tiny_loader(), recipe))
     assert [result.epoch for result in finished] == list(range(int(place[6])))
+
+
+def test_meter_names_the_first_step_whose_loss_was_not_finite():
+    meter = Meter()
+    for loss in (1.0, float("inf"), 2.0, float("nan"), 3.0):
+        meter.add(torch.tensor(loss), {"loss": torch.tensor(loss)}, 4)
+    with pytest.raises(smr.NonFiniteLoss, match="step 2: the loss is not finite"):
+        meter.means()
 
 
 def test_semi_supervised_loss_that_is_not_finite_says_where(monkeypatch):
