@@ -156,7 +156,7 @@ def sideways(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
 def transitions(
     given: np.ndarray, predicted: np.ndarray, clean: np.ndarray | None, names: Sequence[str]
 ) -> np.ndarray:
-    """The noise found, of each predicted class the labels given, beside the noise injected.
+    """The noise found, of each predicted class the labels given, beside the true one.
 
     Args: int64 labels [n]; clean None where nobody knows, which leaves the noise found alone.
     """
@@ -169,7 +169,7 @@ def transitions(
     found = shares(predicted, "Noise found, % of each predicted class", "predicted")
     if clean is None:
         return found
-    injected = shares(clean, "Noise injected, % of each true class", "true")
+    injected = shares(clean, "True noise, % of each true class", "true")
     gap = np.full((len(found), 24, 3), 255, np.uint8)
     return np.concatenate([found, gap, injected], axis=1)
 

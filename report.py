@@ -169,7 +169,7 @@ def closing_words(judgement: Judgement, loader: NoisyLoader) -> list[str]:
 
 
 def draw(judgement: Judgement, loader: NoisyLoader) -> dict[str, np.ndarray]:
-    """Tag → picture: the most suspicious images, and the noise found beside the noise injected.
+    """Tag → picture: the most suspicious images, and the noise found beside the true one.
 
     Their tags come last in TensorBoard's alphabet, so that its first page shows curves.
     """
