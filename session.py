@@ -233,6 +233,9 @@ def keep_checkpoint(run: experiment.Run, state: dict, name: str) -> bool:
 
 def make_pair(script: Script, config: dict, device: torch.device) -> smr.Pair:
     """The two networks and their optimisers, compiled where the configuration says so."""
+    if device.type == "cuda" and config["amp"] == "off":
+        # Convolutions would otherwise round to ten bits, and float32 not be float32.
+        torch.backends.cudnn.allow_tf32 = False
     recipe = options.recipe_of(config, smr.Recipe)
     channels_last = config["channels_last"] == "on"
     pair = smr.new_pair(partial(script.build_network, config), recipe, device, channels_last)
