@@ -81,7 +81,7 @@ def judge(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe) -> Judgement:
     """Judge every training label in one pass by both networks, in eval mode.
 
     At r = 0.9 the mixtures are fitted to the pair's histories with this pass added (SPEC 4); the
-    pair keeps its own.
+    pair keeps its own. Raises smr.NonFiniteLoss.
     """
     device, parts, positions = smr.device_of(pair.networks[0]), [], []
     scorers = [scorer(network) for network in pair.networks]
@@ -98,6 +98,8 @@ def judge(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe) -> Judgement:
     *losses, predicted, p_predicted, p_given = torch.empty_like(gathered).index_copy_(
         1, order, gathered
     )
+    if not all(torch.isfinite(each).all() for each in losses):
+        raise smr.NonFiniteLoss("the loss of a training image is not finite")
     p_clean = []
     for history, latest in zip(pair.histories, losses, strict=True):
         prolonged = [losses.to(device) for losses in history]
@@ -194,9 +196,13 @@ def report(
 ) -> dict[str, np.ndarray]:
     """Write `labels.csv` and its pictures to `folder` and say what they show; the pictures.
 
-    Where the disk does not take them, a line says so.
+    Where the networks cannot judge or the disk does not take it, a line says so.
     """
-    judgement = judge(pair, loader, recipe)
+    try:
+        judgement = judge(pair, loader, recipe)
+    except smr.NonFiniteLoss as error:
+        line(f"labels.csv was not written: {error}")
+        return {}
     drawn = draw(judgement, loader)
     for words in closing_words(judgement, loader):
         line(words)

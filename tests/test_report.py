@@ -136,6 +136,23 @@ def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
     assert words == ["0 of 2 training labels look wrong (0.0 %)"]
 
 
+def test_networks_that_are_not_finite_judge_nothing_and_say_so(pair, noisy, tmp_path):
+    pair.networks[1].linear.weight.data.fill_(float("nan"))
+    said = []
+    assert report.report(pair, noisy, tiny_recipe(), tmp_path, said.append) == {}
+    assert said == ["labels.csv was not written: the loss of a training image is not finite"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the_same(
+    pair, noisy, tmp_path
+):
+    said = []
+    drawn = report.report(pair, noisy, tiny_recipe(), tmp_path / "missing", said.append)
+    assert said[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
+    assert set(drawn) == {"wrong_labels/suspects", "wrong_labels/transitions"}
+
+
 def split_of(losses) -> smr.Split:
     return smr.divide([torch.as_tensor(losses)], tiny_recipe())
 
