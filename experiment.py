@@ -1,41 +1,27 @@
 """What a run leaves behind and shows: log lines, text files, metrics and TensorBoard."""
 
 import json
-import os
 import platform
 import random
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import sklearn
 import torch
 import torchvision
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import api_pb2, metadata
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-import pictures
 from batches import statistics_line
+from board import Board
+from files import replacing
 
 # Seconds between progress lines where the output is not a terminal, and on one.
 PLAIN_PERIOD, TERMINAL_PERIOD = 30.0, 0.2
-# Epochs between pictures, which are read less often than curves and cost more.
-PICTURE_PERIOD = 10
-# TensorBoard's table of runs: the columns that it shows unasked, and the figures to sort by.
-TABLE_COLUMNS = ("dataset", "method", "noise_mode", "r", "seed")
-TABLE_METRICS = {
-    "test/best_accuracy": "best accuracy %",
-    "test/accuracy": "last accuracy %",
-    "test/mean_of_last_ten": "mean of last ten %",
-    "test/f1": "F1 %",
-    "time/seconds": "seconds of the last epoch",
-}
 # The summary line's columns: heading, width, format, and the metric or the metrics averaged.
 COLUMNS = (
     ("lr", 8, ".4g", ("train/learning_rate",)),
@@ -142,7 +128,12 @@ class Log:
 
     def line(self, text: str) -> None:
         """Print a line of its own."""
-        print(("\r\x1b[K" if self.terminal else "") + text, flush=True)
+        self.show(("\r\x1b[K" if self.terminal else "") + text + "\n")
+
+    def show(self, text: str) -> None:
+        """Print, where somebody reads: a closed pipe or a log on a full disk stops no run."""
+        with suppress(OSError):
+            print(text, end="", flush=True)
 
     def note(self, text: str) -> None:
         """Print a line once a run."""
@@ -168,9 +159,9 @@ class Log:
         )
         if self.terminal:
             columns = shutil.get_terminal_size().columns
-            print("\r\x1b[K" + text[: columns - 1], end="", flush=True)
+            self.show("\r\x1b[K" + text[: columns - 1])
         else:
-            print(text, flush=True)
+            self.show(text + "\n")
 
     @property
     def kinds_last(self) -> int:
@@ -248,23 +239,29 @@ class Run:
         self.log = Log(config, kinds)
         truth_only = {"AUC", "prec"}
         self.columns = [c for c in COLUMNS if is_clean is not None or c[0] not in truth_only]
+        self.rows: list[dict] = []  # of metrics.jsonl
         self.accuracies: list[float] = []
         self.interrupts = Interrupts()
 
-    def open_records(self, epoch: int) -> None:
-        """Open the records, keeping what they hold up to `epoch`."""
-        kept = [m for m in read_metrics(self.folder) if m["epoch"] <= epoch]
-        self.accuracies = [m["test/accuracy"] for m in kept]
+    def open_records(self, rows: list[dict]) -> None:
+        """Open the records with the rows of a checkpoint; what they hold beyond is dropped.
+
+        Raises OSError.
+        """
+        self.rows[:] = rows
+        self.accuracies = [row["test/accuracy"] for row in rows]
+        self.board = Board(self.folder, len(rows))
+        self.write_texts()
+
+    def write_texts(self) -> None:
+        """Write the text files anew, so that none ever has a line cut off, lost or doubled."""
         contents = {
-            "metrics.jsonl": "".join(json.dumps(m) + "\n" for m in kept),
-            "acc.txt": "".join(accuracy_line(m["epoch"], m) for m in kept),
-            "stats.txt": "".join(stats_lines(m["epoch"], m) for m in kept),
+            "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in self.rows),
+            "acc.txt": "".join(accuracy_line(row["epoch"], row) for row in self.rows),
+            "stats.txt": "".join(stats_lines(row["epoch"], row) for row in self.rows),
         }
-        self.files = {}
         for name, content in contents.items():
             replace_text(self.folder / name, content)
-            self.files[name] = open(self.folder / name, "a", encoding="utf-8")
-        self.writer = SummaryWriter(str(self.folder), purge_step=epoch + 1)
 
     def progress(self, *step) -> None:
         """The hook after each step: show it, and stop there if a signal has come."""
@@ -277,37 +274,23 @@ class Run:
         self.accuracies.append(metrics["test/accuracy"])
         metrics["test/best_accuracy"] = max(self.accuracies)
         metrics["test/mean_of_last_ten"] = float(np.mean(self.accuracies[-10:]))
-        row = {"epoch": result.epoch, "kind": result.kind} | metrics
-        self.files["metrics.jsonl"].write(json.dumps(row) + "\n")
-        self.files["acc.txt"].write(accuracy_line(result.epoch, metrics))
-        self.files["stats.txt"].write(stats_lines(result.epoch, metrics))
-        for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, result.epoch)
-        if result.epoch % PICTURE_PERIOD == 0 or result.epoch == self.log.kinds_last:
-            self.add_histograms(result)
-            drawn = pictures.epoch_pictures(result, self.is_clean, self.class_names)
-            self.add_pictures(drawn, result.epoch)
-        for file in (*self.files.values(), self.writer):
-            file.flush()
+        self.rows.append({"epoch": result.epoch, "kind": result.kind} | metrics)
         self.log.summary(self.columns, result.epoch, result.kind, metrics)
         if result.epoch == self.log.kinds_last:
             self.log.line(memory_line(metrics))
+        with self.going_on():
+            self.write_texts()
+            self.board.add_epoch(
+                self.rows, result, self.is_clean, self.class_names, self.log.kinds_last
+            )
 
-    def add_histograms(self, result) -> None:
-        """Each network's scaled losses, those of right and of wrong labels apart where known."""
-        for k, split in enumerate(result.splits or (), start=1):
-            groups = {"losses": np.ones(len(split.losses), dtype=bool)}
-            if self.is_clean is not None:
-                groups = {"losses_right": self.is_clean, "losses_wrong": ~self.is_clean}
-            for name, chosen in groups.items():
-                if chosen.any():
-                    tag, losses = f"split/net{k}/{name}", split.losses[chosen]
-                    self.writer.add_histogram(tag, losses, result.epoch, bins=pictures.BINS)
-
-    def add_pictures(self, drawn: dict[str, np.ndarray], epoch: int) -> None:
-        """Pictures uint8 [h, w, 3] by tag."""
-        for tag, picture in drawn.items():
-            self.writer.add_image(tag, picture, epoch, dataformats="HWC")
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Say what a full disk does not take; the next epoch writes it with its own."""
+        try:
+            yield
+        except OSError as error:
+            self.log.line(f"the records were not written ({error.strerror}); the run goes on")
 
     @property
     def best_is_newest(self) -> bool:
@@ -317,7 +300,8 @@ class Run:
 
     def finish(self) -> None:
         """Name the final figures, in the log and in TensorBoard's table of runs."""
-        self.add_to_table()
+        with self.going_on():
+            self.board.add_to_table(self.config)
         last_ten = self.accuracies[-10:]
         self.log.line(
             f"best accuracy {max(self.accuracies):.2f} % "
@@ -325,30 +309,6 @@ class Run:
             f"mean of the last {len(last_ten)} epochs {np.mean(last_ten):.2f} %"
         )
         self.log.line(f"results in {self.folder}")
-
-    def add_to_table(self) -> None:
-        """The run's line in TensorBoard's table of runs: what it was given and what came of it."""
-        simple = (int, float, str, bool)
-        given = {k: v if isinstance(v, simple) else str(v) for k, v in self.config.items()}
-        # The table shows five columns unasked: those that are said to differ between runs.
-        columns = [api_pb2.HParamInfo(name=name, differs=name in TABLE_COLUMNS) for name in given]
-        metrics = [
-            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
-            for tag, name in TABLE_METRICS.items()
-        ]
-        table = api_pb2.Experiment(hparam_infos=columns, metric_infos=metrics)
-        described = metadata.create_summary_metadata(HParamsPluginData(experiment=table))
-        value = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=described)
-        _, *session = hparams(given, {})
-        # Not `add_hparams`: it opens a second file of events, and TensorBoard, which follows one
-        # file at a time, would miss what is still to come in the first.
-        for summary in (Summary(value=[value]), *session):
-            self.writer.file_writer.add_summary(summary)
-
-    def close(self) -> None:
-        """Close the records."""
-        for file in (*self.files.values(), self.writer):
-            file.close()
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -366,7 +326,6 @@ def replace_json(path: Path, content: dict) -> None:
 
 
 def replace_text(path: Path, content: str) -> None:
-    """Write a small text file that a reader sees whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    """`files.replacing` with a small text."""
+    with replacing(path) as file:
+        file.write(content.encode())

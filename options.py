@@ -54,6 +54,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
+    def read(self, argument: str) -> argparse.Namespace:
+        """Parse one argument, known or not. Raises InputError where it is out of range."""
+        self.exit_on_error = False
+        try:
+            return self.parse_known_args([argument])[0]
+        except argparse.ArgumentError as error:
+            raise InputError(str(error)) from error
+        finally:
+            self.exit_on_error = True
+
 
 @contextmanager
 def one_line_errors(prog: str) -> Iterator[None]:
@@ -266,6 +276,21 @@ def add_data_group(parser: Parser, datasets: Sequence[str], about: str, path_abo
         help="channels of PreAct-ResNet-18's first stage (default 64; digits 16)",
     )
     return group
+
+
+def check_values(parser: Parser, config: dict) -> None:
+    """Raise InputError where a configuration from a file holds what no command line gives."""
+    for flag, value in config.items():
+        given = f"--{flag}" if isinstance(value, bool) else f"--{flag}={as_text(value)}"
+        if vars(parser.read(given)).get(flag, value) not in (value, None):
+            raise InputError(f"--{flag}: {value!r}")
+
+
+def as_text(value) -> str:
+    """A flag's value as a command line gives it; the inverse of `lr_steps` for tuples."""
+    if isinstance(value, tuple):
+        return ",".join(as_text(step).replace(",", ":") for step in value)
+    return str(value)
 
 
 def given_flags(args: argparse.Namespace) -> dict:

@@ -9,6 +9,7 @@ import copy
 import fcntl
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,39 +50,45 @@ class Plan:
 def main(script: Script, parser: options.Parser, argv: list[str] | None) -> int:
     """Run a script's command line; the exit status: 0 done, 1 failed, 2 refused, 128+n signal n."""
     args = parser.parse_args(argv)
-    with options.one_line_errors(script.name):
-        if args.evaluate:
-            return evaluate(script, args)
-        plan = make_plan(script, args)
-        loader = script.make_loader(plan.config, plan.device, plan.folder)
-        with locked(plan.folder):
-            if plan.state is None:
-                clear_folder(plan.folder, args.overwrite, resuming=bool(args.resume))
-            return train(script, plan, loader)
+    try:
+        with options.one_line_errors(script.name):
+            if args.evaluate:
+                return evaluate(script, parser, args)
+            plan = make_plan(script, parser, args)
+            loader = script.make_loader(plan.config, plan.device, plan.folder)
+            with locked(plan.folder):
+                # Again, since another process may have trained here until a moment ago.
+                return train(script, make_plan(script, parser, args), loader)
+    except KeyboardInterrupt:
+        print(f"{script.name}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
-def make_plan(script: Script, args: argparse.Namespace) -> Plan:
+def make_plan(script: Script, parser: options.Parser, args: argparse.Namespace) -> Plan:
     """Resolve the flags and find the run folder. Raises InputError before any data is read."""
     given = options.given_flags(args)
-    path = Path(args.resume) if isinstance(args.resume, str) else None
-    if path is None:
-        _, config = configure(script, given)
-        path = Path(config["output"]) / experiment.run_name(config) / "last.pt"
-        if not args.resume:
-            if holds_run(path.parent) and not args.overwrite:
-                raise InputError(run_exists(path.parent))
-            return Plan(
-                config, options.find_device(config["device"], config["gpuid"]), path.parent, None
-            )
-    elif path.is_dir():
-        path = path / "last.pt"
-    if args.resume is True and not path.exists():
+    if isinstance(args.resume, str):
+        path = Path(args.resume)
+        path = path / "last.pt" if path.is_dir() else path
+    else:
         device, config = configure(script, given)
-        return Plan(config, device, path.parent, None)
+        path = Path(config["output"]) / experiment.run_name(config) / "last.pt"
+        if not args.resume or not path.exists():
+            refuse_a_run(path.parent, args)
+            return Plan(config, device, path.parent, None)
     state = checkpoints.load_training_state(path)
-    device, config = configure(script, state["config"] | given)
+    device, config = configure(script, stored_flags(parser, state, path) | given)
     refuse_other_flags(state["config"], config, path)
     return Plan(config, device, path.parent, state)
+
+
+def stored_flags(parser: options.Parser, state: dict, path: Path) -> dict:
+    """A checkpoint's configuration, its flags in their ranges. Raises InputError."""
+    try:
+        options.check_values(parser, state["config"])
+    except InputError as error:
+        raise InputError(f"{path}: no checkpoint of this script: {error}") from error
+    return state["config"]
 
 
 def configure(script: Script, given: dict) -> tuple[torch.device, dict]:
@@ -98,23 +105,32 @@ def refuse_other_flags(stored: dict, config: dict, path: Path) -> None:
         for flag in stored
         if flag not in options.FREE and stored[flag] != config.get(flag)
     ]
-    if config["num_epochs"] < stored["num_epochs"]:
-        other.append(f"--num_epochs {config['num_epochs']} (the run has {stored['num_epochs']})")
+    epochs = stored.get("num_epochs", 0)
+    if config["num_epochs"] < epochs:
+        other.append(f"--num_epochs {config['num_epochs']} (the run has {epochs})")
     if other:
         raise InputError(f"{path} cannot go on with " + ", ".join(other))
 
 
+def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
+    """Raise InputError where starting anew in this folder would lose a run that is there.
+
+    --resume may: a run that was killed before its first checkpoint has nothing to lose.
+    """
+    if args.resume and (folder / "best.pt").exists():
+        raise InputError(
+            f"{folder} holds a run without the last.pt to resume it from; --overwrite deletes it"
+        )
+    if holds_run(folder) and not (args.resume or args.overwrite):
+        raise InputError(
+            f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
+            "--id NAME starts another beside it"
+        )
+
+
 def holds_run(folder: Path) -> bool:
     """Whether a run was started in this folder."""
-    return (folder / "config.json").exists()
-
-
-def run_exists(folder: Path) -> str:
-    """The refusal to touch a folder that holds a run."""
-    return (
-        f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
-        "--id NAME starts another beside it"
-    )
+    return any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "last.pt"))
 
 
 @contextmanager
@@ -122,93 +138,101 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process alone; the lock dies with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
-    except OSError as error:
-        raise InputError(f"--output: {folder} cannot be written: {error.strerror}") from error
-    with open(folder / ".lock") as lock:
-        try:
+        with open(folder / ".lock", "a") as lock:  # to write: NFS locks nothing else
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{folder}: another process trains here; use another --id") from error
-        yield
+            yield
+    except BlockingIOError as error:
+        raise InputError(f"{folder}: another process trains here; use another --id") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"{error.filename or folder}: {reason}; make room, or give another --output"
+        ) from error
 
 
-def clear_folder(folder: Path, overwrite: bool, resuming: bool) -> None:
-    """Delete the run that is here, if allowed, but for this process's lock."""
-    if holds_run(folder) and not (overwrite or resuming):
-        raise InputError(run_exists(folder))
+def clear_folder(folder: Path) -> None:
+    """Delete the run that is here, but for this process's lock. Raises OSError."""
     for entry in folder.iterdir() if holds_run(folder) else ():
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != ".lock":
             entry.unlink()
 
 
 def train(script: Script, plan: Plan, loader: NoisyLoader) -> int:
-    """Train from the start or from the plan's state; the exit status."""
+    """Train from the start or from the plan's state; the exit status.
+
+    Raises OSError where the run folder takes no files at the start.
+    """
     config, state = plan.config, plan.state
     experiment.seed_everything(config["seed"])
     recipe = options.recipe_of(config, smr.Recipe)
     pair = make_pair(script, config, plan.device)
     facts = data_facts(loader)
-    first_epoch = 0
-    if state is not None:
-        checkpoints.restore(state, pair, loader, facts["noise_sha256"], plan.folder / "last.pt")
-        first_epoch = state["epoch"] + 1
-    experiment.replace_json(
-        plan.folder / "config.json",
-        config
-        | facts
-        | {"versions": experiment.versions(), "hardware": experiment.hardware(plan.device)},
-    )
     kinds = [smr.kind_of_epoch(epoch, recipe) for epoch in range(recipe.num_epochs + 1)]
     run = experiment.Run(plan.folder, config, kinds, loader.is_clean, loader.data.class_names)
-    run.open_records(first_epoch - 1)
+    state_after = partial(
+        checkpoints.training_state, pair, loader, config, facts["noise_sha256"], run.rows
+    )
+    if state is not None:
+        checkpoints.restore(state, pair, loader, facts["noise_sha256"], plan.folder / "last.pt")
+        run.open_records(state["rows"])
+    else:
+        clear_folder(plan.folder)
+        run.open_records([])
+    versions = {"versions": experiment.versions(), "hardware": experiment.hardware(plan.device)}
+    experiment.replace_json(plan.folder / "config.json", config | facts | versions)
+    first_epoch = len(run.rows)
     introduce(run, loader, facts, plan.device, first_epoch)
-    if plan.device.type == "cpu":
-        run.log.line(foretell(pair, loader, recipe, kinds[first_epoch:]))
-    if first_epoch > recipe.num_epochs:
+    if first_epoch > recipe.num_epochs and (plan.folder / "labels.csv").exists():
         run.log.line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
         return 0
+    if state is None:
+        checkpoints.save(state_after(-1), plan.folder / "last.pt")
+    if plan.device.type == "cpu":
+        run.log.line(foretell(pair, loader, recipe, kinds[first_epoch:]))
     run.log.heading(run.columns)
     results = smr.train(pair, loader, recipe, first_epoch, run.progress, run.log.note)
-    keep = partial(checkpoints.training_state, pair, loader, config, facts["noise_sha256"])
     try:
-        status = follow(run, results, keep, first_epoch, config["save_every"])
+        status = follow(run, results, state_after, config["save_every"])
         if status == 0:
-            drawn = report.report(pair, loader, recipe, plan.folder, run.log.line)
-            run.add_pictures(drawn, recipe.num_epochs)
+            run.finish()
+            with run.going_on():
+                drawn = report.report(pair, loader, recipe, plan.folder, run.log.line)
+                run.board.add_end_pictures(drawn)
         return status
     finally:
-        run.close()
+        run.board.close()
 
 
 def follow(
     run: experiment.Run,
     results: Iterable[smr.EpochResult],
     state_after: Callable[[int], dict],
-    first_epoch: int,
     save_every: int,
 ) -> int:
     """Record each epoch and keep checkpoints; the exit status.
 
-    A state that is not on disk yet is held as a copy, so that a signal in the midst of an epoch
-    finds a whole one to save.
+    A state that is not on disk yet is held as a copy: a signal in the midst of an epoch saves it,
+    so that the epoch is done again as a whole and ends as if nothing had happened.
     """
-    unsaved = copy.deepcopy(state_after(first_epoch - 1))
+    unsaved = None
     with run.interrupts:
         try:
             for result in results:
+                is_last = result.epoch == run.log.kinds_last
                 run.record(result)
                 state = state_after(result.epoch)
+                damage = checkpoints.not_finite(state)
+                if damage:
+                    raise smr.NonFiniteLoss(f"after epoch {result.epoch} {damage}")
                 if run.best_is_newest:
-                    keep_checkpoint(
-                        run, checkpoints.networks_alone(state, result.metrics), "best.pt"
-                    )
-                due = (result.epoch + 1) % save_every == 0 or result.epoch == len(run.log.kinds) - 1
+                    keep_checkpoint(run, checkpoints.networks_alone(state), "best.pt")
+                due = is_last or (result.epoch + 1) % save_every == 0
                 saved = due and keep_checkpoint(run, state, "last.pt")
                 unsaved = None if saved else copy.deepcopy(state)
-                run.interrupts.raise_if_any()
+                if not is_last:
+                    run.interrupts.raise_if_any()
         except experiment.Interrupted as stop:
             if unsaved is not None:
                 keep_checkpoint(run, unsaved, "last.pt")
@@ -217,7 +241,6 @@ def follow(
         except smr.NonFiniteLoss as error:
             run.log.line(f"stopped: {error}; the last checkpoint stands; try a smaller --lr")
             return 1
-    run.finish()
     return 0
 
 
@@ -325,20 +348,23 @@ def foretell(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe, kinds: lis
     )
 
 
-def evaluate(script: Script, args: argparse.Namespace) -> int:
+def evaluate(script: Script, parser: options.Parser, args: argparse.Namespace) -> int:
     """Test the checkpoint of --evaluate alone, against its stored accuracy; the exit status."""
     path = Path(args.evaluate)
     state = checkpoints.load(path)
-    device, config = configure(script, state["config"] | options.given_flags(args))
+    device, config = configure(
+        script, stored_flags(parser, state, path) | options.given_flags(args)
+    )
     refuse_other_flags(state["config"], config, path)
     loader = script.make_loader(config, device, path.parent)
     pair = make_pair(script, config, device)
     checkpoints.restore_networks(state, pair, path)
-    pair.histories = state.get("histories", pair.histories)
+    if "histories" in state:
+        checkpoints.restore_histories(state, pair, loader, path)
     metrics, _ = smr.test(pair.networks, loader.run("test"), config["amp"] == "bf16")
-    stored = f" (stored {state['accuracy']:.2f} %)" if "accuracy" in state else ""
     print(
-        f"{path}, epoch {state['epoch']}: accuracy {metrics['accuracy']:.2f} %{stored}, "
+        f"{path}, epoch {state['epoch']}: accuracy {metrics['accuracy']:.2f} % "
+        f"(stored {state['accuracy']:.2f} %), "
         f"network 1 {metrics['net1/accuracy']:.2f} %, network 2 {metrics['net2/accuracy']:.2f} %; "
         f"macro precision {metrics['precision']:.2f} %, recall {metrics['recall']:.2f} %, "
         f"F1 {metrics['f1']:.2f} %"

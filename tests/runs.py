@@ -1,0 +1,97 @@
+"""Short runs of the script in processes of their own, forked from one that has torch imported."""
+
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_cifar
+
+SHORT_RUN = (
+    *("--dataset", "digits", "--width", "2", "--batch_size", "256"),
+    *("--num_epochs", "5", "--warm_up", "1", "--recalibrate_every", "3"),
+)
+RUN_NAME = "digits_0.5_sym_seed123"
+
+
+def start(output: Path, *flags: str) -> multiprocessing.Process:
+    """Start a short run; its output is added to `output`/log.txt."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train_cifar"])
+    output.mkdir(exist_ok=True)
+    argv = [*SHORT_RUN, "--output", str(output), *flags]
+    process = context.Process(target=run_main, args=(argv, output / "log.txt"))
+    process.start()
+    return process
+
+
+def run_main(argv: list[str], log: Path) -> None:
+    """What the process runs."""
+    written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(written, 1)
+    os.dup2(written, 2)
+    torch.set_num_threads(1)
+    sys.exit(train_cifar.main(argv))
+
+
+def finish(process: multiprocessing.Process, seconds: float = 120) -> int:
+    """Wait for the process; its exit status, as a shell gives it."""
+    process.join(seconds)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what a clock or a memory gauge says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if is_number_of_the_run(k)} for row in rows]
+
+
+def is_number_of_the_run(name: str) -> bool:
+    return not name.startswith(("time/", "memory/"))
+
+
+def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: (step, value) of every curve."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if is_number_of_the_run(tag)]
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+def assert_same(found, wanted, where: str = "") -> None:
+    """Bit for bit, tensors and arrays too."""
+    assert type(found) is type(wanted), where
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted), where
+        for key in wanted:
+            assert_same(found[key], wanted[key], f"{where}/{key}")
+    elif isinstance(wanted, (list, tuple)):
+        assert len(found) == len(wanted), where
+        for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            assert_same(one, other, f"{where}/{i}")
+    elif isinstance(wanted, (torch.Tensor, np.ndarray)):
+        assert found.shape == wanted.shape and bool((found == wanted).all()), where
+    else:
+        assert found == wanted, where
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    """Everything that two runs leave behind is the same, but for times."""
+    assert rows_of(found) == rows_of(wanted)
+    for name in ("acc.txt", "stats.txt", "labels.csv"):
+        assert (found / name).read_text() == (wanted / name).read_text(), name
+    for name in ("last.pt", "best.pt"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (found, wanted))
+        for state in (one, other):
+            state.pop("rows", None)
+            state["config"].pop("output")
+            state["config"].pop("save_every")
+            state["config"].pop("num_epochs")
+        assert_same(one, other, name)
+    assert events_of(found) == events_of(wanted)
