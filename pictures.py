@@ -83,8 +83,8 @@ def loss_histogram(split, is_clean: np.ndarray | None, title: str) -> np.ndarray
             keys.append((name, colour))
     pen.text((left, 14), title, INK, font(34))
     for i, (name, colour) in enumerate(keys):
-        pen.rectangle([right - 280, top + 20 + 42 * i, right - 250, top + 50 + 42 * i], fill=colour)
-        pen.text((right - 235, top + 35 + 42 * i), name, INK, font(28), anchor="lm")
+        pen.rectangle([right - 320, top + 20 + 42 * i, right - 290, top + 50 + 42 * i], fill=colour)
+        pen.text((right - 275, top + 35 + 42 * i), name, INK, font(28), anchor="lm")
     # Drawn twice as large: Pillow smooths no line by itself.
     return np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.LANCZOS))
 
