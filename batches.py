@@ -72,7 +72,7 @@ class ImageSet:
         self.padded = F.pad(stored, (0, 0, pad, pad, pad, pad)) if pad else stored
         self.count, self.height, self.width, _ = stored.shape
         # The crop that begins at each pixel of the set, as an overlapping view [pixels, height,
-        # 3·width]: index_select copies from it row by row, three times as fast as an index array.
+        # 3·width].
         across = self.width + 2 * pad
         pixels = self.padded.numel() // 3 - (self.height - 1) * across - self.width + 1
         self.crops = self.padded.flatten().as_strided(
@@ -110,7 +110,9 @@ class ImageSet:
     def _cropped(self, index: Tensor, down: Tensor | int, right: Tensor | int) -> Tensor:
         """uint8 [b, height, 3·width] from these pixels of the padded images on."""
         _, high, across, _ = self.padded.shape
-        return self.crops.index_select(0, (index * high + down) * across + right)
+        first = (index * high + down) * across + right
+        # On a CPU index_select is three times as fast; elsewhere it may first copy the whole view.
+        return self.crops.index_select(0, first) if first.is_cpu else self.crops[first]
 
     def _normalise(self, rows: Tensor) -> Tensor:
         images = rows.float().mul_(self.scale).add_(self.shift)

@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import sklearn
 import torch
-import torchvision
 
 from batches import statistics_line
 from board import Board
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # importing it takes as long as torch itself
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
     }
