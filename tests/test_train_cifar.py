@@ -326,6 +326,7 @@ def test_published_commands_run_verbatim_with_the_published_values(command, tmp_
         ("--noise_mode asym --r 0.4", 0),
         ("--dataset cifar100 --noise_mode sym --r 0.2", 25),
         ("--dataset cifar100 --noise_mode sym --r 0.5", 150),
+        ("--dataset cifar100 --noise_mode sym --r 0.65", 150),
         ("--dataset cifar100 --noise_mode sym --r 0.8", 150),
         ("--dataset cifar100 --noise_mode sym --r 0.9", 150),
         ("--dataset cifar100 --noise_mode asym --r 0.4", 0),
