@@ -347,7 +347,9 @@ def run(folder: Path, output: Path, *arguments) -> int:
 def figures(folder: Path) -> list[dict]:
     """The metrics of a run's epochs, but for the times."""
     rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
+    ]
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from helpers import TinyNet, generator, tiny_recipe
 from torch import nn
 from torch._dynamo.utils import counters
 
+import experiment
 import meters
 import session
 import smr
 from batches import Augmentation, ImageSet
+from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet, ResNet18
 from scoring import scorer
 
@@ -163,6 +165,35 @@ def test_trailing_batches_are_neither_compiled_for_nor_dropped():
                 assert torch.allclose(network(images), same(images), atol=1e-6)
     graphs = counters["stats"]["unique_graphs"]
     assert 2 <= graphs <= 4  # the two full sizes, for each network at most; none for 5, 6, 7 and 8
+
+
+def short_run(seed: int, setting: str) -> float:
+    """Mean test accuracy of the last two epochs of a short run on the digits."""
+    recipe = tiny_recipe(num_epochs=5, warm_up=3, batch_size=32, seed=seed, amp=setting == "bf16")
+    experiment.seed_everything(seed)
+    loader = cifar_dataloader(
+        "digits", 0.5, "sym", 32, 0, "", None, seed=seed, channels_last=setting != "plain"
+    )
+    build = partial(PreActResNet, (1, 1, 1, 1), 10, 8)
+    pair = smr.new_pair(build, recipe, CPU, channels_last=setting != "plain")
+    if setting == "compiled":
+        for network in pair.networks:
+            session.compile_for(network, [32, 64, 128])
+    accuracies = [result.metrics["test/accuracy"] for result in smr.train(pair, loader, recipe)]
+    return sum(accuracies[-2:]) / 2
+
+
+@pytest.mark.slow
+def test_short_real_runs_are_as_accurate_in_each_setting_within_the_noise_of_seeds():
+    settings, seeds = ("plain", "bf16", "compiled"), (1, 2, 3)
+    with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
+        found = {s: np.array([short_run(seed, s) for seed in seeds]) for s in settings}
+    print(found)
+    spread = found["plain"].std(ddof=1)
+    assert found["plain"].mean() > 60
+    for accuracies in found.values():
+        # Three standard errors of a difference between two means of three.
+        assert abs(accuracies.mean() - found["plain"].mean()) < 3 * spread * (2 / 3) ** 0.5 + 1
 
 
 def test_peaks_of_memory_are_in_gib():

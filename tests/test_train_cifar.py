@@ -60,7 +60,9 @@ def metrics_of(folder) -> list[dict]:
 
 
 def without_times(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
+    ]
 
 
 def test_run_leaves_its_records_and_checkpoints(finished):
