@@ -76,20 +76,21 @@ def one_line_errors(prog: str) -> Iterator[None]:
 
 
 def number(
-    kind: type, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+    kind: type, low: float, high: float = 1_000_000, open_low: bool = False
 ) -> Callable[[str], float]:
     """An argparse type: an int or float from low to high, low itself excluded if open_low."""
 
     def parse(text: str):
         wanted = "a whole number" if kind is int else "a number"
-        bound = f"{'above' if open_low else 'from'} {low:g}" if low > -math.inf else ""
-        bound += f" to {high:g}" if high < math.inf else ""
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
-            raise argparse.ArgumentTypeError(f"'{text}': expected {wanted} {bound}".rstrip())
+        if not low <= value <= high or (open_low and value == low):
+            start = "above" if open_low else "from"
+            raise argparse.ArgumentTypeError(
+                f"'{text}': expected {wanted} {start} {low:,} to {high:,}"
+            )
         return value
 
     return parse
@@ -102,7 +103,10 @@ def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
             f"'{text}': expected EPOCH:FACTOR,…, such as 80:0.1,140:0.01, or '' for no step"
         )
     pairs = (step.split(":") for step in text.split(",") if step)
-    return tuple(sorted((int(epoch), float(factor)) for epoch, factor in pairs))
+    steps = tuple(sorted((int(epoch), float(factor)) for epoch, factor in pairs))
+    if any(math.isinf(factor) for _, factor in steps):
+        raise argparse.ArgumentTypeError(f"'{text}': a factor is too large")
+    return steps
 
 
 def run_id(text: str) -> str:
@@ -272,7 +276,7 @@ def add_data_group(parser: Parser, datasets: Sequence[str], about: str, path_abo
     )
     add(
         "--width",
-        type=number(int, 1),
+        type=number(int, 1, 1024),
         help="channels of PreAct-ResNet-18's first stage (default 64; digits 16)",
     )
     return group

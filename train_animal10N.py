@@ -56,7 +56,7 @@ def new_parser() -> options.Parser:
     ).add_argument
     add(
         "--image_size",
-        type=options.number(int, 32),
+        type=options.number(int, 32, 1024),
         metavar="PIXELS",
         help="side to which a folder's images are scaled and cropped (default 64)",
     )

@@ -1,0 +1,244 @@
+"""Damaged files are taken or refused in one line: no traceback, hang, memory or executed code."""
+
+import io
+import json
+import pickle
+import random
+import resource
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_cifar
+from photos import write_animals
+
+import checkpoints
+import image_files
+import options
+import session
+import smr
+import train_cifar
+from batches import InputError
+from dataloader_animal10N import read_animal10n
+from dataloader_cifar import read_cifar, read_human_labels, read_label_list
+
+MB = 2**20
+SECONDS_A_CASE = 5
+CASES = {
+    "cifar10": 700,
+    "cifar100": 200,
+    "names": 150,
+    "json": 300,
+    "human": 200,
+    "human repacked": 250,
+    "animals": 250,
+    "image cache": 150,
+    "checkpoint": 150,
+    "checkpoint repacked": 350,
+}
+
+
+def flip(raw: bytearray, draw: random.Random) -> None:
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        raw[draw.randrange(len(raw))] = draw.choice((0, 1, 127, 128, 255, draw.randrange(256)))
+
+
+def flip_early(raw: bytearray, draw: random.Random) -> None:
+    """Where the structure is, rather than the pixels."""
+    for _ in range(draw.choice((1, 2, 3))):
+        raw[draw.randrange(min(len(raw), 300))] = draw.randrange(256)
+
+
+def flip_late(raw: bytearray, draw: random.Random) -> None:
+    raw[-draw.randint(1, min(len(raw), 300))] = draw.randrange(256)
+
+
+def cut(raw: bytearray, draw: random.Random) -> None:
+    start = draw.choice((draw.randrange(len(raw)), draw.randrange(min(len(raw), 100))))
+    if draw.random() < 0.5:
+        del raw[start:]
+    else:
+        del raw[start : start + draw.choice((1, 4, 100, 5000))]
+
+
+def splice(raw: bytearray, draw: random.Random) -> None:
+    start, end = sorted(draw.randrange(len(raw) + 1) for _ in range(2))
+    place = draw.randrange(len(raw) + 1)
+    raw[place:place] = raw[start : min(end, start + 2000)]
+
+
+def plant(raw: bytearray, draw: random.Random) -> None:
+    """Numbers and operations that ask for much."""
+    pieces = (b"\xff" * 4, b"\xff" * 8, b"\x7f\xff\xff\xff", b"r\xff\xff\xff\xff", b"]" * 500)
+    pieces += (
+        b"cposix\nsystem\nX\x04\x00\x00\x00exit\x85R",
+        b"X\xff\xff\xff\x7f",
+        b"a" * 50,
+        b"(" * 50,
+    )
+    piece = draw.choice(pieces)
+    place = draw.randrange(len(raw) + 1)
+    raw[place : place + draw.choice((0, len(piece)))] = piece
+
+
+MUTATIONS = (flip, flip_early, flip_late, cut, splice, plant)
+
+
+def mutated(raw: bytes, draw: random.Random) -> bytes:
+    """The bytes, damaged."""
+    changed = bytearray(raw)
+    for _ in range(draw.choice((1, 1, 1, 2, 3))):
+        if changed:
+            draw.choice(MUTATIONS)(changed, draw)
+    return bytes(changed)
+
+
+def repacked(raw: bytes, draw: random.Random) -> bytes:
+    """An archive with a damaged pickle under a right checksum."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            part = old.read(name)
+            new.writestr(name, mutated(part, draw) if name.endswith("data.pkl") else part)
+    return out.getvalue()
+
+
+def human_file(path: Path, labels: np.ndarray) -> Path:
+    torch.save({"clean_label": labels, "worse_label": labels[::-1].copy()}, path)
+    return path
+
+
+def small_run(folder: Path) -> tuple[Path, smr.Pair, object]:
+    """A checkpoint of a tiny run on digits, its pair and its loader."""
+    flags = ["--dataset", "digits", "--width", "1", "--device", "cpu", "--output", str(folder)]
+    parser = train_cifar.new_parser()
+    given = options.given_flags(parser.parse_args(flags))
+    config = train_cifar.resolve(given, torch.device("cpu"))
+    loader = train_cifar.make_loader(config, torch.device("cpu"), folder)
+    script = session.Script(
+        "train_cifar.py", train_cifar.resolve, train_cifar.make_loader, train_cifar.build_network
+    )
+    pair = session.make_pair(script, config, torch.device("cpu"))
+    images = loader.train_images.plain(torch.arange(4))
+    for network, optimiser in zip(pair.networks, pair.optimisers, strict=True):
+        smr.optimise(network(images).sum() / 1000, optimiser)
+    pair.histories = [[torch.rand(1437)], [torch.rand(1437)]]
+    rows = [{"epoch": 0, "kind": "warm-up", "test/accuracy": 10.0}]
+    state = checkpoints.training_state(pair, loader, config, "labels", rows, 0)
+    checkpoints.save(state, folder / "last.pt")
+
+    def resume(path: Path) -> None:
+        plan = session.make_plan(script, parser, parser.parse_args(["--resume", str(path)]))
+        checkpoints.restore(plan.state, pair, loader, "labels", path)
+
+    return folder / "last.pt", resume
+
+
+@pytest.fixture
+def targets(tmp_path):
+    """Name → (valid file, what reads it, how it is damaged)."""
+    cifar10 = write_cifar(tmp_path / "ten", "cifar10", 10, 4)
+    cifar100 = write_cifar(tmp_path / "hundred", "cifar100", 10, 4)
+    animals = write_animals(tmp_path, "binary", 6, 4)
+    clean = np.arange(50) % 10
+    noise = tmp_path / "noise.json"
+    noise.write_text(json.dumps(clean.tolist()))
+    human = human_file(tmp_path / "CIFAR-10_human.pt", clean)
+    (tmp_path / "run").mkdir()
+    last, resume = small_run(tmp_path / "run")
+    cache = tmp_path / "cache.npz"
+    images = np.zeros((3, 32, 32, 3), np.uint8)
+    image_files.write_cache(cache, "these", image_files.Decoded(images, np.arange(3), {}))
+
+    def read_human(path):
+        read_human_labels(path, "worst", clean)
+
+    def read_cache(path):
+        if image_files.read_cache(path, "these", 3, 32) is None:
+            raise InputError(f"{path}: it is decoded again")
+
+    return {
+        "cifar10": (cifar10 / "data_batch_3", lambda _: read_cifar(cifar10, "cifar10"), mutated),
+        "cifar100": (cifar100 / "train", lambda _: read_cifar(cifar100, "cifar100"), mutated),
+        "names": (cifar10 / "batches.meta", lambda _: read_cifar(cifar10, "cifar10"), mutated),
+        "json": (noise, lambda path: read_label_list(path, 50, 10), mutated),
+        "human": (human, read_human, mutated),
+        "human repacked": (human, read_human, repacked),
+        "animals": (
+            animals / "data_batch_1.bin",
+            lambda _: read_animal10n(animals, 1, False, say=str),
+            mutated,
+        ),
+        "image cache": (cache, read_cache, mutated),
+        "checkpoint": (last, resume, mutated),
+        "checkpoint repacked": (last, resume, repacked),
+    }
+
+
+@pytest.mark.slow
+def test_two_thousand_damaged_files_end_in_success_or_one_clear_line(targets, tmp_path):
+    assert CASES.keys() == targets.keys() and sum(CASES.values()) >= 2000
+    draw = random.Random(5)
+    outcomes = {name: [0, 0] for name in CASES}
+    for name, (path, read, damage) in targets.items():
+        valid = path.read_bytes()
+        read(path)  # which it takes, undamaged
+        there = files_under(tmp_path)
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        for case in range(CASES[name]):
+            path.write_bytes(damage(valid, draw))
+            started = time.monotonic()
+            try:
+                read(path)
+                outcomes[name][0] += 1
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 600, (name, case)
+                assert str(path.name) in str(error) or str(path.parent) in str(error), str(error)
+                outcomes[name][1] += 1
+            assert time.monotonic() - started < SECONDS_A_CASE, (name, case)
+        path.write_bytes(valid)
+        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - held
+        assert more < 64, f"{name}: {more:.0f} MB more, for files of {len(valid) / MB:.1f} MB"
+        assert files_under(tmp_path) == there, name
+    print(
+        {name: f"{taken} taken, {refused} refused" for name, (taken, refused) in outcomes.items()}
+    )
+    assert all(refused for _, refused in outcomes.values())
+
+
+def files_under(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+class Planted:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_planted_pickle_creates_no_file_in_whatever_place_it_stands(targets, tmp_path):
+    planted = tmp_path / "planted"
+    for name, (path, read, _) in targets.items():
+        shutil.copy(path, tmp_path / "kept")
+        for write in (pickle_of, archive_of):
+            write(path, Planted(planted))
+            try:
+                read(path)
+            except InputError as error:
+                assert "\n" not in str(error)
+            assert not planted.exists(), name
+        shutil.copy(tmp_path / "kept", path)
+
+
+def pickle_of(path: Path, content) -> None:
+    path.write_bytes(pickle.dumps({b"data": content}, protocol=2))
+
+
+def archive_of(path: Path, content) -> None:
+    torch.save({"data": content}, path)
