@@ -77,18 +77,22 @@ def make_plan(script: Script, parser: options.Parser, args: argparse.Namespace) 
             refuse_a_run(path.parent, args)
             return Plan(config, device, path.parent, None)
     state = checkpoints.load_training_state(path)
-    device, config = configure(script, stored_flags(parser, state, path) | given)
+    device, config = configure(script, stored_flags(script, parser, state, given, path))
     refuse_other_flags(state["config"], config, path)
     return Plan(config, device, path.parent, state)
 
 
-def stored_flags(parser: options.Parser, state: dict, path: Path) -> dict:
-    """A checkpoint's configuration, its flags in their ranges. Raises InputError."""
+def stored_flags(
+    script: Script, parser: options.Parser, state: dict, given: dict, path: Path
+) -> dict:
+    """A checkpoint's configuration with the `given` flags. Raises InputError where it is none."""
+    flags = state["config"] | given
     try:
         options.check_values(parser, state["config"])
+        script.resolve(flags, torch.device("cpu"))
     except InputError as error:
-        raise InputError(f"{path}: no checkpoint of this script: {error}") from error
-    return state["config"]
+        raise InputError(f"{path}: its configuration does not fit: {error}") from error
+    return flags
 
 
 def configure(script: Script, given: dict) -> tuple[torch.device, dict]:
@@ -353,7 +357,7 @@ def evaluate(script: Script, parser: options.Parser, args: argparse.Namespace) -
     path = Path(args.evaluate)
     state = checkpoints.load(path)
     device, config = configure(
-        script, stored_flags(parser, state, path) | options.given_flags(args)
+        script, stored_flags(script, parser, state, options.given_flags(args), path)
     )
     refuse_other_flags(state["config"], config, path)
     loader = script.make_loader(config, device, path.parent)

@@ -1,0 +1,365 @@
+"""What is refused costs one line and status 2, and changes no file; what is odd but right works."""
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import write_cifar
+
+import checkpoints
+import experiment
+import files
+import session
+import train_cifar
+from batches import InputError
+
+TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
+RUN_NAME = "digits_0.5_sym_seed123"
+
+
+def run(output, *flags, epochs: int = 1) -> int:
+    """A tiny run in this process; its exit status."""
+    return train_cifar.main([*TINY, "--num_epochs", str(epochs), "--output", str(output), *flags])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a finished run; not to be changed."""
+    output = tmp_path_factory.mktemp("finished")
+    assert run(output) == 0
+    return output / RUN_NAME
+
+
+@pytest.fixture
+def folder(finished, tmp_path) -> Path:
+    """A copy of it, under the name that the flags of `run(tmp_path)` give."""
+    return Path(shutil.copytree(finished, tmp_path / RUN_NAME))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(capsys, *argv) -> str:
+    """The one line with which the script refuses a command line, having printed nothing else."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train_cifar.main([str(a) for a in argv])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and ": error: " in said.err
+    return said.err
+
+
+def refused_run(capsys, folder: Path, *flags) -> str:
+    """`refused` for a run in this folder, of which no file changes."""
+    before = contents(folder)
+    said = refused(capsys, *TINY, "--num_epochs", 1, "--output", folder.parent, *flags)
+    assert contents(folder) == before
+    return said
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["r 1.1", "r -0.1", "r inf", "T 0", "alpha -1", "batch_size 1", "batch_size 1.5", "lr 0",
+     "lr inf", "lr_steps 1:1e999", "num_epochs -1", "num_epochs 99999999999", "warm_up -1",
+     "recalibrate_every -1", "lambda_u -1", "p_threshold 2", "weight_decay nan", "seed 4294967296",
+     "width 0", "width 99999", "save_every 0", "gpuid -1", "num_class 1", "id ../x",
+     f"batch_size {'9' * 400}"],
+)  # fmt: skip
+def test_every_number_has_its_range_checked_before_any_data(flag, capsys):
+    name, value = flag.split()
+    said = refused(capsys, f"--{name}={value}", "--data_path", "nowhere")
+    assert f"argument --{name}" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--noise_mode worst", "--noise_mode worst needs --noise_file: the CIFAR-N labels"),
+        (
+            "--dataset digits --noise_mode worst --noise_file x.pt",
+            "digits has no such human labels",
+        ),
+        ("--noise_mode noisy100 --noise_file x.pt", "cifar10 has no such human labels, but aggre"),
+        ("--noise_mode asym_superclass", "is not defined for cifar10: use sym"),
+        ("--dataset digits --noise_mode asym", "is not defined for digits: use sym"),
+        ("--noise_file x.pt", "x.pt: not a .json list"),
+        ("--noise_file nowhere.json", "--noise_file nowhere.json: there is no such file"),
+        ("--noise_file cifar10_sym_r0.5_seed7.json", "made for another data set, noise or seed"),
+    ],
+)
+def test_combinations_that_name_no_noise_are_refused_before_any_data(flags, said, capsys):
+    assert said in refused(capsys, *flags.split(), "--data_path", "nowhere")
+
+
+def test_a_folder_that_holds_a_run_is_left_alone_and_both_ways_on_are_named(folder, capsys):
+    said = refused_run(capsys, folder)
+    assert "--resume" in said and "--overwrite" in said
+
+
+def test_overwrite_deletes_the_run_that_is_there(folder, tmp_path):
+    (folder / "stray.txt").write_text("of the old run")
+    assert run(tmp_path, "--overwrite", epochs=0) == 0
+    assert not (folder / "stray.txt").exists()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_resume_of_a_run_that_never_was_starts_it(tmp_path):
+    assert run(tmp_path, "--resume", epochs=0) == 0
+    assert len((tmp_path / RUN_NAME / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_resume_of_a_run_that_died_before_its_first_checkpoint_starts_it(tmp_path):
+    (tmp_path / RUN_NAME).mkdir()
+    (tmp_path / RUN_NAME / "config.json").write_text("{}")
+    assert run(tmp_path, "--resume", epochs=0) == 0
+
+
+def test_resume_never_deletes_a_run_whose_last_checkpoint_is_missing(folder, capsys):
+    (folder / "last.pt").unlink()
+    assert "without the last.pt" in refused_run(capsys, folder, "--resume")
+
+
+def test_resume_of_a_path_that_is_not_there_is_refused(tmp_path, capsys):
+    assert "there is no such file" in refused(capsys, "--resume", tmp_path / "last.pt")
+
+
+def test_resume_of_best_pt_says_what_it_takes(folder, capsys):
+    said = refused_run(capsys, folder, "--resume", folder / "best.pt")
+    assert "holds the networks alone; --resume takes the run's last.pt" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lr", "0.5"], "--lr 0.5 (the run has 0.02)"),
+        (["--batch_size", "16", "--width", "2"], "--batch_size 16 (the run has 512), --width 2"),
+        (["--num_epochs", "0"], "--num_epochs 0 (the run has 1)"),
+        (["--r", "0.2"], "--r 0.2 (the run has 0.5)"),
+        (["--dataset", "cifar10"], "--dataset cifar10 (the run has digits)"),
+    ],
+)
+def test_flags_that_would_change_a_resumed_run_s_numbers_are_each_named(
+    folder, capsys, flags, said
+):
+    found = refused_run(capsys, folder, "--resume", folder, *flags)
+    assert said in found
+
+
+def test_flags_that_change_no_number_are_taken(folder, tmp_path, capsys):
+    flags = ("--device", "cpu", "--save_every", "3", "--output", str(tmp_path / "elsewhere"))
+    assert train_cifar.main(["--resume", str(folder), *flags, "--num_epochs", "2"]) == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def changed(path: Path, change) -> None:
+    """Save the checkpoint anew after change(state)."""
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+
+
+def spoil(state, part: str, value: float) -> None:
+    if part == "network":
+        state["networks"][1]["linear.bias"][3] = value
+    elif part == "momentum":
+        state["optimisers"][0]["state"][0]["momentum_buffer"][0] = value
+    else:
+        state["histories"][0].append(torch.full((1437,), value))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: spoil(s, "network", float("nan")), "linear.bias of network 2 is not finite"),
+        (lambda s: spoil(s, "momentum", float("inf")), "an optimiser's momentum is not finite"),
+        (lambda s: spoil(s, "history", float("nan")), "losses of the training images"),
+        (lambda s: s["histories"][0].append(torch.zeros(5)), "losses of the training images"),
+        (lambda s: s["networks"].pop(), "holds another network"),
+        (
+            lambda s: s["networks"][0].update({"linear.weight": torch.zeros(100, 8)}),
+            "size mismatch for linear.weight",
+        ),
+        (lambda s: s["config"].update(num_class=100), "--num_class 100: digits has 10"),
+        (lambda s: s["config"].update(width="1"), "--width: '1'"),
+        (lambda s: s["config"].update(width=10**9), "argument --width"),
+        (lambda s: s["config"].update(dataset="animal10N"), "argument --dataset"),
+        (lambda s: s["config"].update(lr=torch.zeros(1)), "its configuration is damaged"),
+        (lambda s: s.update(noise_sha256="0" * 64), "was trained on other labels"),
+        (lambda s: s["rows"].pop(), "lacks epochs of metrics.jsonl"),
+        (lambda s: s.update(epoch="1"), "it lacks epoch"),
+        (lambda s: s["random"].pop("numpy"), "a damaged checkpoint"),
+        (lambda s: s["random"].update(torch=torch.zeros(3, dtype=torch.uint8)), "a damaged check"),
+        (lambda s: s.pop("networks"), "it lacks networks"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(folder, capsys, change, said):
+    changed(folder / "last.pt", change)
+    found = refused_run(capsys, folder, "--resume", folder, "--num_epochs", 2)
+    assert said in found and "last.pt" in found
+
+
+def test_numpy_s_position_outside_its_random_state_is_not_believed(folder, capsys):
+    def change(state):
+        kind, keys, _, *rest = state["random"]["numpy"]
+        state["random"]["numpy"] = (kind, keys, 10**6, *rest)
+
+    changed(folder / "last.pt", change)
+    assert "damaged" in refused_run(capsys, folder, "--resume", folder, "--num_epochs", 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"half a checkpoint", None])
+def test_a_cut_checkpoint_is_refused_by_resume_and_evaluate(folder, capsys, content):
+    path = folder / "last.pt"
+    path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
+    for flag in ("--resume", "--evaluate"):
+        assert "no checkpoint: it is not of torch.save's form" in refused_run(
+            capsys, folder, flag, path
+        )
+
+
+def test_the_second_process_on_a_run_folder_is_refused(folder, tmp_path, capsys):
+    with session.locked(folder):
+        said = refused_run(capsys, folder, "--resume", "--num_epochs", 2)
+    assert "another process trains here" in said
+    assert run(tmp_path, "--resume", epochs=2) == 0, "the lock is gone with its holder"
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_full_for_an_epoch_is_reported_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
+    replace, refusals = os.replace, []
+
+    def fills_up(source, target):
+        last = Path(target).name == "last.pt"
+        epochs = len(read_lines(tmp_path / RUN_NAME / "metrics.jsonl"))
+        if epochs == 1 and len(refusals) < 4:  # epoch 1's records, best.pt and last.pt
+            refusals.append((Path(target).name, last))
+            full_disk()
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", fills_up)
+    assert run(tmp_path, epochs=3) == 0
+    said = capsys.readouterr().out
+    assert "the records were not written (No space left on device); the run goes on" in said
+    assert [row["epoch"] for row in experiment.read_metrics(tmp_path / RUN_NAME)] == [0, 1, 2, 3]
+    assert checkpoints.load(tmp_path / RUN_NAME / "last.pt")["epoch"] == 3
+    assert not list((tmp_path / RUN_NAME).glob(".*.new"))
+
+
+def read_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_checkpoint_that_a_full_disk_does_not_take_leaves_the_older_one(
+    folder, tmp_path, capsys, monkeypatch
+):
+    before = (folder / "last.pt").read_bytes()
+
+    def save(state, path):
+        full_disk()
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    assert run(tmp_path, "--resume", epochs=3) == 0
+    said = capsys.readouterr().out
+    assert said.count("last.pt was not written (No space left on device); the older one") == 2
+    assert (folder / "last.pt").read_bytes() == before
+
+
+def test_a_disk_full_from_the_start_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    said = refused(capsys, *TINY, "--output", tmp_path)
+    assert "No space left on device; make room, or give another --output" in said
+
+
+def test_a_failed_save_keeps_the_older_file_and_leaves_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoints.save({"epoch": 1}, path)
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_an_output_that_is_a_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "give another --output" in refused(capsys, *TINY, "--output", tmp_path / "file")
+
+
+def test_networks_that_are_not_finite_are_never_saved(tmp_path, capsys):
+    assert run(tmp_path, "--lr", "1e6", "--weight_decay", "1e6", epochs=3) == 1
+    assert "the last checkpoint stands; try a smaller --lr" in capsys.readouterr().out
+    state = checkpoints.load_training_state(tmp_path / RUN_NAME / "last.pt")
+    assert checkpoints.not_finite(state) is None
+
+
+CIFAR = ("--width", "1", "--batch_size", "16", "--method", "ce", "--num_epochs", "0")
+
+
+def test_spaces_and_letters_beyond_ascii_in_every_path_and_a_relative_one_work(
+    tmp_path, monkeypatch, capsys
+):
+    here = tmp_path / "日本 語 ü"
+    data = write_cifar(here / "data örtlich", "cifar10")
+    noise = here / "my noise é.json"
+    noise.write_text(str([1] * 100))
+    monkeypatch.chdir(here)
+    flags = ("--output", "läufe hier", "--noise_file", noise.name)
+    assert train_cifar.main([*CIFAR, "--data_path", str(data.relative_to(here)), *flags]) == 0
+    monkeypatch.chdir(here / "läufe hier" / "cifar10_0.5_sym_seed123")
+    capsys.readouterr()
+    flags = ("--data_path", str(data), "--noise_file", str(noise))
+    assert train_cifar.main(["--evaluate", "last.pt", *flags]) == 0
+    assert "last.pt, epoch 0: accuracy 10.00 % (stored 10.00 %)" in capsys.readouterr().out
+
+
+def test_a_data_folder_that_cannot_be_written_gets_no_noise_cache(tmp_path, monkeypatch):
+    data = write_cifar(tmp_path / "data", "cifar10")
+    write_text = Path.write_text
+
+    def read_only(path, *text, **how):
+        if data in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return write_text(path, *text, **how)
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    before = contents(data)
+    argv = [*CIFAR, "--data_path", str(data), "--output", str(tmp_path / "out")]
+    assert train_cifar.main(argv) == 0
+    assert contents(data) == before
+    assert (tmp_path / "out/cifar10_0.5_sym_seed123/cifar10_sym_r0.5_seed123.json").exists()
+
+
+def test_labels_that_do_not_fit_change_no_file(cifar10_folder, tmp_path, capsys):
+    noise = tmp_path / "noise.json"
+    noise.write_text("[1, 2, 3]")
+    before = contents(tmp_path)
+    said = refused(capsys, *CIFAR, "--data_path", cifar10_folder, "--noise_file", noise,
+                   "--output", tmp_path / "out")  # fmt: skip
+    assert "3 labels for 100 images" in said
+    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_reader_goes_away_goes_on(tmp_path):
+    command = (
+        f"{subprocess.sys.executable} {train_cifar.__file__} {' '.join(TINY)} --num_epochs 1 "
+        f"--output {tmp_path} | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    subprocess.run(["bash", "-c", command], timeout=120, capture_output=True)
+    assert len(read_lines(tmp_path / RUN_NAME / "metrics.jsonl")) == 2
+
+
+def test_stored_configurations_of_both_kinds_of_tuples_are_read_back(finished):
+    config = torch.load(finished / "last.pt", weights_only=True)["config"]
+    session.options.check_values(train_cifar.new_parser(), config)
+    with pytest.raises(InputError, match="--lr_steps"):
+        broken = config | {"lr_steps": ((1, 2, 3),)}
+        session.options.check_values(train_cifar.new_parser(), broken)
