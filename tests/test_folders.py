@@ -1,0 +1,217 @@
+"""A folder of class folders: anyone's own photos, of any size and number of classes."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyNet
+from photos import write_photos
+from PIL import Image
+
+import session
+import train_animal10N
+from batches import InputError
+from dataloader_animal10N import Part, animal_dataloader, hold_out, natural_order, read_folder
+
+TINY = (
+    *("--batch_size", "8", "--image_size", "32"),
+    *("--num_epochs", "2", "--warm_up", "1", "--recalibrate_every", "2"),
+)
+COUNTS = {"apple": 12, "pear tree": 8, "плум": 5}
+
+
+def silent(_):
+    """Takes a reader's lines and shows none."""
+
+
+def read(root, size=32, val_fraction=0.2, seed=1, skip_broken=False):
+    return read_folder(root, size, val_fraction, seed, 2, skip_broken, silent)
+
+
+def refusal(root, **options) -> str:
+    """The message of the InputError that reading the folder raises."""
+    with pytest.raises(InputError) as caught:
+        read(root, **options)
+    return str(caught.value)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of three classes without test images."""
+    return write_photos(tmp_path / "my photos", COUNTS)
+
+
+def test_names_are_sorted_as_people_count():
+    names = ["10.jpg", "2.jpg", "a10", "a9b", "a9", "B"]
+    assert sorted(names, key=natural_order) == ["2.jpg", "10.jpg", "B", "a9", "a9b", "a10"]
+
+
+def test_classes_are_the_folders_and_files_are_named(photos):
+    write_photos(photos, {"apple": 3, "плум": 2}, "testing")
+    data = read(photos)
+    assert data.class_names == ["apple", "pear tree", "плум"]
+    assert data.train_labels.tolist() == [0] * 12 + [1] * 8 + [2] * 5
+    assert data.test_labels.tolist() == [0] * 3 + [2] * 2
+    assert data.files[:3] == [f"training/apple/{i}.png" for i in range(3)]
+    assert data.files[11] == "training/apple/11.png"
+    assert not data.labels_are_noisy and data.clean_labels is None
+    pixels = np.asarray(Image.open(photos / data.files[20]).resize((32, 32), 2, (5, 0, 45, 40)))
+    assert np.array_equal(data.train_images[20], pixels)
+
+
+def test_images_of_any_size_and_format_become_squares(photos):
+    for i, (shape, suffix) in enumerate([((9, 200, 3), "png"), ((300, 80, 3), "jpg")]):
+        pixels = np.full(shape, 200, np.uint8)
+        Image.fromarray(pixels).save(photos / "training" / "apple" / f"x{i}.{suffix}")
+    Image.new("CMYK", (70, 90)).save(photos / "training" / "apple" / "x2.tiff")
+    data = read(photos, size=48)
+    assert data.train_images.shape[1:] == data.test_images.shape[1:] == (48, 48, 3)
+    assert len(data.train_labels) + len(data.test_labels) == 28
+
+
+def test_without_testing_a_share_of_each_class_is_held_out_and_said_to_be_noisy(photos):
+    data = read(photos, val_fraction=0.25)
+    assert np.bincount(data.train_labels).tolist() == [9, 6, 4]
+    assert np.bincount(data.test_labels).tolist() == [3, 2, 1]
+    assert data.labels_are_noisy
+    assert "6 training images are held out" in data.notes[1] and "noisy too" in data.notes[1]
+    images = [Image.open(photos / name).resize((32, 32), 2, (5, 0, 45, 40)) for name in data.files]
+    assert np.array_equal(data.train_images, np.stack(images))
+
+
+def test_what_is_held_out_depends_on_the_seed_alone(photos):
+    first, again, other = (read(photos, seed=seed).files for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(first) == len(other)
+
+
+def test_a_lone_image_of_a_class_is_trained_on(tmp_path):
+    data = read(write_photos(tmp_path, {"many": 9, "one": 1}))
+    assert data.train_labels.tolist().count(1) == 1
+    assert data.test_labels.tolist() == [0, 0]
+
+
+def test_where_nothing_can_be_held_out_testing_is_asked_for(tmp_path):
+    assert "make a folder testing/" in refusal(write_photos(tmp_path, {"one": 1, "two": 1}))
+
+
+@pytest.mark.parametrize(("count", "fraction", "held"), [(2, 0.1, 1), (3, 0.5, 2), (100, 0.1, 10)])
+def test_at_least_one_image_of_a_class_stays_on_either_side(tmp_path, count, fraction, held):
+    data = read(write_photos(tmp_path, {"a": count, "b": 2}, shape=(4, 4)), val_fraction=fraction)
+    assert np.bincount(data.test_labels).tolist() == [held, 1]
+    assert np.bincount(data.train_labels).tolist() == [count - held, 1]
+
+
+def test_an_empty_class_is_noted(photos):
+    (photos / "training" / "quince").mkdir()
+    data = read(photos)
+    assert data.class_names == ["apple", "pear tree", "quince", "плум"]
+    assert data.notes[-1] == "classes without a training image: quince"
+
+
+def test_a_test_class_that_training_lacks_is_refused(photos):
+    write_photos(photos, {"aple": 3}, "testing")
+    message = refusal(photos)
+    assert message.startswith(f"{photos / 'testing' / 'aple'}: no class has this name, only apple")
+
+
+def test_what_is_no_image_is_named_and_left_out_on_request(photos):
+    (photos / "training" / "apple" / "list.txt").write_text("no picture")
+    (photos / "training" / "apple" / "more").mkdir()
+    (photos / "training" / "labels.csv").write_text("no picture")
+    (photos / "training" / "apple" / "gone.png").symlink_to(photos / "nowhere")
+    message = refusal(photos)
+    assert "4 files are no images" in message
+    assert "training/apple/gone.png (no file), training/apple/more (no file)" in message
+    assert "training/labels.csv (in no class folder)" in message
+    assert "training/apple/list.txt (no image)" in message
+    data = read(photos, skip_broken=True)
+    assert len(data.train_labels) + len(data.test_labels) == 25
+
+
+@pytest.mark.parametrize("make", [lambda root: root.mkdir(), lambda root: None])
+def test_a_folder_without_class_folders_is_refused(tmp_path, make):
+    make(tmp_path / "photos")
+    message = refusal(tmp_path / "photos")
+    assert message.startswith(f"{tmp_path / 'photos' / 'training'}: no class folders; expected")
+
+
+def test_a_single_class_is_refused(tmp_path):
+    message = refusal(write_photos(tmp_path, {"alone": 3}))
+    assert "only the class 'alone'" in message
+
+
+def test_a_training_view_is_a_crop_of_the_padded_image(photos):
+    loader = animal_dataloader(photos, 8, 1, dataset="folder", image_size=32)
+    assert loader.train_images.padding == 4 and loader.test_images.padding == 0
+    images, _, _ = next(iter(loader.run("test")))
+    stored = torch.from_numpy(loader.data.test_images).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    assert torch.allclose(images, (stored - mean[:, None, None]) / std[:, None, None], atol=1e-5)
+
+
+def resolved(*arguments) -> dict:
+    """The configuration that a command line resolves to."""
+    given = session.options.given_flags(train_animal10N.new_parser().parse_args(arguments))
+    return train_animal10N.resolve(given, torch.device("cpu"))
+
+
+def test_the_number_of_classes_is_that_of_the_folders(photos):
+    arguments = ("--dataset", "folder", "--data_path", str(photos))
+    config = resolved(*arguments)
+    assert config["num_class"] == 3
+    assert (config["image_size"], config["val_fraction"]) == (64, 0.1)
+    with pytest.raises(InputError, match=re.escape(f"--num_class 4: {photos} has 3 classes")):
+        resolved(*arguments, "--num_class", "4")
+
+
+def test_a_folder_needs_a_path():
+    with pytest.raises(InputError, match="--dataset folder needs --data_path"):
+        resolved("--dataset", "folder")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--image_size", "31"), ("--val_fraction", "0"), ("--val_fraction", "0.6")]
+)
+def test_values_out_of_range_are_refused(flag, value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_animal10N.new_parser().parse_args([flag, value])
+    assert stopped.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_a_badly_labelled_collection_becomes_a_run(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_animal10N, "build_network", lambda config: TinyNet(3, 4))
+    monkeypatch.chdir(tmp_path)
+    (photos / "training" / "apple" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    command = ["--dataset", "folder", "--data_path", "my photos", "--skip_broken", *TINY]
+    assert train_animal10N.main(command) == 0
+    log = capsys.readouterr().out
+    assert "22 training and 3 test images of 32x32, 3 classes" in log
+    assert "classes: apple, pear tree, плум" in log
+    assert "data: left out 1 files that are no images: training/apple/broken.png" in log
+    assert "labels are noisy too" in log
+    folder = tmp_path / "checkpoint" / "folder_seed123"
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert facts["class_names"] == ["apple", "pear tree", "плум"]
+    assert facts["test_labels_are_noisy"] is True
+    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 22
+    assert rows[-1]["file"].startswith("training/плум/") and rows[-1]["given_name"] == "плум"
+    assert train_animal10N.main([*command, "--resume"]) == 0
+    assert "25 decoded images from" in capsys.readouterr().out
+
+
+def test_hold_out_shares_no_image():
+    labels = np.repeat([0, 1], 10)
+    files = [str(i) for i in range(20)]
+    images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+    kept, held = hold_out(Part(images, labels, files), 0.3, seed=5)
+    assert sorted([*kept.files, *held.files], key=int) == files
+    for part in (kept, held):
+        assert [str(pixel) for pixel in part.images.ravel()] == part.files
+        assert np.array_equal(part.labels, labels[part.images.ravel()])
