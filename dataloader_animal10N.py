@@ -4,7 +4,6 @@ loader = animal_dataloader("./data/Animal-10N", 128, 4)
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import image_files
 from batches import Augmentation, ImageData, InputError, NoisyLoader
+from image_files import entries, first_ten, natural_order, read_images
 
 ANIMALS = (
     *("cat", "lynx", "wolf", "coyote", "cheetah", "jaguar"),
@@ -138,22 +137,6 @@ def has_class_folders(folder: Path) -> bool:
     return folder.is_dir() and any(entry.is_dir() for entry in entries(folder))
 
 
-def entries(folder: Path) -> list[os.DirEntry]:
-    """What a folder holds, without hidden files, in natural order. Raises InputError."""
-    try:
-        with os.scandir(folder) as found:
-            shown = [entry for entry in found if not entry.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    return sorted(shown, key=lambda entry: natural_order(entry.name))
-
-
-def natural_order(name: str) -> tuple:
-    """A key that sorts 2.jpg before 10.jpg."""
-    words = re.split(r"([0-9]+)", name)
-    return tuple(int(word) if i % 2 else word for i, word in enumerate(words)), name
-
-
 def class_names(root: str | Path) -> list[str]:
     """The classes of root/training/<class>/, in natural order. Raises InputError."""
     folder = Path(root) / "training"
@@ -227,15 +210,10 @@ def list_labelled_names(root: Path, part: str) -> Listing:
             found.append((int(prefix[1]), natural_order(rest), name))
     if outside:
         raise InputError(
-            f"{root}: {len(outside)} file names begin with a label outside 0 to "
-            f"{len(ANIMALS) - 1}: {first_ten(outside)}"
+            f"{root}: {len(outside)} of {len(outside) + len(found)} files in {part}/ have a label "
+            f"outside 0 to {len(ANIMALS) - 1}: {first_ten(outside)}"
         )
     return listing_of(found, broken)
-
-
-def first_ten(names: Sequence[str]) -> str:
-    """The first ten names, and dots where there are more."""
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
 def decode_part(
@@ -248,7 +226,7 @@ def decode_part(
 ) -> Part:
     """The images of a listing, decoded or from the cache beside them."""
     cache = root / f"{part}_{size}.cache.npz"
-    decoded = image_files.read_images(root, listing.files, size, threads, cache, say)
+    decoded = read_images(root, listing.files, size, threads, cache, say)
     undecodable = {listing.files[i]: reason for i, reason in decoded.broken.items()}
     return Part(
         decoded.images,
@@ -263,12 +241,13 @@ def refuse_broken(root: Path, *parts: Part, skip_broken: bool) -> list[str]:
     broken = [f"{name} ({why})" for part in parts for name, why in part.broken.items()]
     if not broken:
         return []
+    found = f"{len(broken)} of {len(broken) + sum(len(part.labels) for part in parts)} files"
     if not skip_broken:
         raise InputError(
-            f"{root}: {len(broken)} files are no images that can be read: {first_ten(broken)}; "
-            "mend or remove them, or leave them out with --skip_broken"
+            f"{root}: {found} cannot be read as images: {first_ten(broken)}; mend or remove them, "
+            "or leave them out with --skip_broken"
         )
-    return [f"left out {len(broken)} files that are no images: {', '.join(broken)}"]
+    return [f"left out {found}, which cannot be read as images: {', '.join(broken)}"]
 
 
 def find_binaries(root: Path) -> list[str]:
@@ -315,7 +294,8 @@ def read_binaries(root: Path, names: Sequence[str]) -> Part:
     if len(outside):
         shown = first_ten([f"{files[i]} ({labels[i]})" for i in outside])
         raise InputError(
-            f"{root}: {len(outside)} records with a label outside 0 to {len(ANIMALS) - 1}: {shown}"
+            f"{root}: {len(outside)} of {total} records have a label outside 0 to "
+            f"{len(ANIMALS) - 1}: {shown}"
         )
     order = np.lexsort((ids, labels))
     return Part(images[order], labels[order], [files[i] for i in order])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 from PIL import Image, ImageOps
+
+from batches import InputError
 
 # Files that a thread decodes at a time.
 PORTION = 100
@@ -28,6 +31,30 @@ class Decoded:
     images: np.ndarray
     kept: np.ndarray
     broken: dict[int, str]
+
+
+def entries(folder: Path) -> list[os.DirEntry]:
+    """What a folder holds, without hidden files, in natural order. Raises InputError."""
+    try:
+        with os.scandir(folder) as found:
+            shown = [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    for entry in shown:
+        if not entry.name.isprintable():
+            raise InputError(f"{folder}: the name {entry.name!a} is not readable; rename it")
+    return sorted(shown, key=lambda entry: natural_order(entry.name))
+
+
+def natural_order(name: str) -> tuple:
+    """A key that sorts 2.jpg before 10.jpg."""
+    words = re.split(r"([0-9]+)", name)
+    return tuple(int(word) if i % 2 else word for i, word in enumerate(words)), name
+
+
+def first_ten(names: Sequence[str]) -> str:
+    """The first ten names, and dots where there are more."""
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
 def read_images(

@@ -114,14 +114,14 @@ def test_a_record_with_a_label_outside_the_classes_is_refused(tmp_path, label):
     labels[7] = label
     (folder / "data_batch_1.bin").write_bytes(records(images, labels, ids))
     assert refusal(folder) == (
-        f"{folder}: 1 records with a label outside 0 to 9: data_batch_1.bin:7 ({label})"
+        f"{folder}: 1 of 30 records have a label outside 0 to 9: data_batch_1.bin:7 ({label})"
     )
 
 
 def test_a_file_name_with_a_label_outside_the_classes_is_refused_even_with_skip_broken(tmp_path):
     folder = write_animals(tmp_path, "names")
     write_png(folder / "training" / "10_5.png", np.zeros((64, 64, 3), np.uint8))
-    message = "1 file names begin with a label outside 0 to 9: training/10_5.png"
+    message = "1 of 31 files in training/ have a label outside 0 to 9: training/10_5.png"
     assert message in refusal(folder)
     assert message in refusal(folder, skip_broken=True)
 
@@ -139,7 +139,7 @@ def test_files_that_are_no_images_are_named_counted_and_left_out_only_on_request
     (folder / "training" / "README.txt").write_text("about")
     (folder / "testing" / "2_sub").mkdir()
     message = refusal(folder)
-    assert "13 files are no images" in message and "--skip_broken" in message
+    assert "13 of 63 files cannot be read as images" in message and "--skip_broken" in message
     assert "training/README.txt (its name does not begin with a label and _)" in message
     assert "training/3_9008.jpg (no image), …" in message
     assert "3_9009" not in message
@@ -147,7 +147,7 @@ def test_files_that_are_no_images_are_named_counted_and_left_out_only_on_request
     assert np.array_equal(data.train_images, in_order(30, 1)[0])
     assert np.array_equal(data.train_labels, in_order(30, 1)[1])
     assert len(data.test_labels) == 20
-    assert data.notes[1].startswith("left out 13 files that are no images: training/README.txt")
+    assert data.notes[1].startswith("left out 13 of 63 files, which cannot be read as images: ")
     assert "training/3_9010.jpg (no image)" in data.notes[1]
     assert "testing/2_sub (no file)" in data.notes[1]
 
@@ -345,7 +345,7 @@ def run(folder: Path, output: Path, *arguments) -> int:
 
 
 def figures(folder: Path) -> list[dict]:
-    """The metrics of a run's epochs, but for the times."""
+    """The metrics of a run's epochs, but for times and memory."""
     rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
@@ -403,7 +403,7 @@ def test_bad_data_is_refused_in_one_line(tmp_path):
     result = run_script("train_animal10N.py", "--data_path", folder, *TINY, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == (
-        f"train_animal10N.py: error: {folder}: 1 files are no images that can be read: "
+        f"train_animal10N.py: error: {folder}: 1 of 51 files cannot be read as images: "
         "training/1_1000.png (no image); mend or remove them, or leave them out with "
         "--skip_broken\n"
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 import session
 import train_animal10N
 from batches import InputError
-from dataloader_animal10N import Part, animal_dataloader, hold_out, natural_order, read_folder
+from dataloader_animal10N import Part, animal_dataloader, hold_out, read_folder
+from image_files import natural_order
 
 TINY = (
     *("--batch_size", "8", "--image_size", "32"),
@@ -124,12 +126,17 @@ def test_what_is_no_image_is_named_and_left_out_on_request(photos):
     (photos / "training" / "labels.csv").write_text("no picture")
     (photos / "training" / "apple" / "gone.png").symlink_to(photos / "nowhere")
     message = refusal(photos)
-    assert "4 files are no images" in message
+    assert "4 of 29 files cannot be read as images" in message
     assert "training/apple/gone.png (no file), training/apple/more (no file)" in message
     assert "training/labels.csv (in no class folder)" in message
     assert "training/apple/list.txt (no image)" in message
     data = read(photos, skip_broken=True)
     assert len(data.train_labels) + len(data.test_labels) == 25
+
+
+def test_a_name_that_cannot_be_printed_is_refused(photos):
+    (photos / "training" / "apple" / os.fsdecode(b"caf\xe9.png")).write_text("")
+    assert "the name 'caf\\udce9.png' is not readable" in refusal(photos)
 
 
 @pytest.mark.parametrize("make", [lambda root: root.mkdir(), lambda root: None])
@@ -192,7 +199,10 @@ def test_a_badly_labelled_collection_becomes_a_run(photos, tmp_path, monkeypatch
     log = capsys.readouterr().out
     assert "22 training and 3 test images of 32x32, 3 classes" in log
     assert "classes: apple, pear tree, плум" in log
-    assert "data: left out 1 files that are no images: training/apple/broken.png" in log
+    assert (
+        "data: left out 1 of 26 files, which cannot be read as images: training/apple/broken.png"
+        in log
+    )
     assert "labels are noisy too" in log
     folder = tmp_path / "checkpoint" / "folder_seed123"
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
