@@ -35,7 +35,6 @@ ANIMAL_RECIPE = {
     "image_size": data.ANIMAL_SIZE,
     "network": "vgg19_bn",
     "width": 64,
-    "skip_broken": False,
     "num_workers": os.cpu_count() or 1,
 }
 RECIPES = {
@@ -117,7 +116,7 @@ def make_loader(config: dict, device: torch.device, _folder: Path) -> data.anima
         dataset=config["dataset"],
         image_size=config["image_size"],
         val_fraction=config.get("val_fraction", 0.0),
-        skip_broken=config["skip_broken"],
+        skip_broken=config.get("skip_broken", False),
         seed=config["seed"],
         device=device,
         channels_last=config["channels_last"] == "on",
