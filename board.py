@@ -1,5 +1,6 @@
 """A run's record in TensorBoard; a resume supersedes what is to come, a full disk ends nothing."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,13 @@ class Board:
         self.folder = folder
         self.rows_there = rows_there
         self.writer: SummaryWriter | None = None
+        self.thread_errors = threading.excepthook
+        threading.excepthook = self.ignore_full_disk
+
+    def ignore_full_disk(self, error) -> None:
+        """Print no traceback of TensorBoard's thread: `flush` raises its OSError again."""
+        if not issubclass(error.exc_type, OSError):
+            self.thread_errors(error)
 
     @contextmanager
     def writing(self) -> Iterator[SummaryWriter]:
@@ -88,7 +96,8 @@ class Board:
             add_pictures(writer, drawn, self.rows_there)
 
     def close(self) -> None:
-        """Close the file of events."""
+        """Close the file of events; threads report errors as they did before."""
+        threading.excepthook = self.thread_errors
         if self.writer is not None:
             with suppress(OSError):
                 self.writer.close()

@@ -4,6 +4,7 @@
 torch.load(weights_only=True), so that reading a stranger's checkpoint runs no code of his.
 """
 
+import io
 import json
 import random
 import zlib
@@ -169,8 +170,10 @@ def one_line(error: Exception) -> str:
 
 def save(state: dict, path: Path) -> None:
     """Write a checkpoint that a reader sees whole or not at all. Raises OSError."""
+    archive = io.BytesIO()  # torch turns a full disk into an error of its own
+    torch.save(state, archive)
     with replacing(path) as file:
-        torch.save(state, file)
+        file.write(archive.getbuffer())
 
 
 def load(path: Path) -> dict:

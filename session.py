@@ -190,6 +190,7 @@ def train(script: Script, plan: Plan, loader: NoisyLoader) -> int:
     introduce(run, loader, facts, plan.device, first_epoch)
     if first_epoch > recipe.num_epochs and (plan.folder / "labels.csv").exists():
         run.log.line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
+        run.board.close()
         return 0
     if state is None:
         checkpoints.save(state_after(-1), plan.folder / "last.pt")
