@@ -309,7 +309,7 @@ def measure_steps(args: argparse.Namespace, clock: Clock, rates: dict[str, float
         contenders["ours, compiled"] = our_steps(args, True)
     # A forward pass is 1, a backward pass 2; both views of the peer, four of the trained network.
     passes = {"scoring": 1, "warm-up": 2 * 3, "semi-supervised": 2 + 4 + 4 * 3}
-    flops, ceiling = image_flops(args), rates["bf16" if args.amp == "bf16" else "float32"]
+    flops, our_rate = image_flops(args), rates["bf16" if args.amp == "bf16" else "float32"]
     print(
         f"\nstep, B = {args.batch_size}, width {args.width}, amp {args.amp}"
         "            seconds    of plain    images/s    of the matrix rate"
@@ -324,6 +324,7 @@ def measure_steps(args: argparse.Namespace, clock: Clock, rates: dict[str, float
             of_plain = statistics.median(
                 a / b for a, b in zip(seconds, found["plain"], strict=True)
             )
+            ceiling = rates["float32"] if name == "plain" else our_rate
             share = flops * factor * args.batch_size / best / ceiling
             print(
                 f"{step + ', ' + name:<37}{best:>12.4f}{of_plain:>12.2f}{images / best:>12,.0f}"
@@ -369,8 +370,6 @@ def measure_epoch(args: argparse.Namespace, clock: Clock) -> None:
         for _ in labelled:
             next(stream)
 
-    if args.device.type == "cuda":
-        train(0)  # the compiler's start and the allocator's
     losses = np.random.default_rng(0).random(args.images)
     stages = {
         "scoring both networks": lambda: [
@@ -383,6 +382,9 @@ def measure_epoch(args: argparse.Namespace, clock: Clock) -> None:
         "training both networks": lambda: [train(k) for k in (0, 1)],
         "test": lambda: smr.test(pair.networks, loader.run("test"), recipe.amp),
     }
+    if args.device.type == "cuda" or args.compile == "on":
+        for stage in stages.values():  # the compiler's start, and the card's
+            stage()
     found = {name: clock.seconds(stage) for name, stage in stages.items()}
     total = sum(found.values())
     rows = found | {"whole epoch": total}
