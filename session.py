@@ -235,7 +235,9 @@ def follow(
                     keep_checkpoint(run, checkpoints.networks_alone(state), "best.pt")
                 due = is_last or (result.epoch + 1) % save_every == 0
                 saved = due and keep_checkpoint(run, state, "last.pt")
-                unsaved = None if saved else copy.deepcopy(state)
+                unsaved = None  # before the copy, so that no two are held
+                if not saved:
+                    unsaved = copy.deepcopy(state)
                 if not is_last:
                     run.interrupts.raise_if_any()
         except experiment.Interrupted as stop:
