@@ -19,7 +19,7 @@ from pathlib import Path
 from batches import InputError
 from dataloader_cifar import HUMAN_KEYS
 from experiment import duration, read_metrics
-from options import FREE, Parser, one_line_errors
+from support.options import FREE, Parser, one_line_errors
 
 HEADINGS = (
     "data set",

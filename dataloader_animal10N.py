@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from batches import Augmentation, ImageData, InputError, NoisyLoader
-from image_files import entries, first_ten, natural_order, read_images
+from support.image_files import entries, first_ten, natural_order, read_images
 
 ANIMALS = (
     *("cat", "lynx", "wolf", "coyote", "cheetah", "jaguar"),

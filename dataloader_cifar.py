@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import untrusted
 from batches import InputError, NoisyLoader
-from cifar_files import DATASETS, checked_labels, find_data, read_cifar, read_digits
+from support import untrusted
+from support.cifar_files import DATASETS, checked_labels, find_data, read_cifar, read_digits
 
 HUMAN_KEYS = {
     "aggre": "aggre_label",

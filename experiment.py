@@ -17,8 +17,8 @@ import sklearn
 import torch
 
 from batches import statistics_line
-from board import Board
-from files import replacing
+from support.board import Board
+from support.files import replacing
 
 # Seconds between progress lines where the output is not a terminal, and on one.
 PLAIN_PERIOD, TERMINAL_PERIOD = 30.0, 0.2

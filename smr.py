@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
-from meters import Hits, Meter, NonFiniteLoss, peak_memory
-from scoring import scorer
+from support.meters import Hits, Meter, NonFiniteLoss, peak_memory
+from support.scoring import scorer
 
 WARM_UP = "warm-up"
 RECALIBRATION = "recalibration"

@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 
 import dataloader_animal10N as data
-import options
-import session
 from batches import InputError
 from PreResNet import ResNet18
+from support import options, session
 from vgg import vgg19_bn
 
 # SPEC 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.

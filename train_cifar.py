@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 
 import dataloader_cifar as data
-import options
-import session
-from cifar_files import download
 from PreResNet import ResNet18
+from support import options, session
+from support.cifar_files import download
 
 # SPEC 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
 NOISE = {"noise_mode": "sym", "r": 0.5, "noise_file": ""}

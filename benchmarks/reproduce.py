@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare_runs
 import experiment
-import options
 import train_cifar
+from support import options
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # SPEC 7; lambda_u and all else come from the recipe.

@@ -28,14 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plain
 
 import experiment
-import meters
-import options
-import session
 import smr
 from batches import ImageData, NoisyLoader
 from dataloader_cifar import DATASETS
 from PreResNet import ResNet18
-from scoring import scorer
+from support import meters, options, session
+from support.scoring import scorer
 
 CLASSES = 10
 LABELLED_SHARE = 0.55  # of sym 0.5: half of the labels stay, and a tenth of the others comes back

@@ -11,11 +11,11 @@ from helpers import TinyNet, run_script
 from photos import animals, records, write_animals, write_png
 
 import experiment
-import session
 import smr
 import train_animal10N
 from batches import InputError
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
+from support import session
 from vgg import vgg19_bn
 
 FORMS = ("names", "classes", "binary")

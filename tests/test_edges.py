@@ -6,8 +6,8 @@ import torch
 from helpers import TinyNet, tiny_loader, tiny_pair, tiny_recipe
 
 import smr
-from meters import Meter
 from PreResNet import ResNet18
+from support.meters import Meter
 
 SEMI_SUPERVISED = {"num_epochs": 0, "warm_up": 0}
 

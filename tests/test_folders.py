@@ -12,11 +12,11 @@ from helpers import TinyNet
 from photos import write_photos
 from PIL import Image
 
-import session
 import train_animal10N
 from batches import InputError
 from dataloader_animal10N import Part, animal_dataloader, hold_out, read_folder
-from image_files import natural_order
+from support import session
+from support.image_files import natural_order
 
 TINY = (
     *("--batch_size", "8", "--image_size", "32"),

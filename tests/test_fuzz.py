@@ -16,15 +16,12 @@ import torch
 from helpers import write_cifar
 from photos import write_animals
 
-import checkpoints
-import image_files
-import options
-import session
 import smr
 import train_cifar
 from batches import InputError
 from dataloader_animal10N import read_animal10n
 from dataloader_cifar import read_cifar, read_human_labels, read_label_list
+from support import checkpoints, image_files, options, session
 
 MB = 2**20
 SECONDS_A_CASE = 5

@@ -10,7 +10,7 @@ import pytest
 from photos import write_png
 from PIL import Image
 
-import image_files
+from support import image_files
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 

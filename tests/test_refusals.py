@@ -11,12 +11,10 @@ import pytest
 import torch
 from helpers import write_cifar
 
-import checkpoints
 import experiment
-import files
-import session
 import train_cifar
 from batches import InputError
+from support import checkpoints, files, session
 
 TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
 RUN_NAME = "digits_0.5_sym_seed123"

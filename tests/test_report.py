@@ -11,10 +11,9 @@ from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-import pictures
-import report
 import smr
 from batches import Augmentation, ImageData, NoisyLoader
+from support import pictures, report
 
 NAMES = [f"class {label}" for label in range(10)]
 

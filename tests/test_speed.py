@@ -12,13 +12,12 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import experiment
-import meters
-import session
 import smr
 from batches import Augmentation, ImageSet
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet, ResNet18
-from scoring import scorer
+from support import meters, session
+from support.scoring import scorer
 
 CPU = torch.device("cpu")
 

@@ -20,11 +20,10 @@ from helpers import REPOSITORY, run_script, script_environment, write_cifar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import datasets
 
-import options
-import session
 import train_cifar
 from batches import InputError
 from dataloader_cifar import noisy_labels
+from support import options, session
 
 CPU = torch.device("cpu")
 # Epoch 0 warms up, 1 and 3 are semi-supervised, 2 recalibrates.
@@ -497,7 +496,7 @@ def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys):
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
     cifar10_folder, tmp_path, capsys
 ):
-    flags = ("--lr", "1e18", "--lr_steps", "0:1e-18,1:1")  # sound for an epoch
+    flags = ("--lr", "1e6", "--weight_decay", "1e6", "--lr_steps", "0:1e-15,1:1")  # sound for an epoch
     assert run_here(cifar10_folder, tmp_path / "out", *flags) == 1
     (folder,) = (tmp_path / "out").iterdir()
     output = capsys.readouterr().out

@@ -10,10 +10,10 @@ import pytest
 import torch
 from helpers import write_python2_pickle
 
-import untrusted
 from batches import InputError
 from dataloader_cifar import read_cifar, read_human_labels
-from untrusted import Refused
+from support import untrusted
+from support.untrusted import Refused
 
 MB = 2**20
 

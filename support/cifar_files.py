@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import untrusted
 from batches import Augmentation, ImageData, InputError
+from support import untrusted
 
 
 @dataclass(frozen=True)

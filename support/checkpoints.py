@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import untrusted
 from batches import InputError
-from files import replacing
+from support import untrusted
+from support.files import replacing
 
 NETWORK_PARTS = {
     "epoch": int,

@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-import pictures
+from support import pictures
 
 # Epochs between pictures, which are read less often than curves and cost more.
 PICTURE_PERIOD = 10

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-import pictures
 import smr
 from batches import NoisyLoader
 from experiment import replace_text
-from scoring import scorer
+from support import pictures
+from support.scoring import scorer
 
 COLUMNS = (
     "index",

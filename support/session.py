@@ -19,12 +19,10 @@ from pathlib import Path
 
 import torch
 
-import checkpoints
 import experiment
-import options
-import report
 import smr
 from batches import InputError, NoisyLoader, labels_sha256
+from support import checkpoints, options, report
 
 
 @dataclass(frozen=True)
