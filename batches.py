@@ -122,7 +122,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Rows:
-    """The images that an iterable serves, as positions in the whole set; only its length counts."""
+    """The images that an iterable serves, as positions in the whole set."""
 
     index: Tensor
 

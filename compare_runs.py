@@ -78,13 +78,15 @@ class FinishedRun:
 
 
 def noise(config: dict) -> str:
-    """`sym 0.5`, `human worst`, or `real` where none was injected; `from a file` if named so."""
+    """`sym 0.5`, `human worst`, the name of a file of labels, or `real` where none was injected."""
     mode = config.get("noise_mode")
     if mode is None:
         return "real"
     if mode in HUMAN_KEYS:
         return f"human {mode}"
-    return f"{mode} {config['r']:g}" + (", labels of a file" if config.get("noise_file") else "")
+    if config.get("noise_file"):
+        return f"labels of {Path(config['noise_file']).name}"
+    return f"{mode} {config['r']:g}"
 
 
 def method(config: dict) -> str:

@@ -151,7 +151,9 @@ class Log:
         if now - self.last_shown < period or step == 1:
             return
         self.last_shown = now
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in meter.glance().items())
+        # A plain line is rare enough to wait for the device.
+        glanced = meter.glance(wait=not self.terminal)
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in glanced.items())
         rate = (meter.images - self.images) / (now - self.pass_started)
         text = (
             f"{self.title} | Epoch [{epoch:3d}/{self.kinds_last:3d}] Iter[{step:3d}/{steps:3d}]  "

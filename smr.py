@@ -204,8 +204,7 @@ def mixmatch_loss(
     step's l; permutation over the rows of [x1; x2; u1; u2]; epoch + step/steps.
     """
     x1, x2, labels, probability = labelled
-    images, targets = [x1, x2], []
-    targets_u = None
+    images, targets_u = [x1, x2], None
     if unlabelled is not None:
         targets_u = guess(network, peer, *unlabelled, recipe.T)  # first: the order of BN's passes
         images += unlabelled

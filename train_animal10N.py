@@ -96,6 +96,8 @@ def resolve(given: dict, device: torch.device) -> dict:
         classes = len(data.class_names(config["data_path"]))
     else:
         raise InputError("--dataset folder needs --data_path DIR, with DIR/training/<class>/*")
+    if config["network"] == "vgg19_bn" and config["width"] != RECIPES[dataset]["width"]:
+        raise InputError("--width: only with --network preact_resnet18")
     options.settle_num_class(config, classes, config["data_path"])
     if device.type == "cpu" and "channels_last" not in given:
         # On a CPU it gains little, and torch 2.15's backward pass of a strided 1x1 convolution of

@@ -20,6 +20,7 @@ from support.files import replacing
 NETWORK_PARTS = {
     "epoch": int,
     "config": dict,
+    "device": str,
     "noise_sha256": str,
     "networks": list,
     "accuracy": float,
@@ -79,6 +80,7 @@ def training_state(
     return {
         "epoch": epoch,
         "config": config,
+        "device": loader.generator.device.type,
         "noise_sha256": noise_sha256,
         "networks": [network.state_dict() for network in pair.networks],
         "accuracy": rows[-1]["test/accuracy"] if rows else 0.0,

@@ -51,9 +51,9 @@ class Meter:
             raise NonFiniteLoss(f"step {int(self.finite_steps) + 1}: the loss is not finite")
         return self._over(self.steps, self.sums.tolist()) | {"images": self.images}
 
-    def glance(self) -> dict[str, float]:
-        """The means as they were a moment ago, for a progress line; never waits for a GPU."""
-        if self.sums is None or self.sums.device.type != "cuda":
+    def glance(self, wait: bool) -> dict[str, float]:
+        """The means for a progress line; unless `wait`, on CUDA those of the glance before."""
+        if self.sums is None or wait or self.sums.device.type != "cuda":
             return {} if self.sums is None else self._over(self.steps, self.sums.tolist())
         shown = {}
         if self.on_the_way and self.on_the_way[2].query():

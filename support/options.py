@@ -6,13 +6,16 @@ resolved configuration tells what was run.
 
 import argparse
 import math
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
+from torch.utils._triton import has_triton
 
 from batches import InputError
 
@@ -33,6 +36,8 @@ DEFAULTS = {
 }
 # Flags that say what to do with a run and are no part of its configuration.
 ACTIONS = ("resume", "overwrite", "evaluate")
+# Flags of speed: they change figures within rounding, and suit one kind of device.
+SPEED = ("amp", "compile", "channels_last")
 # Flags that may change between the parts of a resumed run; num_epochs may grow.
 FREE = (
     "device",
@@ -124,7 +129,9 @@ def new_parser(usage_docstring: str) -> Parser:
     _add_method_flags(parser.add_argument_group("method (SPEC 3 to 6)"))
     _add_training_flags(parser.add_argument_group("training"))
     _add_run_flags(parser.add_argument_group("run"))
-    _add_speed_flags(parser.add_argument_group("speed (numbers stay within rounding)"))
+    _add_speed_flags(
+        parser.add_argument_group("speed (within rounding; compiled dropout draws anew)")
+    )
     return parser
 
 
@@ -320,10 +327,16 @@ def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
     on_cuda = device.type == "cuda"
     speed = {
         "amp": "bf16" if on_cuda else "off",
-        "compile": "on" if on_cuda else "off",
+        "compile": "on" if on_cuda and can_compile() else "off",
         "channels_last": "on",
     }
-    return DEFAULTS | recipe | baseline | speed | given
+    return DEFAULTS | speed | recipe | baseline | given
+
+
+def can_compile() -> bool:
+    """Whether torch.compile can build kernels for a card: Triton needs a C compiler."""
+    compilers = os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang")
+    return has_triton() and any(compilers)
 
 
 def settle_num_class(config: dict, found: int, where: str) -> None:

@@ -54,7 +54,9 @@ def main(script: Script, parser: options.Parser, argv: list[str] | None) -> int:
                 return evaluate(script, parser, args)
             plan = make_plan(script, parser, args)
             loader = script.make_loader(plan.config, plan.device, plan.folder)
-            with locked(plan.folder):
+            folder = plan.folder
+            del plan  # and its state, of which memory shall hold one
+            with locked(folder):
                 # Again, since another process may have trained here until a moment ago.
                 return train(script, make_plan(script, parser, args), loader)
     except KeyboardInterrupt:
@@ -76,16 +78,22 @@ def make_plan(script: Script, parser: options.Parser, args: argparse.Namespace) 
             return Plan(config, device, path.parent, None)
     state = checkpoints.load_training_state(path)
     device, config = configure(script, stored_flags(script, parser, state, given, path))
-    refuse_other_flags(state["config"], config, path)
+    refuse_other_flags(state, config, device, path)
     return Plan(config, device, path.parent, state)
 
 
 def stored_flags(
     script: Script, parser: options.Parser, state: dict, given: dict, path: Path
 ) -> dict:
-    """A checkpoint's configuration with the `given` flags. Raises InputError where it is none."""
+    """A checkpoint's configuration with the `given` flags. Raises InputError where it is none.
+
+    On another kind of device than the checkpoint's, the flags of speed are that device's own.
+    """
     flags = state["config"] | given
     try:
+        wanted = options.DEFAULTS | flags
+        if options.find_device(wanted["device"], wanted["gpuid"]).type != state["device"]:
+            flags = {k: v for k, v in flags.items() if k in given or k not in options.SPEED}
         options.check_values(parser, state["config"])
         script.resolve(flags, torch.device("cpu"))
     except InputError as error:
@@ -97,15 +105,19 @@ def configure(script: Script, given: dict) -> tuple[torch.device, dict]:
     """The device and the resolved configuration of these flags."""
     wanted = options.DEFAULTS | given
     device = options.find_device(wanted["device"], wanted["gpuid"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and pinned memory take the current one
     return device, script.resolve(given, device)
 
 
-def refuse_other_flags(stored: dict, config: dict, path: Path) -> None:
-    """Raise InputError where a resumed run's flags would change its numbers."""
+def refuse_other_flags(state: dict, config: dict, device: torch.device, path: Path) -> None:
+    """Raise InputError where a checkpoint's flags are others, so that its numbers would change."""
+    stored = state["config"]
+    free = options.FREE + (options.SPEED if device.type != state["device"] else ())
     other = [
         f"--{flag} {config[flag]} (the run has {stored[flag]})"
         for flag in stored
-        if flag not in options.FREE and stored[flag] != config.get(flag)
+        if flag not in free and stored[flag] != config.get(flag)
     ]
     epochs = stored.get("num_epochs", 0)
     if config["num_epochs"] < epochs:
@@ -185,7 +197,7 @@ def train(script: Script, plan: Plan, loader: NoisyLoader) -> int:
     versions = {"versions": experiment.versions(), "hardware": experiment.hardware(plan.device)}
     experiment.replace_json(plan.folder / "config.json", config | facts | versions)
     first_epoch = len(run.rows)
-    introduce(run, loader, facts, plan.device, first_epoch)
+    introduce(run, facts, plan.device, first_epoch)
     if first_epoch > recipe.num_epochs and (plan.folder / "labels.csv").exists():
         run.log.line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
         run.board.close()
@@ -306,9 +318,7 @@ def data_facts(loader: NoisyLoader) -> dict:
     return facts
 
 
-def introduce(
-    run: experiment.Run, loader, facts: dict, device: torch.device, first_epoch: int
-) -> None:
+def introduce(run: experiment.Run, facts: dict, device: torch.device, first_epoch: int) -> None:
     """The lines at the start of a run's log."""
     line, config = run.log.line, run.config
     height, width = facts["image_size"]
@@ -344,8 +354,9 @@ def foretell(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe, kinds: lis
     unit = (time.perf_counter() - started) / len(images) / 3
     n, test = len(loader.train_images), 2 * len(loader.test_images)
     labelled = n if loader.is_clean is None else int(loader.is_clean.sum())
-    # Scoring, then for each network 4 passes by itself and 2 by its peer, and 4 images trained on.
-    passes = {smr.SEMI_SUPERVISED: 2 * n + 2 * labelled * (4 + 2 + 4 * 3)}
+    # Scoring, then for each network 4 passes by itself, 2 by its peer, and the mixed rows' steps.
+    mixed = 2 if recipe.labelled_rows_only else 4
+    passes = {smr.SEMI_SUPERVISED: 2 * n + 2 * labelled * (4 + 2 + mixed * 3)}
     total = sum(passes.get(kind, 2 * 3 * n) + test for kind in kinds) * unit
     return (
         f"expect about {experiment.duration(total)} on this CPU "
@@ -360,7 +371,7 @@ def evaluate(script: Script, parser: options.Parser, args: argparse.Namespace) -
     device, config = configure(
         script, stored_flags(script, parser, state, options.given_flags(args), path)
     )
-    refuse_other_flags(state["config"], config, path)
+    refuse_other_flags(state, config, device, path)
     loader = script.make_loader(config, device, path.parent)
     pair = make_pair(script, config, device)
     checkpoints.restore_networks(state, pair, path)

@@ -301,6 +301,7 @@ def test_with_a_weight_on_their_loss_the_unlabelled_rows_go_through_the_network(
         (("--num_class", "9"), "--num_class 9: ./data/Animal-10N has 10 classes"),
         (("--image_size", "32"), "--image_size: only with --dataset folder"),
         (("--val_fraction", "0.2"), "--val_fraction: only with --dataset folder"),
+        (("--width", "16"), "--width: only with --network preact_resnet18"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(arguments, message):

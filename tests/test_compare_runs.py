@@ -89,7 +89,7 @@ def test_rows_are_apart_by_data_set_noise_and_method(write_run):
             ("cifar10", "sym 0.2", "smr"),
             ("cifar10", "asym 0.5", "smr"),
             ("cifar10", "human worst", "smr"),
-            ("cifar10", "sym 0.5, labels of a file", "smr"),
+            ("cifar10", "labels of mine.json", "smr"),
             ("cifar10", "sym 0.5", "dividemix"),
             ("cifar10", "sym 0.5", "ce"),
             ("cifar10", "sym 0.5", "smr, ce warm-up"),

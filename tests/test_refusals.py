@@ -1,6 +1,7 @@
 """What is refused costs one line and status 2, and changes no file; what is odd but right works."""
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ from helpers import write_cifar
 import experiment
 import train_cifar
 from batches import InputError
-from support import checkpoints, files, session
+from support import checkpoints, files, options, session
 
 TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
 RUN_NAME = "digits_0.5_sym_seed123"
@@ -170,6 +171,43 @@ def spoil(state, part: str, value: float) -> None:
         state["optimisers"][0]["state"][0]["momentum_buffer"][0] = value
     else:
         state["histories"][0].append(torch.full((1437,), value))
+
+
+def from_a_card(state) -> None:
+    """Make the state one that was saved on a CUDA card with its flags of speed."""
+    state["device"] = state["random"]["device"] = "cuda"
+    state["config"].update(amp="bf16", compile="on", channels_last="off")
+
+
+def test_a_checkpoint_of_a_card_goes_on_with_the_cpu_s_own_flags_of_speed(folder):
+    changed(folder / "last.pt", from_a_card)
+    assert train_cifar.main(["--resume", str(folder), "--num_epochs", "2"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["amp"], config["compile"], config["channels_last"]) == ("off", "off", "on")
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_checkpoint_of_a_card_can_be_evaluated_with_any_flags_of_speed(folder, capsys):
+    changed(folder / "best.pt", lambda state: state.update(device="cuda"))
+    assert train_cifar.main(["--evaluate", str(folder / "best.pt"), "--channels_last", "off"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_flags_of_speed_of_the_same_kind_of_device_stay(folder, capsys):
+    found = refused_run(capsys, folder, "--resume", folder, "--amp", "bf16")
+    assert "--amp bf16 (the run has off)" in found
+
+
+@pytest.mark.parametrize(
+    ("dataset", "compiler", "expected"),
+    [("cifar10", "/bin/cc", "on"), ("cifar10", None, "off"), ("digits", "/bin/cc", "off")],
+)
+def test_a_card_compiles_where_it_can_and_where_it_pays(dataset, compiler, expected, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(options, "has_triton", lambda: True)
+    monkeypatch.setattr(options.shutil, "which", lambda _: compiler)
+    config = train_cifar.resolve({"dataset": dataset}, torch.device("cuda"))
+    assert (config["amp"], config["compile"]) == ("bf16", expected)
 
 
 @pytest.mark.parametrize(
