@@ -91,10 +91,10 @@ def stored_flags(
     """
     flags = state["config"] | given
     try:
+        options.check_values(parser, state["config"])
         wanted = options.DEFAULTS | flags
         if options.find_device(wanted["device"], wanted["gpuid"]).type != state["device"]:
             flags = {k: v for k, v in flags.items() if k in given or k not in options.SPEED}
-        options.check_values(parser, state["config"])
         script.resolve(flags, torch.device("cpu"))
     except InputError as error:
         raise InputError(f"{path}: its configuration does not fit: {error}") from error

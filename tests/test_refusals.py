@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -295,20 +296,23 @@ def read_lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.fixture
+@contextmanager
 def no_room():
-    """No file of this process grows beyond 4 KB."""
+    """No file of this process grows beyond 4 KB: not for long, as pytest's log may be one."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_what_a_full_disk_does_not_take_leaves_the_older_checkpoint_and_the_run_goes_on(
-    folder, tmp_path, capfd, no_room
+    folder, tmp_path, capfd
 ):
     before = (folder / "last.pt").read_bytes()
-    assert run(tmp_path, "--resume", epochs=3) == 0
+    with no_room():
+        assert run(tmp_path, "--resume", epochs=3) == 0
     said = capfd.readouterr()
     assert said.out.count("last.pt was not written (File too large); the older one stands") == 2
     assert "the records were not written (File too large); the run goes on" in said.out
