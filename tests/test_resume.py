@@ -95,7 +95,7 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(straight)
     accuracies = [row["test/accuracy"] for row in rows_of(folder)]
     assert last["epoch"] == 5 and last["accuracy"] == accuracies[-1]
     assert best["accuracy"] == max(accuracies) == accuracies[best["epoch"]]
-    assert set(best) == {"epoch", "config", "noise_sha256", "networks", "accuracy"}
+    assert set(best) == {"epoch", "config", "device", "noise_sha256", "networks", "accuracy"}
 
 
 def run(*flags: str) -> int:
