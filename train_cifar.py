@@ -3,8 +3,8 @@
     python train_cifar.py --dataset digits
     python train_cifar.py --r 0.5 --noise_mode sym --data_path ./data/cifar-10-batches-py --download
 
-The first needs no data and takes about a minute on two CPU cores; the second reproduces a figure
-of the paper. A flag that is not given takes its value from the data set's recipe.
+The first needs no data and takes about a minute and a half on two CPU cores; the second reproduces
+a figure of the paper. A flag that is not given takes its value from the data set's recipe.
 """
 
 import sys
@@ -33,7 +33,7 @@ RECIPES = {
     "cifar10": CIFAR_RECIPE | {"warm_up": 10, "data_path": "./data/cifar-10-batches-py"},
     # A hundred classes take longer to learn before losses tell anything.
     "cifar100": CIFAR_RECIPE | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
-    # Ours: small enough for two CPU cores and a minute, in the proportions of CIFAR's.
+    # Ours: small enough for two CPU cores and two minutes, in the proportions of CIFAR's.
     "digits": NOISE
     | {
         "num_epochs": 60,
