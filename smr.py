@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
-from support.meters import Hits, Meter, NonFiniteLoss, peak_memory
+from support.memory import peak_memory
+from support.meters import Hits, Meter, NonFiniteLoss
 from support.scoring import scorer
 
 WARM_UP = "warm-up"
@@ -128,10 +129,10 @@ def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
 
 
 def optimise(loss: Tensor, optimiser: Optimizer) -> None:
-    """One step of the optimiser down the gradient of `loss`."""
-    optimiser.zero_grad(set_to_none=True)
+    """One step of the optimiser down the gradient of `loss`, from and to no gradients."""
     loss.backward()
     optimiser.step()
+    optimiser.zero_grad(set_to_none=True)  # at once: the next forward pass needs the memory
 
 
 def mixup_loss(

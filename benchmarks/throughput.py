@@ -4,14 +4,15 @@
     python benchmarks/throughput.py --compile on --profile
 
 Images are random bytes in CIFAR-10's shape: nothing is read. On a CUDA card the settings are those
-of training there, bf16 and compiled; the epoch then has CIFAR-10's full size.
+of training there, bf16 and compiled; the epoch then has CIFAR-10's full size. The steps of
+each implementation run in a process of its own, in turns: plain's as any program's, ours as our
+scripts'.
 """
 
 import argparse
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -25,17 +26,15 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import plain
+from contenders import CLASSES, Clock, Contender, new_pair, recipe_of
 
 import experiment
 import smr
 from batches import ImageData, NoisyLoader
 from dataloader_cifar import DATASETS
 from PreResNet import ResNet18
-from support import meters, options, session
-from support.scoring import scorer
+from support import memory, options, session
 
-CLASSES = 10
 LABELLED_SHARE = 0.55  # of sym 0.5: half of the labels stay, and a tenth of the others comes back
 
 
@@ -73,41 +72,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-class Clock:
-    """Seconds of calls on a device: the wall's, or the process's CPU seconds."""
-
-    def __init__(self, device: torch.device, cpu_time: bool):
-        self.device = device
-        self.now = time.process_time if cpu_time else time.perf_counter
-
-    def seconds(self, call: Callable) -> float:
-        """Of one call, the device's work included."""
-        self._wait()
-        started = self.now()
-        call()
-        self._wait()
-        return self.now() - started
-
-    def interleaved(self, calls: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-        """Seconds of each call in each round: A B C A B C, so that a slow moment slows all."""
-        found: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                found[name].append(self.seconds(call))
-        return found
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+def in_turns(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each timer finds in each round: A B C A B C, so that a slow moment slows all."""
+    found: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            found[name].append(timer())
+    return found
 
 
 def ceilings(clock: Clock, device: torch.device) -> dict[str, float]:
     """Measured matrix rates in float32 and bf16, FLOP/s, and the memory's rate, bytes/s."""
-    size, repeats = (8192, 20) if device.type == "cuda" else (2048, 3)
+    size, repeats = (8192, 20) if device.type == "cuda" else (2048, 10)
     rates = {}
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        multiply = partial(torch.matmul, a, b)
+        multiply = partial(torch.matmul, a, b, out=torch.empty_like(a))
         seconds = min(clock.seconds(multiply) for _ in range(repeats))
         rates[name] = 2 * size**3 / seconds
     source = torch.ones(2**26, device=device)
@@ -166,130 +146,16 @@ def measure_data(args: argparse.Namespace, clock: Clock) -> None:
     images = 2_000 if args.quick else 10_000
     loader = new_loader(images, 64, args.device, channels_last=True)
     ordinary = DataLoader(PilImages(loader.data.train_images), batch_size=128, shuffle=True)
-    found = clock.interleaved(
-        {
-            "PIL, DataLoader": lambda: count(ordinary),
-            "ours": lambda: count(loader.run("warmup")),
-        },
-        args.rounds,
-    )
+    timers = {
+        "PIL, DataLoader": lambda: clock.seconds(lambda: count(ordinary)),
+        "ours": lambda: clock.seconds(lambda: count(loader.run("warmup"))),
+    }
+    found = in_turns(timers, args.rounds)
     print("\ndata path, train views of 32x32 in batches of 128   images/s    times as fast")
     slowest = found["PIL, DataLoader"]
     for name, seconds in found.items():
         ratio = statistics.median(a / b for a, b in zip(slowest, seconds, strict=True))
         print(f"{name:<50}{images / min(seconds):>11,.0f}{ratio:>17.1f}")
-
-
-def new_pair(args: argparse.Namespace, ours: bool, compiled: bool = False) -> smr.Pair:
-    """Two networks as training makes them, or, if not `ours`, in NCHW with torch's plain SGD."""
-    torch.manual_seed(0)
-    pair = smr.new_pair(partial(ResNet18, CLASSES, args.width), recipe_of(args), args.device, ours)
-    if not ours:
-        pair.optimisers = [plain.new_optimiser(network) for network in pair.networks]
-    if compiled:
-        for network in pair.networks:
-            session.compile_for(network, [factor * args.batch_size for factor in (1, 2, 4)])
-    return pair
-
-
-def recipe_of(args: argparse.Namespace) -> smr.Recipe:
-    """CIFAR-10's recipe at sym 0.5."""
-    return smr.Recipe(
-        method="smr",
-        num_epochs=300,
-        batch_size=args.batch_size,
-        lr=0.02,
-        lr_steps=((150, 0.1),),
-        weight_decay=5e-4,
-        warm_up=10,
-        warmup_loss="mixup",
-        recalibrate_every=30,
-        alpha=4.0,
-        T=0.5,
-        p_threshold=0.5,
-        lambda_u=25.0,
-        r=0.5,
-        seed=0,
-        amp=args.amp == "bf16",
-    )
-
-
-class Given:
-    """An epoch of one given batch: what the epoch functions of `smr` need to make one step."""
-
-    def __init__(self, *batch):
-        self.batch = batch
-        self.batch_size = len(batch[0])
-        self.dataset = range(len(batch[0]))
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self):
-        yield self.batch
-
-
-def given_views(args: argparse.Namespace, ours: bool) -> dict[str, torch.Tensor]:
-    """Random views x1, x2, u1, u2 [B, 3, 32, 32], and labels and clean probabilities [B]."""
-    source = torch.Generator().manual_seed(0)
-    form = torch.channels_last if ours else torch.contiguous_format
-    shape = args.batch_size, 3, 32, 32
-    views = {
-        name: torch.randn(shape, generator=source).to(args.device, memory_format=form)
-        for name in ("x1", "x2", "u1", "u2")
-    }
-    labels = torch.randint(CLASSES, (args.batch_size,), generator=source).to(args.device)
-    probability = torch.rand(args.batch_size, generator=source).to(args.device)
-    return views | {"labels": labels, "probability": probability}
-
-
-def our_steps(args: argparse.Namespace, compiled: bool) -> dict[str, Callable]:
-    """Each step through the epoch functions that training calls, on one given batch."""
-    pair, recipe, given = new_pair(args, True, compiled), recipe_of(args), given_views(args, True)
-    (network, peer), optimiser = pair.networks, pair.optimisers[0]
-    both = torch.cat([given["x1"], given["u1"]])
-    labels = torch.cat([given["labels"]] * 2)
-    warm_up = Given(both, labels, torch.arange(len(both), device=args.device))
-    labelled = Given(*(given[name] for name in ("x1", "x2", "labels", "probability")))
-    unlabelled = Given(given["u1"], given["u2"])
-    # Scoring folds once a pass, which a pass of one batch would overstate.
-    score = scorer(network)
-    scored = partial(scoring_step, score, given["x1"], given["labels"], recipe.amp)
-    return {
-        "scoring": scored,
-        "warm-up": partial(smr.warm_up_epoch, network, optimiser, warm_up, recipe),
-        "semi-supervised": partial(
-            smr.semi_supervised_epoch, network, peer, optimiser, labelled, unlabelled, 40, recipe
-        ),
-    }
-
-
-@torch.no_grad()
-def scoring_step(score, images, labels, amp: bool) -> torch.Tensor:
-    """One step of `smr.sample_losses`."""
-    score.eval()
-    with smr.autocast(images.device, amp):
-        logits = score(images)
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-
-
-def plain_steps(args: argparse.Namespace) -> dict[str, Callable]:
-    """The same steps of `plain`."""
-    pair, given = new_pair(args, ours=False), given_views(args, ours=False)
-    (network, peer), optimiser = pair.networks, pair.optimisers[0]
-    both = torch.cat([given["x1"], given["u1"]])
-    labels = torch.cat([given["labels"]] * 2)
-    labelled = [given[name] for name in ("x1", "x2", "labels", "probability")]
-    two, four = (torch.randperm(factor * args.batch_size, device=args.device) for factor in (2, 4))
-    unlabelled = given["u1"], given["u2"]
-    return {
-        "scoring": partial(plain.scoring_step, network, given["x1"], given["labels"]),
-        "warm-up": partial(plain.warm_up_step, network, optimiser, both, labels, 0.7, two),
-        "semi-supervised": partial(
-            plain.semi_supervised_step,
-            *(network, peer, optimiser, labelled, unlabelled, 0.7, four, 25.0),
-        ),
-    }
 
 
 def image_flops(args: argparse.Namespace) -> int:
@@ -300,11 +166,10 @@ def image_flops(args: argparse.Namespace) -> int:
     return counter.get_total_flops()
 
 
-def measure_steps(args: argparse.Namespace, clock: Clock, rates: dict[str, float]) -> None:
+def measure_steps(args: argparse.Namespace, rates: dict[str, float]) -> None:
     """Seconds of each step, plain and ours, and the share of the machine's matrix rate."""
-    contenders = {"plain": plain_steps(args), "ours, eager": our_steps(args, False)}
-    if args.compile == "on":
-        contenders["ours, compiled"] = our_steps(args, True)
+    names = ["plain", "ours, eager"] + (["ours, compiled"] if args.compile == "on" else [])
+    contenders = {name: Contender(name, args) for name in names}
     # A forward pass is 1, a backward pass 2; both views of the peer, four of the trained network.
     passes = {"scoring": 1, "warm-up": 2 * 3, "semi-supervised": 2 + 4 + 4 * 3}
     flops, our_rate = image_flops(args), rates["bf16" if args.amp == "bf16" else "float32"]
@@ -313,9 +178,9 @@ def measure_steps(args: argparse.Namespace, clock: Clock, rates: dict[str, float
         "            seconds    of plain    images/s    of the matrix rate"
     )
     for step, factor in passes.items():
-        calls = {name: steps[step] for name, steps in contenders.items()}
-        started = {name: clock.seconds(call) for name, call in calls.items()}
-        found = clock.interleaved(calls, args.rounds)
+        started = {name: each.seconds(step) for name, each in contenders.items()}
+        timers = {name: partial(each.seconds, step) for name, each in contenders.items()}
+        found = in_turns(timers, args.rounds)
         images = args.batch_size * {"scoring": 1, "warm-up": 2, "semi-supervised": 4}[step]
         for name, seconds in found.items():
             best = min(seconds)
@@ -331,26 +196,14 @@ def measure_steps(args: argparse.Namespace, clock: Clock, rates: dict[str, float
         if args.compile == "on":
             print(f"  (first call, the compiler's start: {started['ours, compiled']:.0f} s)")
         if args.profile:
-            print_profile(calls[name], args.device)
-
-
-def print_profile(step: Callable, device: torch.device) -> None:
-    """The five operations with the largest share of a step's own time."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        step()
-    kind = "device" if device.type == "cuda" else "cpu"
-    rows = profile.key_averages()
-    own = {row.key: getattr(row, f"self_{kind}_time_total") for row in rows}
-    total = sum(own.values())
-    for name in sorted(own, key=own.get, reverse=True)[:5]:
-        print(f"    {100 * own[name] / total:5.1f} %  {name}")
+            print("\n".join(contenders[name].profile(step)))
+    for name, each in contenders.items():
+        print(f"{name}: {experiment.memory_line(each.finish())}")
 
 
 def measure_epoch(args: argparse.Namespace, clock: Clock) -> None:
     """A semi-supervised epoch by stage, as `smr.train` goes through it."""
+    session.prepare_process(args.device, args.amp)
     loader = new_loader(args.images, args.batch_size, args.device, channels_last=True)
     recipe = recipe_of(args)
     pair = new_pair(args, True, args.compile == "on")
@@ -390,7 +243,7 @@ def measure_epoch(args: argparse.Namespace, clock: Clock) -> None:
     print(f"\nsemi-supervised epoch, {args.images} images       seconds    share")
     for name, seconds in rows.items():
         print(f"{name:<42}{seconds:>12.3f}{100 * seconds / total:>7.1f} %")
-    peaks = {f"memory/{name}": gib for name, gib in meters.peak_memory(args.device).items()}
+    peaks = {f"memory/{name}": gib for name, gib in memory.peak_memory(args.device).items()}
     print(experiment.memory_line(peaks))
 
 
@@ -417,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.only in (None, "data"):
         measure_data(args, clock)
     if args.only in (None, "steps"):
-        measure_steps(args, clock, rates)
+        measure_steps(args, rates)
     if args.only in (None, "epoch"):
         measure_epoch(args, clock)
         measure_large_pieces(clock)

@@ -1,7 +1,5 @@
 """Figures of a pass over the data, summed on the device so that no step waits for it."""
 
-import resource
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -88,12 +86,3 @@ class Hits:
     def percent(self) -> float:
         """Right targets per hundred; waits for the device."""
         return 100 * int(self.right) / self.count
-
-
-def peak_memory(device: torch.device) -> dict[str, float]:
-    """Most memory that this process has held so far, in GiB: `host_gib`, on CUDA `device_gib`."""
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peaks = {"host_gib": held / 2**30 if sys.platform == "darwin" else held / 2**20}
-    if device.type == "cuda":
-        peaks["device_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
-    return peaks

@@ -23,6 +23,7 @@ import experiment
 import smr
 from batches import InputError, NoisyLoader, labels_sha256
 from support import checkpoints, options, report
+from support.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def train(script: Script, plan: Plan, loader: NoisyLoader) -> int:
     if state is not None:
         checkpoints.restore(state, pair, loader, facts["noise_sha256"], plan.folder / "last.pt")
         run.open_records(state["rows"])
+        state.clear()  # the networks hold it now: no second copy for the whole run
     else:
         clear_folder(plan.folder)
         run.open_records([])
@@ -273,9 +275,7 @@ def keep_checkpoint(run: experiment.Run, state: dict, name: str) -> bool:
 
 def make_pair(script: Script, config: dict, device: torch.device) -> smr.Pair:
     """The two networks and their optimisers, compiled where the configuration says so."""
-    if device.type == "cuda" and config["amp"] == "off":
-        # Convolutions would otherwise round to ten bits, and float32 not be float32.
-        torch.backends.cudnn.allow_tf32 = False
+    prepare_process(device, config["amp"])
     recipe = options.recipe_of(config, smr.Recipe)
     channels_last = config["channels_last"] == "on"
     pair = smr.new_pair(partial(script.build_network, config), recipe, device, channels_last)
@@ -285,6 +285,15 @@ def make_pair(script: Script, config: dict, device: torch.device) -> smr.Pair:
         for network in pair.networks:
             compile_for(network, sizes)
     return pair
+
+
+def prepare_process(device: torch.device, amp: str) -> None:
+    """Have this process hold memory and multiply as training on the device wants it."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda" and amp == "off":
+        # Convolutions would otherwise round to ten bits, and float32 not be float32.
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def compile_for(network: torch.nn.Module, batch_sizes: Sequence[int]) -> None:
@@ -341,18 +350,28 @@ def introduce(run: experiment.Run, facts: dict, device: torch.device, first_epoc
 
 
 def foretell(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe, kinds: list[str]) -> str:
-    """How long these epochs will take, from one measured training step of 32 images."""
+    """How long these epochs will take, from a measured training step.
+
+    Of 32 images, or as many up to a warm-up batch as fit into a tenth of a second.
+    """
     network = copy.deepcopy(pair.networks[0]).train()
     optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
-    images = loader.train_images.plain(loader.train_index[:32])
-    labels = loader.noisy_labels[:32]
-    with torch.random.fork_rng(devices=[]):  # dropout must not draw from the run's random state
+    n, test = len(loader.train_images), 2 * len(loader.test_images)
+
+    def measure(size: int) -> float:
+        images = loader.train_images.plain(loader.train_index[:size])
         for _ in range(2):  # the first one warms up
             started = time.perf_counter()
-            smr.optimise(smr.cross_entropy_loss(network, images, labels, False), optimiser)
+            loss = smr.cross_entropy_loss(network, images, loader.noisy_labels[:size], False)
+            smr.optimise(loss, optimiser)
+        return time.perf_counter() - started
+
+    size, largest = 32, min(2 * recipe.batch_size, n)
+    with torch.random.fork_rng(devices=[]):  # dropout must not draw from the run's random state
+        while (seconds := measure(size)) < 0.1 and size < largest:
+            size = min(2 * size, largest)
     # A third of a step is a forward pass, the unit below.
-    unit = (time.perf_counter() - started) / len(images) / 3
-    n, test = len(loader.train_images), 2 * len(loader.test_images)
+    unit = seconds / min(size, n) / 3
     labelled = n if loader.is_clean is None else int(loader.is_clean.sum())
     # Scoring, then for each network 4 passes by itself, 2 by its peer, and the mixed rows' steps.
     mixed = 2 if recipe.labelled_rows_only else 4

@@ -16,7 +16,7 @@ import smr
 from batches import Augmentation, ImageSet
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet, ResNet18
-from support import meters, session
+from support import memory, session
 from support.scoring import scorer
 
 CPU = torch.device("cpu")
@@ -196,6 +196,6 @@ def test_short_real_runs_are_as_accurate_in_each_setting_within_the_noise_of_see
 
 
 def test_peaks_of_memory_are_in_gib():
-    held = meters.peak_memory(CPU)
+    held = memory.peak_memory(CPU)
     assert held.keys() == {"host_gib"}
     assert 0.1 < held["host_gib"] < 64
