@@ -178,7 +178,7 @@ def measure_steps(args: argparse.Namespace, rates: dict[str, float]) -> None:
         "            seconds    of plain    images/s    of the matrix rate"
     )
     for step, factor in passes.items():
-        started = {name: each.seconds(step) for name, each in contenders.items()}
+        started = {name: each.first_call(step) for name, each in contenders.items()}
         timers = {name: partial(each.seconds, step) for name, each in contenders.items()}
         found = in_turns(timers, args.rounds)
         images = args.batch_size * {"scoring": 1, "warm-up": 2, "semi-supervised": 4}[step]
