@@ -6,7 +6,7 @@ Shuffle, crop, flip and normalise are a few batched tensor operations, the same 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -89,6 +89,12 @@ class ImageSet:
     @property
     def device(self) -> torch.device:
         return self.padded.device
+
+    @property
+    def stored(self) -> Tensor:
+        """The images as they came, uint8 [n, height, width, 3]: a view of what is held."""
+        pad = self.padding
+        return self.padded[:, pad : pad + self.height, pad : pad + self.width]
 
     def plain(self, index: Tensor) -> Tensor:
         """The images of int64 `index` [b], not augmented (SPEC 1: `test` and `eval`)."""
@@ -199,6 +205,9 @@ class NoisyLoader:
         as_set = {"mean": mean, "std": std, "device": device, "channels_last": channels_last}
         self.train_images = ImageSet(data.train_images, augmentation=augmentation, **as_set)
         self.test_images = ImageSet(data.test_images, augmentation=Augmentation(0, False), **as_set)
+        if self.train_images.device.type == "cpu":
+            # The padded images hold them too, and host memory shall not hold them twice.
+            self.data = replace(data, train_images=self.train_images.stored.numpy())
         self.noisy_labels = torch.as_tensor(data.train_labels, device=device)
         self.test_labels = torch.as_tensor(data.test_labels, device=device)
         self.clean_labels = None

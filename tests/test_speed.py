@@ -16,7 +16,7 @@ import smr
 from batches import Augmentation, ImageSet
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet, ResNet18
-from support import memory, session
+from support import session
 from support.scoring import scorer
 
 CPU = torch.device("cpu")
@@ -193,9 +193,3 @@ def test_short_real_runs_are_as_accurate_in_each_setting_within_the_noise_of_see
     for accuracies in found.values():
         # Three standard errors of a difference between two means of three.
         assert abs(accuracies.mean() - found["plain"].mean()) < 3 * spread * (2 / 3) ** 0.5 + 1
-
-
-def test_peaks_of_memory_are_in_gib():
-    held = memory.peak_memory(CPU)
-    assert held.keys() == {"host_gib"}
-    assert 0.1 < held["host_gib"] < 64
