@@ -239,9 +239,7 @@ def new_pair(
     channels_last: bool,
 ) -> Pair:
     """Two networks of different random weights, each with its own SGD (SPEC 3)."""
-    # On a CPU the images' format decides, and the weights' would only force it on every layer.
-    as_images = channels_last and device.type != "cpu"
-    memory_format = torch.channels_last if as_images else torch.contiguous_format
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     networks = [build_network().to(device, memory_format=memory_format) for _ in range(2)]
     sgd = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     fused = device.type in ("cuda", "cpu")

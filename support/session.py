@@ -302,9 +302,6 @@ def compile_for(network: torch.nn.Module, batch_sizes: Sequence[int]) -> None:
     A trailing batch has another size in each epoch, and must not be compiled for in each.
     """
     plain = network._call_impl
-    if smr.device_of(network).type == "cpu":
-        # Else the compiler gives all convolutions one format (PreResNet.format_of_small_maps).
-        torch._inductor.config.layout_optimization = False
     compiled = torch.compile(plain, dynamic=False)
 
     def call(images: torch.Tensor) -> torch.Tensor:

@@ -182,24 +182,6 @@ def short_run(seed: int, setting: str) -> float:
     return sum(accuracies[-2:]) / 2
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_on_a_cpu_all_but_the_smallest_maps_have_the_images_format(channels_last):
-    network = smr.new_pair(partial(ResNet18, 10, 4), tiny_recipe(), CPU, channels_last).networks[0]
-    found = {}
-
-    def note(name, _module, _inputs, maps):
-        found[name] = maps.is_contiguous(memory_format=torch.channels_last)
-
-    for name, module in network.named_modules():
-        if name.endswith("conv2"):
-            module.register_forward_hook(partial(note, name))
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    network(images_of(4).to(memory_format=form))
-    stages = {name: channels_last and not name.startswith("layer4") for name in found}
-    assert len(found) == 8
-    assert found == stages
-
-
 @pytest.mark.slow
 def test_short_real_runs_are_as_accurate_in_each_setting_within_the_noise_of_seeds():
     settings, seeds = ("plain", "bf16", "compiled"), (1, 2, 3)
