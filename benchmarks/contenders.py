@@ -63,11 +63,11 @@ class Contender:
         return self._ask("profile", step)
 
     def finish(self) -> dict[str, float]:
-        """End the process; `memory.peak_memory` of it, by `memory/` and name."""
+        """End the process; `memory.peak_memory` of it."""
         peaks = self._ask("peak_memory", None)
         self.connection.close()
         self.process.join()
-        return {f"memory/{name}": gib for name, gib in peaks.items()}
+        return peaks
 
     def _ask(self, *question):
         self.connection.send(question)

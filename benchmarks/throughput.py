@@ -198,7 +198,12 @@ def measure_steps(args: argparse.Namespace, rates: dict[str, float]) -> None:
         if args.profile:
             print("\n".join(contenders[name].profile(step)))
     for name, each in contenders.items():
-        print(f"{name}: {experiment.memory_line(each.finish())}")
+        print(f"{name}: {memory_text(each.finish())}")
+
+
+def memory_text(peaks: dict[str, float]) -> str:
+    """A run's line on its memory, from `memory.peak_memory`."""
+    return experiment.memory_line({f"memory/{name}": gib for name, gib in peaks.items()})
 
 
 def measure_epoch(args: argparse.Namespace, clock: Clock) -> None:
@@ -243,8 +248,7 @@ def measure_epoch(args: argparse.Namespace, clock: Clock) -> None:
     print(f"\nsemi-supervised epoch, {args.images} images       seconds    share")
     for name, seconds in rows.items():
         print(f"{name:<42}{seconds:>12.3f}{100 * seconds / total:>7.1f} %")
-    peaks = {f"memory/{name}": gib for name, gib in memory.peak_memory(args.device).items()}
-    print(experiment.memory_line(peaks))
+    print(memory_text(memory.peak_memory(args.device)))
 
 
 def measure_large_pieces(clock: Clock) -> None:

@@ -93,8 +93,7 @@ def stored_flags(
     flags = state["config"] | given
     try:
         options.check_values(parser, state["config"])
-        wanted = options.DEFAULTS | flags
-        if options.find_device(wanted["device"], wanted["gpuid"]).type != state["device"]:
+        if device_of(flags).type != state["device"]:
             flags = {k: v for k, v in flags.items() if k in given or k not in options.SPEED}
         script.resolve(flags, torch.device("cpu"))
     except InputError as error:
@@ -102,10 +101,15 @@ def stored_flags(
     return flags
 
 
+def device_of(flags: dict) -> torch.device:
+    """The device that these flags, or the defaults, name. Raises InputError."""
+    wanted = options.DEFAULTS | flags
+    return options.find_device(wanted["device"], wanted["gpuid"])
+
+
 def configure(script: Script, given: dict) -> tuple[torch.device, dict]:
     """The device and the resolved configuration of these flags."""
-    wanted = options.DEFAULTS | given
-    device = options.find_device(wanted["device"], wanted["gpuid"])
+    device = device_of(given)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and pinned memory take the current one
     return device, script.resolve(given, device)

@@ -496,14 +496,8 @@ def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys):
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
     cifar10_folder, tmp_path, capsys
 ):
-    flags = (
-        "--lr",
-        "1e6",
-        "--weight_decay",
-        "1e6",
-        "--lr_steps",
-        "0:1e-15,1:1",
-    )  # sound for an epoch
+    # Sound for an epoch.
+    flags = ("--lr", "1e6", "--weight_decay", "1e6", "--lr_steps", "0:1e-15,1:1")
     assert run_here(cifar10_folder, tmp_path / "out", *flags) == 1
     (folder,) = (tmp_path / "out").iterdir()
     output = capsys.readouterr().out
