@@ -1,4 +1,4 @@
-"""PreAct-ResNet-18 as the DivideMix family builds it (SPEC 2).
+"""PreAct-ResNet-18 as the DivideMix family builds it (method 2).
 
 State-dict names and shapes are the family's, so checkpoints exchange in both directions.
 """

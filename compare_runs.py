@@ -1,25 +1,25 @@
-"""Compare runs: one Markdown table, a row for each data set, noise and method over all its seeds.
+"""Compare runs: one Markdown table, a row for each data set, noise, method and settings.
 
-    python compare_runs.py checkpoint/*
+    python compare_runs.py checkpoint
 
-Accuracies are those of the test images in per cent, mean ± standard deviation over the seeds,
-beside the published figures of the cell (SPEC 7). A run that is unfinished, or whose settings are
-not those of the row's other runs, is named below the table and is not averaged in.
+Takes run folders, or folders of them. Accuracies are those of the test images in per cent, mean ±
+standard deviation over the seeds, beside the published figures of the cell (docs/method.md,
+section 7). What rows of one cell differ in stands behind their method. A run that is unfinished,
+or of a seed that its row has already, is named below the table and is not averaged in.
 """
 
-import argparse
 import json
 import statistics
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batches import InputError
 from dataloader_cifar import HUMAN_KEYS
-from experiment import duration, read_metrics
-from support.options import FREE, Parser, one_line_errors
+from smr.errors import InputError
+from smr.record.log import duration
+from smr.record.records import read_metrics
+from smr.run.options import FREE, Parser, one_line_errors, shown
 
 HEADINGS = (
     "data set",
@@ -40,7 +40,7 @@ NO_SETTINGS = {
     *("seed", "amp", "compile", "channels_last", "noise_file"),
     *("noise_sha256", "realised_noise_rate", "versions", "hardware"),
 } - {"num_epochs"}
-# SPEC 7: what papers report for a cell, by the method that reports it.
+# Method 7: what papers report for a cell, by the method that reports it.
 PUBLISHED = {
     ("cifar10", "sym 0.2"): {"dividemix": "96.1 / 95.7"},
     ("cifar10", "sym 0.5"): {"dividemix": "94.6 / 94.4", "smr": "about 96.1"},
@@ -65,16 +65,21 @@ PUBLISHED = {
 class FinishedRun:
     """A run that went to its last epoch: test accuracies in per cent by epoch, time in seconds.
 
-    `cell` names its row: data set, noise, method. `settings` are all that its accuracy depends on
-    besides the seed.
+    `cell` is data set, noise and method; `settings` all else, besides the seed, that its accuracy
+    depends on.
     """
 
     folder: Path
     config: dict
     cell: tuple[str, str, str]
-    settings: str
+    settings: dict
     accuracies: list[float]
     seconds: float
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """What the runs of one row share."""
+        return *self.cell, json.dumps(self.settings, sort_keys=True)
 
 
 def noise(config: dict) -> str:
@@ -90,7 +95,7 @@ def noise(config: dict) -> str:
 
 
 def method(config: dict) -> str:
-    """The method, with the switches of SPEC 6 that are not its own."""
+    """The method, with the switches of method 6 that are not its own."""
     name, warmup_loss = config["method"], config["warmup_loss"]
     own_loss = "mixup" if name == "smr" else "ce"
     text = name if warmup_loss == own_loss else f"{name}, {warmup_loss} warm-up"
@@ -99,11 +104,6 @@ def method(config: dict) -> str:
     if name == "dividemix" and config["recalibrate_every"]:
         text += ", recalibration"
     return text
-
-
-def settings(config: dict) -> str:
-    """All that a run's accuracy depends on besides its seed, comparable."""
-    return json.dumps({k: v for k, v in config.items() if k not in NO_SETTINGS}, sort_keys=True)
 
 
 def read_run(folder: Path) -> FinishedRun | str:
@@ -119,7 +119,7 @@ def read_run(folder: Path) -> FinishedRun | str:
             folder,
             config,
             (config["dataset"], noise(config), method(config)),
-            settings(config),
+            {key: value for key, value in config.items() if key not in NO_SETTINGS},
             [row["test/accuracy"] for row in rows],
             sum(row["time/seconds"] for row in rows),
         )
@@ -129,34 +129,24 @@ def read_run(folder: Path) -> FinishedRun | str:
         return f"its files are damaged ({error!r})"
 
 
-def agreeing(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
-    """Of a row's runs, one a seed with the settings that most have, and why the others are not."""
-    votes = Counter(run.settings for run in runs).most_common()
-    if len(votes) > 1 and votes[0][1] == votes[1][1]:
-        other = next(run for run in runs if run.settings != runs[0].settings)
-        mixed = ", ".join(str(run.folder) for run in runs)
-        differing = difference(other.config, runs[0].config)
-        return [], [f"{mixed}: mixed settings, no majority ({differing})"]
+def one_a_seed(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+    """The first run of each seed, and a note on each other."""
     kept: dict[int, FinishedRun] = {}
     notes = []
-    usual = next(run.config for run in runs if run.settings == votes[0][0])
     for run in runs:
-        seed = run.config["seed"]
-        if run.settings != votes[0][0]:
-            notes.append(f"{run.folder}: other settings ({difference(run.config, usual)})")
-        elif seed in kept:
-            notes.append(f"{run.folder}: seed {seed} again, as in {kept[seed].folder}")
-        else:
-            kept[seed] = run
+        first = kept.setdefault(run.config["seed"], run)
+        if first is not run:
+            notes.append(f"{run.folder}: seed {run.config['seed']} again, as in {first.folder}")
     return list(kept.values()), notes
 
 
-def difference(config: dict, usual: dict) -> str:
-    """The settings of `config` that are not those of `usual`, in words."""
+def differing(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
+    """The run's settings in which the rows of its cell differ, in words; '' where they agree."""
+    keys = sorted({key for other in cell for key in other.settings})
     return ", ".join(
-        f"{key} {config.get(key)}, not {usual.get(key)}"
-        for key in sorted(config.keys() | usual.keys())
-        if key not in NO_SETTINGS and config.get(key) != usual.get(key)
+        f"{key} {shown(key, run.settings.get(key))}"
+        for key in keys
+        if any(other.settings.get(key) != run.settings.get(key) for other in cell)
     )
 
 
@@ -175,47 +165,56 @@ def published(cell: tuple[str, str, str]) -> str:
     return ", ".join(f"{name} {figure}" for name, figure in figures.items()) or "–"
 
 
-def table_row(cell: tuple[str, str, str], runs: Sequence[FinishedRun]) -> tuple[str, ...]:
-    """The cells of a row under HEADINGS."""
+def table_row(runs: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
+    """The cells of a row under HEADINGS; `note` stands behind the method."""
+    dataset, noise, method = runs[0].cell
     last_tens = [statistics.mean(run.accuracies[-10:]) for run in runs]
     return (
-        *cell,
+        *(dataset, noise, f"{method} ({note})" if note else method),
         str(runs[0].config["num_epochs"]),
         str(len(runs)),
         mean_and_deviation([max(run.accuracies) for run in runs]),
         mean_and_deviation([run.accuracies[-1] for run in runs]),
         mean_and_deviation(last_tens),
         duration(statistics.mean(run.seconds for run in runs)),
-        published(cell),
+        published(runs[0].cell),
     )
 
 
-def compare(folders: Sequence[Path]) -> str:
-    """The table and the notes below it. Raises InputError where no folder holds a finished run."""
-    found = {folder: read_run(folder) for folder in folders}
+def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths themselves, and in place of a folder of runs the runs that it holds."""
+    for path in paths:
+        runs = sorted(config.parent for config in path.glob("*/config.json"))
+        yield from runs if runs and not (path / "config.json").exists() else [path]
+
+
+def compare(paths: Sequence[Path]) -> str:
+    """The table and the notes below it. Raises InputError where there is no finished run."""
+    found = {folder: read_run(folder) for folder in run_folders(paths)}
     notes = [f"{folder}: {why}" for folder, why in found.items() if isinstance(why, str)]
-    cells: dict[tuple[str, str, str], list[FinishedRun]] = {}
-    for run in found.values():
-        if isinstance(run, FinishedRun):
-            cells.setdefault(run.cell, []).append(run)
-    if not cells:
+    rows: dict[tuple[str, ...], list[FinishedRun]] = {}
+    finished = [run for run in found.values() if isinstance(run, FinishedRun)]
+    for run in finished:
+        rows.setdefault(run.row, []).append(run)
+    if not rows:
         raise InputError("no finished run: " + "; ".join(notes))
-    rows = []
-    for cell, runs in sorted(cells.items()):
-        kept, reasons = agreeing(runs)
-        notes += reasons
-        rows += [table_row(cell, kept)] if kept else []
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
+    for _, runs in sorted(rows.items()):
+        kept, doubled = one_a_seed(runs)
+        notes += doubled
+        cell = [run for run in finished if run.cell == kept[0].cell]
+        lines.append(table_row(kept, differing(kept[0], cell)))
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + ("\nNot averaged in:\n\n" if notes else "") + "".join(f"- {n}\n" for n in notes)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders")
+    parser = Parser(__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of them")
+    args = parser.parse_args(argv)
     with one_line_errors("compare_runs.py"):
-        print(compare(parser.parse_args(argv).folders), end="")
+        print(compare(args.folders), end="")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Animal-10N, and any folder of class folders: photos with wrong labels (SPEC 1).
+"""Animal-10N, and any folder of class folders: photos with wrong labels (method 1).
 
 loader = animal_dataloader("./data/Animal-10N", 128, 4)
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from batches import Augmentation, ImageData, InputError, NoisyLoader
-from support.image_files import entries, first_ten, natural_order, read_images
+from smr.console import Console
+from smr.data.image_files import entries, first_ten, natural_order, read_images
+from smr.data.images import Views
+from smr.data.loaders import ImageData, NoisyLoader
+from smr.errors import InputError
 
 ANIMALS = (
     *("cat", "lynx", "wolf", "coyote", "cheetah", "jaguar"),
@@ -34,21 +37,14 @@ RECORD = np.dtype(
 RECORDS_AT_A_TIME = 2048
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """Normalisation and training views of a data set; padding as a share of the image's side."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    padding: float
+# Kept: Clothing1M's constants; the published crop of 64 from 64 pixels does nothing.
+ANIMAL_VIEWS = Views((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214), flip=True)
 
 
-DATASETS = {
-    # Kept: Clothing1M's constants; the published crop of 64 from 64 pixels does nothing.
-    "animal10N": DataSet((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214), 0),
-    # ImageNet's constants, as is usual for photos; the crops are those of CIFAR, 4 of 32 pixels.
-    "folder": DataSet((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 8),
-}
+def folder_views(size: int) -> Views:
+    """ImageNet's constants, as is usual for photos; CIFAR's crops, 4 of 32 pixels."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return Views(mean, std, padding=round(size / 8), flip=True)
 
 
 @dataclass
@@ -66,9 +62,9 @@ class Part:
 
 
 def read_animal10n(
-    root: str | Path, threads: int, skip_broken: bool, say: Callable[[str], None] = print
+    root: str | Path, threads: int, skip_broken: bool, console: Console
 ) -> ImageData:
-    """Animal-10N in any of its forms; which one, is found out by looking (SPEC 1).
+    """Animal-10N in any of its forms; which one, is found out by looking (method 1).
 
     Images are in ascending order of label and id, so that each form gives the same.
     Raises InputError.
@@ -81,15 +77,15 @@ def read_animal10n(
         else:
             form = "files named label_id in training/ and testing/"
             list_part = list_labelled_names
-        say(f"{root}: {form}")
+        console.line(f"{root}: {form}")
         train, test = (
-            decode_part(root, part, list_part(root, part), ANIMAL_SIZE, threads, say)
+            decode_part(root, part, list_part(root, part), ANIMAL_SIZE, threads, console)
             for part in ("training", "testing")
         )
     else:
         names = find_binaries(root)
         form = f"binaries {', '.join(names)} and test_batch.bin"
-        say(f"{root}: {form}")
+        console.line(f"{root}: {form}")
         train, test = read_binaries(root, names), read_binaries(root, ["test_batch.bin"])
     notes = [f"form: {form}", *refuse_broken(root, train, test, skip_broken=skip_broken)]
     return checked(root, train, test, list(ANIMALS), notes)
@@ -102,7 +98,7 @@ def read_folder(
     seed: int,
     threads: int,
     skip_broken: bool,
-    say: Callable[[str], None] = print,
+    console: Console,
 ) -> ImageData:
     """Photos in root/training/<class>/ and, where it is there, root/testing/<class>/.
 
@@ -113,10 +109,10 @@ def read_folder(
     classes = class_names(root)
     wanted = ["training", "testing"] if (root / "testing").is_dir() else ["training"]
     form = " and ".join(f"{part}/<class>/" for part in wanted)
-    say(f"{root}: {form}, {len(classes)} classes")
+    console.line(f"{root}: {form}, {len(classes)} classes")
     labels = {name: label for label, name in enumerate(classes)}
     train, *test = (
-        decode_part(root, part, list_class_folders(root, part, labels), size, threads, say)
+        decode_part(root, part, list_class_folders(root, part, labels), size, threads, console)
         for part in wanted
     )
     notes = [f"form: {form}", *refuse_broken(root, train, *test, skip_broken=skip_broken)]
@@ -128,7 +124,7 @@ def read_folder(
         "labels are noisy too, so that test accuracy counts agreement with wrong labels as well"
     )
     data = checked(root, train, held_out, classes, notes)
-    data.labels_are_noisy = True
+    data.test_labels_are_noisy = True
     return data
 
 
@@ -222,11 +218,11 @@ def decode_part(
     listing: Listing,
     size: int,
     threads: int,
-    say: Callable[[str], None],
+    console: Console,
 ) -> Part:
     """The images of a listing, decoded or from the cache beside them."""
     cache = root / f"{part}_{size}.cache.npz"
-    decoded = read_images(root, listing.files, size, threads, cache, say)
+    decoded = read_images(root, listing.files, size, threads, cache, console)
     undecodable = {listing.files[i]: reason for i, reason in decoded.broken.items()}
     return Part(
         decoded.images,
@@ -264,7 +260,7 @@ def find_binaries(root: Path) -> list[str]:
 
 
 def read_binaries(root: Path, names: Sequence[str]) -> Part:
-    """The records of Animal-10N's binaries in ascending order of label and id (SPEC 1).
+    """The records of Animal-10N's binaries in ascending order of label and id (method 1).
 
     Raises InputError.
     """
@@ -345,7 +341,7 @@ def checked(root: Path, train: Part, test: Part, classes: list[str], notes: list
 
 
 class animal_dataloader(NoisyLoader):
-    """Animal-10N or a folder of class folders; `.run` is described in `batches.NoisyLoader`.
+    """Animal-10N or a folder of class folders; `.run` is described in `smr.data.loaders.Loader`.
 
     Args:
         root: the data's folder.
@@ -374,19 +370,11 @@ class animal_dataloader(NoisyLoader):
         channels_last: bool = False,
         log=None,
     ):
+        threads, console = num_workers, Console()
         if dataset == "folder":
-            data = read_folder(root, image_size, val_fraction, seed, num_workers, skip_broken)
+            views = folder_views(image_size)
+            data = read_folder(root, image_size, val_fraction, seed, threads, skip_broken, console)
         else:
-            data = read_animal10n(root, num_workers, skip_broken)
-        spec = DATASETS[dataset]
-        super().__init__(
-            data,
-            spec.mean,
-            spec.std,
-            Augmentation(padding=round(spec.padding * image_size), flip=True),
-            batch_size,
-            seed,
-            device,
-            channels_last,
-            log,
-        )
+            views = ANIMAL_VIEWS
+            data = read_animal10n(root, threads, skip_broken, console)
+        super().__init__(data, views, batch_size, seed, device, channels_last, log)

@@ -1,4 +1,4 @@
-"""The losses of SMR and of its baseline DivideMix (SPEC 3, 5 and 6).
+"""The losses of SMR and of its baseline DivideMix (method 3, 5 and 6).
 
 Names and call forms are those of the DivideMix family, so its scripts can import them unchanged.
 Every `pred` or `outputs` is a float tensor of logits [batch, classes]; every soft target is a
@@ -15,7 +15,7 @@ RAMPUP_LENGTH = 16
 
 
 def mixup_criterion(pred: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor) -> Tensor:
-    """The mixup loss of SMR's warm-up: lam·CE(pred, y_a) + (1-lam)·CE(pred, y_b) (SPEC 3).
+    """The mixup loss of SMR's warm-up: lam·CE(pred, y_a) + (1-lam)·CE(pred, y_b) (method 3).
 
     y_a and y_b are int64 labels [batch]; lam is the share of y_a's images in the mixed batch.
     """
@@ -23,18 +23,18 @@ def mixup_criterion(pred: Tensor, y_a: Tensor, y_b: Tensor, lam: float | Tensor)
 
 
 def soft_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy against soft targets (Lx of SPEC 5)."""
+    """Mean cross-entropy against soft targets (Lx of method 5)."""
     return -(F.log_softmax(outputs, dim=1) * targets).sum(dim=1).mean()
 
 
 def sharpen(probabilities: Tensor, T: float) -> Tensor:
-    """p^(1/T), normalised over the classes (SPEC 5): a T below 1 makes each row more certain."""
+    """p^(1/T), normalised over the classes (method 5): a T below 1 makes each row more certain."""
     powered = probabilities ** (1 / T)
     return powered / powered.sum(dim=1, keepdim=True)
 
 
 def uniform_prior_penalty(outputs: Tensor) -> Tensor:
-    """Σ_c prior_c · log(prior_c / mean softmax_c), prior uniform (SPEC 5).
+    """Σ_c prior_c · log(prior_c / mean softmax_c), prior uniform (method 5).
 
     It keeps a network from giving all images to few classes while most labels are guesses.
     """
@@ -49,12 +49,12 @@ def linear_rampup(
     rampup_length: float = RAMPUP_LENGTH,
     lambda_u: float = LAMBDA_U,
 ) -> float:
-    """lambda_u · clip((current - warm_up) / rampup_length, 0, 1); `current` in epochs (SPEC 5)."""
+    """lambda_u · clip((current - warm_up) / rampup_length, 0, 1); `current` in epochs (5)."""
     return lambda_u * min(max((current - warm_up) / rampup_length, 0.0), 1.0)
 
 
 class SemiLoss:
-    """The two losses of a semi-supervised step and the weight of the second (SPEC 5)."""
+    """The two losses of a semi-supervised step and the weight of the second (method 5)."""
 
     def __init__(self, lambda_u: float = LAMBDA_U):
         self.lambda_u = lambda_u
@@ -82,7 +82,7 @@ class SemiLoss:
 
 
 class NegEntropy:
-    """Mean Σ_c p_c · log p_c, DivideMix's warm-up penalty on asymmetric noise (SPEC 6)."""
+    """Mean Σ_c p_c · log p_c, DivideMix's warm-up penalty on asymmetric noise (method 6)."""
 
     def __call__(self, outputs: Tensor) -> Tensor:
         log_probabilities = F.log_softmax(outputs, dim=1)

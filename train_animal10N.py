@@ -11,17 +11,16 @@ from the data set's recipe.
 
 import os
 import sys
-from pathlib import Path
 
 import torch
 
 import dataloader_animal10N as data
-from batches import InputError
 from PreResNet import ResNet18
-from support import options, session
+from smr.errors import InputError
+from smr.run import options, session
 from vgg import vgg19_bn
 
-# SPEC 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
+# Method 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
 ANIMAL_RECIPE = {
     "num_epochs": 200,
     "batch_size": 128,
@@ -43,12 +42,15 @@ RECIPES = {
 }
 
 
+NOISE_FLAGS = ("--r", "--noise_mode", "--noise_file")
+NO_NOISE = "these labels are as people gave them, and no noise is injected"
+
+
 def new_parser() -> options.Parser:
     """The shared flags, and those of image files and their networks."""
-    parser = options.new_parser(__doc__)
+    parser = options.new_parser(__doc__, RECIPES, dict.fromkeys(NOISE_FLAGS, NO_NOISE))
     add = options.add_data_group(
         parser,
-        tuple(RECIPES),
         "folder is any DIR/training/<class>/* (default animal10N)",
         "DIR holds training/ and testing/, or the binaries (default ./data/Animal-10N)",
     ).add_argument
@@ -102,25 +104,25 @@ def resolve(given: dict, device: torch.device) -> dict:
     if device.type == "cpu" and "channels_last" not in given:
         # On a CPU it gains little, and torch 2.15's backward pass of a strided 1x1 convolution of
         # up to 8 channels on 64x64 pixels then writes past the end of its memory.
-        config["channels_last"] = "off"
-    # Kept: without a weight on their loss, the other rows skip the network (SPEC 5).
+        config["channels_last"] = False
+    # Kept: without a weight on their loss, the other rows skip the network (method 5).
     config["labelled_rows_only"] = config["lambda_u"] == 0
     return config
 
 
-def make_loader(config: dict, device: torch.device, _folder: Path) -> data.animal_dataloader:
+def make_loader(config: dict, device: torch.device) -> data.animal_dataloader:
     """The data of a configuration."""
     return data.animal_dataloader(
-        config["data_path"],
-        config["batch_size"],
-        config["num_workers"],
+        root=config["data_path"],
+        batch_size=config["batch_size"],
+        num_workers=config["num_workers"],
         dataset=config["dataset"],
         image_size=config["image_size"],
         val_fraction=config.get("val_fraction", 0.0),
         skip_broken=config.get("skip_broken", False),
         seed=config["seed"],
         device=device,
-        channels_last=config["channels_last"] == "on",
+        channels_last=config["channels_last"],
     )
 
 

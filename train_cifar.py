@@ -8,16 +8,15 @@ a figure of the paper. A flag that is not given takes its value from the data se
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
 import dataloader_cifar as data
 from PreResNet import ResNet18
-from support import options, session
-from support.cifar_files import download
+from smr.data.cifar_files import download
+from smr.run import options, session
 
-# SPEC 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
+# Method 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
 NOISE = {"noise_mode": "sym", "r": 0.5, "noise_file": ""}
 CIFAR_RECIPE = NOISE | {
     "num_epochs": 300,
@@ -44,14 +43,14 @@ RECIPES = {
         "warm_up": 15,
         "recalibrate_every": 10,
         "width": 16,
-        "compile": "off",  # the compiler's start takes longer than the run
+        "compile": False,  # the compiler's start takes longer than the run
         "data_path": "",
     },
 }
 
 
 def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
-    """lambda_u of the published row (SPEC 7); 25, the published default, where there is none."""
+    """lambda_u of the published row (method 7); 25, the published default, where there is none."""
     if noise_mode.startswith("asym"):
         return 0.0
     if noise_mode == "sym" and dataset == "cifar100" and r >= 0.5:
@@ -63,10 +62,9 @@ def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
 
 def new_parser() -> options.Parser:
     """The shared flags, and those of CIFAR's data, noise and networks."""
-    parser = options.new_parser(__doc__)
+    parser = options.new_parser(__doc__, RECIPES)
     add = options.add_data_group(
         parser,
-        tuple(RECIPES),
         "digits are scikit-learn's and need no download (default cifar10)",
         "folder of the official Python files (default ./data/…)",
     ).add_argument
@@ -99,34 +97,33 @@ def resolve(given: dict, device: torch.device) -> dict:
     """The run's configuration (`options.resolve`), with CIFAR's own consequences."""
     dataset = given.get("dataset", "cifar10")
     config = options.resolve(given, {"dataset": dataset} | RECIPES[dataset], device)
-    options.settle_num_class(config, data.DATASETS[dataset].num_class, dataset)
+    options.settle_num_class(config, data.NUM_CLASS[dataset], dataset)
     noise_mode = config["noise_mode"]
     if "r" not in given:
         config["r"] = data.HUMAN_RATES.get(noise_mode, config["r"])
-    data.check_noise(dataset, noise_mode, config["r"], config["seed"], config["noise_file"])
+    data.check_noise(dataset, noise_mode, config["noise_file"])
     if "lambda_u" not in given:
         config["lambda_u"] = published_lambda_u(dataset, noise_mode, config["r"])
     config["asymmetric"] = noise_mode.startswith("asym")
     return config
 
 
-def make_loader(config: dict, device: torch.device, folder: Path) -> data.cifar_dataloader:
-    """The data of a configuration; generated labels go to `folder` if its own is read-only."""
+def make_loader(config: dict, device: torch.device) -> data.cifar_dataloader:
+    """The data of a configuration."""
     if config.get("download"):
         download(config["data_path"], config["dataset"])
     return data.cifar_dataloader(
-        config["dataset"],
-        config["r"],
-        config["noise_mode"],
-        config["batch_size"],
-        0,
-        config["data_path"],
-        None,
-        config["noise_file"],
+        dataset=config["dataset"],
+        r=config["r"],
+        noise_mode=config["noise_mode"],
+        batch_size=config["batch_size"],
+        num_workers=0,
+        root_dir=config["data_path"],
+        log=None,
+        noise_file=config["noise_file"],
         seed=config["seed"],
         device=device,
-        channels_last=config["channels_last"] == "on",
-        cache_folder=folder,
+        channels_last=config["channels_last"],
     )
 
 

@@ -1,4 +1,4 @@
-"""VGG-19 with batch normalisation for Animal-10N (SPEC 2)."""
+"""VGG-19 with batch normalisation for Animal-10N (method 2)."""
 
 from torch import nn
 from torchvision import models

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import smr
-from batches import Augmentation, ImageData, NoisyLoader
+from smr.data.images import Views
+from smr.data.loaders import ImageData, NoisyLoader
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -112,8 +113,8 @@ def tiny_loader(
         list("0123456789"),
         clean,
     )
-    noisy = Augmentation(padding=1, flip=True)
-    return NoisyLoader(data, (0.4,) * 3, (0.3,) * 3, noisy, batch_size, 0, "cpu", False, log)
+    views = Views(mean=(0.4,) * 3, std=(0.3,) * 3, padding=1, flip=True)
+    return NoisyLoader(data, views, batch_size, seed=0, log=log)
 
 
 def tiny_pair(recipe: smr.Recipe, build_network=TinyNet) -> smr.Pair:

@@ -1,4 +1,4 @@
-"""CIFAR's official files and scikit-learn's digits, read into memory (SPEC 1)."""
+"""CIFAR's official files and scikit-learn's digits, read into memory (method 1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,33 +8,27 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from batches import Augmentation, ImageData, InputError
-from support import untrusted
+from smr.data import pickles
+from smr.data.loaders import ImageData
+from smr.errors import InputError
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """What is fixed for a data set: its files, its normalisation and its training views."""
+class Archive:
+    """The official files of a data set, and what their labels and class names are called."""
 
     num_class: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    augmentation: Augmentation
-    folder: str = ""
-    train_files: tuple[str, ...] = ()
-    test_file: str = ""
-    label_key: str = ""
-    names_file: str = ""
-    names_key: str = ""
+    folder: str
+    train_files: tuple[str, ...]
+    test_file: str
+    label_key: str
+    names_file: str
+    names_key: str
 
 
-DATASETS = {
-    "cifar10": DataSet(
+ARCHIVES = {
+    "cifar10": Archive(
         num_class=10,
-        mean=(0.4914, 0.4822, 0.4465),
-        # Kept: the published constants, not the true standard deviation.
-        std=(0.2023, 0.1994, 0.2010),
-        augmentation=Augmentation(padding=4, flip=True),
         folder="cifar-10-batches-py",
         train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
         test_file="test_batch",
@@ -42,24 +36,14 @@ DATASETS = {
         names_file="batches.meta",
         names_key="label_names",
     ),
-    "cifar100": DataSet(
+    "cifar100": Archive(
         num_class=100,
-        mean=(0.507, 0.487, 0.441),
-        std=(0.267, 0.256, 0.276),
-        augmentation=Augmentation(padding=4, flip=True),
         folder="cifar-100-python",
         train_files=("train",),
         test_file="test",
         label_key="fine_labels",
         names_file="meta",
         names_key="fine_label_names",
-    ),
-    # A mirrored digit is another sign, so digits are not flipped; 1 of 8 is about CIFAR's 4 of 32.
-    "digits": DataSet(
-        num_class=10,
-        mean=(0.3053, 0.3053, 0.3053),
-        std=(0.3760, 0.3760, 0.3760),
-        augmentation=Augmentation(padding=1, flip=False),
     ),
 }
 
@@ -73,31 +57,31 @@ def read_pickle(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; {repair}")
     try:
-        raw = path.read_bytes()
-        content = untrusted.expect(untrusted.unpickle(raw, untrusted.numpy_names(len(raw))), dict)
-        content = {untrusted.text(key): value for key, value in content.items()}
+        content = pickles.unpickle(path.read_bytes())
+        return {as_text(key): value for key, value in content.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (TypeError, ValueError) as error:
+    except pickles.Refused as error:
         raise InputError(f"{path}: not a CIFAR file: {error}; {repair}") from error
-    return {key: getattr(value, "values", value) for key, value in content.items()}
+    except (AttributeError, UnicodeDecodeError) as error:  # no dict, or keys that are no text
+        raise InputError(f"{path}: not a CIFAR file; {repair}") from error
 
 
-def data_folders(root: str | Path, spec: DataSet) -> tuple[Path, Path]:
-    """Where the data set may be: `root` or its official sub-folder."""
-    return Path(root), Path(root) / spec.folder
+def as_text(string: bytes | str) -> str:
+    """A string of Python 2, which `pickles` leaves as bytes, or one of Python 3."""
+    return string if isinstance(string, str) else string.decode()
 
 
 def find_data(root: str | Path, dataset: str) -> Path:
     """The folder that holds the data set: `root` or its official sub-folder. Raises InputError."""
-    spec = DATASETS[dataset]
-    for folder in data_folders(root, spec):
-        if (folder / spec.train_files[0]).is_file():
+    archive = ARCHIVES[dataset]
+    for folder in (Path(root), Path(root) / archive.folder):
+        if (folder / archive.train_files[0]).is_file():
             return folder
     raise InputError(
-        f"{dataset} not found: looked for {spec.train_files[0]} in {root} and in "
-        f"{Path(root) / spec.folder}; get the Python version from the CIFAR page of the University "
-        f"of Toronto, or let --download fetch it; --dataset digits needs no data"
+        f"{dataset} not found: looked for {archive.train_files[0]} in {root} and in "
+        f"{Path(root) / archive.folder}; get the Python version from the CIFAR page of the "
+        "University of Toronto, or let --download fetch it; --dataset digits needs no data"
     )
 
 
@@ -108,12 +92,14 @@ def download(root: str | Path, dataset: str) -> None:
     """
     from torchvision import datasets  # takes a second to import, and only a download needs it
 
-    spec, root = DATASETS[dataset], Path(root)
-    parent = root.parent if root.name == spec.folder else root
-    if not spec.folder or any(
-        (f / spec.train_files[0]).is_file() for f in data_folders(root, spec)
-    ):
+    if dataset not in ARCHIVES:
         return
+    root = Path(root)
+    try:
+        find_data(root, dataset)
+        return
+    except InputError:
+        parent = root.parent if root.name == ARCHIVES[dataset].folder else root
     source = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
     try:
         source(str(parent), download=True)
@@ -124,21 +110,23 @@ def download(root: str | Path, dataset: str) -> None:
 
 
 def _read_split(
-    folder: Path, files: Sequence[str], part: str, spec: DataSet
+    folder: Path, files: Sequence[str], part: str, archive: Archive
 ) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
     for number, name in enumerate(files, start=1):
         path, content = folder / name, read_pickle(folder / name)
         expected = f"{part} batch {number} of {len(files)}"
-        if content.get("batch_label", expected.encode()) != expected.encode():
+        if content.get("batch_label", expected) not in (expected, expected.encode()):
             raise InputError(f"{path}: another file stands under this name: it is no '{expected}'")
         rows = content.get("data")
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (3072,):
             raise InputError(f"{path}: 'data' is not rows of 3072 bytes (uint8)")
         if not len(rows):
             raise InputError(f"{path}: holds no image")
-        what = f"{path}: {spec.label_key}"
-        labels.append(checked_labels(content.get(spec.label_key), len(rows), spec.num_class, what))
+        what = f"{path}: {archive.label_key}"
+        labels.append(
+            checked_labels(content.get(archive.label_key), len(rows), archive.num_class, what)
+        )
         images.append(rows)
     rows = np.concatenate(images)
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.concatenate(labels)
@@ -159,24 +147,26 @@ def checked_labels(labels, count: int, classes: int, what: str) -> np.ndarray:
 
 def read_cifar(root: str | Path, dataset: str) -> ImageData:
     """CIFAR-10 or CIFAR-100 from the official Python layout, as many images as the files hold."""
-    spec = DATASETS[dataset]
+    archive = ARCHIVES[dataset]
     folder = find_data(root, dataset)
-    train_images, train_labels = _read_split(folder, spec.train_files, "training", spec)
-    test_images, test_labels = _read_split(folder, [spec.test_file], "testing", spec)
-    names = read_names(folder / spec.names_file, spec)
+    train_images, train_labels = _read_split(folder, archive.train_files, "training", archive)
+    test_images, test_labels = _read_split(folder, [archive.test_file], "testing", archive)
+    names = read_names(folder / archive.names_file, archive)
     return ImageData(train_images, train_labels, test_images, test_labels, names)
 
 
-def read_names(path: Path, spec: DataSet) -> list[str]:
+def read_names(path: Path, archive: Archive) -> list[str]:
     """The classes' names from the data set's own file; without one, their numbers."""
     if not path.is_file():
-        return [str(label) for label in range(spec.num_class)]
+        return [str(label) for label in range(archive.num_class)]
     try:
-        names = [untrusted.text(name) for name in read_pickle(path)[spec.names_key]]
-    except (KeyError, TypeError, UnicodeDecodeError):
+        names = [as_text(name) for name in read_pickle(path)[archive.names_key]]
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
         names = []
-    if len(names) != spec.num_class:
-        raise InputError(f"{path}: '{spec.names_key}' is not {spec.num_class} names; delete it")
+    if len(names) != archive.num_class:
+        raise InputError(
+            f"{path}: '{archive.names_key}' is not {archive.num_class} names; delete it"
+        )
     return names
 
 

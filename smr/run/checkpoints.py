@@ -5,19 +5,25 @@ torch.load(weights_only=True), so that reading a stranger's checkpoint runs no c
 """
 
 import io
-import json
 import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
-from batches import InputError
-from support import untrusted
-from support.files import replacing
+from smr.data import pickles
+from smr.data.loaders import Loader
+from smr.divide import Scores
+from smr.errors import InputError
+from smr.files import replacing
+from smr.method import Pair
 
 NETWORK_PARTS = {
+    "script": str,
     "epoch": int,
     "config": dict,
     "device": str,
@@ -26,11 +32,9 @@ NETWORK_PARTS = {
     "accuracy": float,
 }
 TRAINING_PARTS = {"optimisers": list, "histories": list, "random": dict, "rows": list}
-# What torch, NumPy and Python raise on a state that is not theirs.
-DAMAGE = (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError)
 
 
-def random_states(loader) -> dict:
+def random_states(loader: Loader) -> dict:
     """Every random state that training draws from; the mixture's is the configuration's seed."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     device = loader.generator.device
@@ -48,13 +52,11 @@ def random_states(loader) -> dict:
     return states
 
 
-def set_random_states(states: dict, loader) -> None:
+def set_random_states(states: dict, loader: Loader) -> None:
     """Put back what `random_states` took, on another kind of device as far as that has the like."""
     random.setstate(states["python"])
-    kind, keys, position, *rest = states["numpy"]
-    if not 0 <= position <= len(keys):
-        raise ValueError("NumPy's random state")  # which NumPy would believe
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     device = loader.generator.device
     if device.type != states["device"]:
@@ -71,23 +73,28 @@ def set_random_states(states: dict, loader) -> None:
 
 
 def training_state(
-    pair, loader, config: dict, noise_sha256: str, rows: list[dict], epoch: int
+    script: str,
+    pair: Pair,
+    loader: Loader,
+    config: dict,
+    noise_sha256: str,
+    rows: list[dict],
+    best_by: str,
+    epoch: int,
 ) -> dict:
-    """The state after `epoch` (-1: before the first) of a `smr.Pair` and its loader.
-
-    Args: rows of metrics.jsonl so far, of which each has its epoch's accuracies.
-    """
+    """The state after `epoch` (-1: before the first), with the rows of metrics.jsonl so far."""
     return {
+        "script": script,
         "epoch": epoch,
         "config": config,
         "device": loader.generator.device.type,
         "noise_sha256": noise_sha256,
         "networks": [network.state_dict() for network in pair.networks],
-        "accuracy": rows[-1]["test/accuracy"] if rows else 0.0,
+        "accuracy": rows[-1][best_by] if rows else 0.0,
         "optimisers": [optimiser.state_dict() for optimiser in pair.optimisers],
-        "histories": pair.histories,
+        "histories": [[(s.index, s.losses) for s in history] for history in pair.histories],
         "random": random_states(loader),
-        "rows": [json.dumps(row) for row in rows],
+        "rows": rows,
     }
 
 
@@ -106,68 +113,72 @@ def not_finite(state: dict) -> str | None:
     return None
 
 
-def restore(state: dict, pair, loader, noise_sha256: str, path: Path) -> None:
+@contextmanager
+def fitting(path: Path, what: str) -> Iterator[None]:
+    """Turn what torch, NumPy and Python raise on a state that is not theirs into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # The last line of torch's text says what was wrong.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise InputError(f"{path}: {what} ({reason})") from error
+
+
+def restore(state: dict, pair: Pair, loader: Loader, noise_sha256: str, path: Path) -> None:
     """Put a `training_state` into a pair and a loader. Raises InputError where it does not fit."""
     if state["noise_sha256"] != noise_sha256:
         raise InputError(
-            f"{path}: was trained on other labels (sha256 {state['noise_sha256']}, now "
-            f"{noise_sha256}); give the data and the noise file of that run"
+            f"{path}: the labels are not those of this run: files were added, moved or removed, or "
+            "--noise_file is another; put them back, or start anew with another --id"
         )
     restore_networks(state, pair, path)
     restore_histories(state, pair, loader, path)
-    try:
+    with fitting(path, "a damaged checkpoint"):
         for optimiser, saved in zip(pair.optimisers, state["optimisers"], strict=True):
-            restore_optimiser(optimiser, saved)
+            restore_momentum(optimiser, saved)
         set_random_states(state["random"], loader)
-    except DAMAGE as error:
-        raise InputError(f"{path}: a damaged checkpoint ({one_line(error)})") from error
 
 
-def restore_networks(state: dict, pair, path: Path) -> None:
+def restore_networks(state: dict, pair: Pair, path: Path) -> None:
     """Put a checkpoint's networks into a pair. Raises InputError where they do not fit."""
-    try:
+    with fitting(path, "holds another network than these flags make"):
         for network, saved in zip(pair.networks, state["networks"], strict=True):
             network.load_state_dict(saved)
         damage = not_finite(state)
-    except DAMAGE as error:
-        raise InputError(
-            f"{path}: holds another network than these flags make ({one_line(error)})"
-        ) from error
     if damage:
         raise InputError(f"{path}: {damage}; use an older checkpoint")
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict) -> None:
-    """Put the momentum back; the rest of SGD's settings is the flags'. Raises one of DAMAGE."""
-    own = optimiser.state_dict()
+def restore_momentum(optimiser: Optimizer, saved: dict) -> None:
+    """Put the momentum back; the rest of SGD's settings is the flags'. Raises ValueError."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    state = {}
     for index, values in saved["state"].items():
         momentum = values["momentum_buffer"]
         if momentum.shape != parameters[index].shape or not torch.isfinite(momentum).all():
             raise ValueError("an optimiser's momentum is not finite, or another network's")
-    optimiser.load_state_dict(own | {"state": saved["state"]})
+        # In the parameter's own memory format: fused SGD walks both flat, side by side.
+        state[index] = {"momentum_buffer": torch.empty_like(parameters[index]).copy_(momentum)}
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
 
 
-def restore_histories(state: dict, pair, loader, path: Path) -> None:
+def restore_histories(state: dict, pair: Pair, loader: Loader, path: Path) -> None:
     """Put the two networks' recent losses into a pair. Raises InputError."""
-    labels = loader.noisy_labels
-    try:
-        histories = [[losses.to(labels.device) for losses in h] for h in state["histories"]]
-        first, second = histories
-        fits = all(
-            losses.shape == labels.shape and bool(losses.isfinite().all())
-            for losses in first + second
+    device, count = loader.noisy_labels.device, len(loader.noisy_labels)
+    with fitting(path, "its losses of the training images are not of these images"):
+        first, second = (
+            [Scores(index.to(device), losses.to(device)) for index, losses in history]
+            for history in state["histories"]
         )
-    except DAMAGE:
-        fits = False
-    if not fits:
-        raise InputError(f"{path}: its losses of the training images are not of these images")
-    pair.histories = histories
-
-
-def one_line(error: Exception) -> str:
-    """The last line of an error's text, where torch says what was wrong."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        for scores in first + second:
+            within = 0 <= int(scores.index.min()) <= int(scores.index.max()) < count
+            if scores.index.shape != scores.losses.shape or not within:
+                raise ValueError(f"{count} images")
+            if not torch.isfinite(scores.losses).all():
+                raise ValueError("not finite")
+    pair.histories = [first, second]
 
 
 def save(state: dict, path: Path) -> None:
@@ -181,39 +192,31 @@ def save(state: dict, path: Path) -> None:
 def load(path: Path) -> dict:
     """A checkpoint's content, on the CPU, `last.pt` or `best.pt`. Raises InputError."""
     try:
-        state = untrusted.load_archive(path)
+        state = pickles.load_archive(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except untrusted.Refused as error:
+    except pickles.Refused as error:
         raise InputError(f"{path}: no checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: no checkpoint of this project: it is no dict")
     check_parts(state, NETWORK_PARTS, path)
-    simple = (int, float, str, bool, tuple)
-    if not all(isinstance(value, simple) for value in state["config"].values()):
-        raise InputError(f"{path}: no checkpoint of this project: its configuration is damaged")
     return state
 
 
 def load_training_state(path: Path) -> dict:
-    """The content of a `last.pt`, its rows parsed. Raises InputError."""
+    """The content of a `last.pt`. Raises InputError."""
     state = load(path)
     if "optimisers" not in state:
         raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
     check_parts(state, TRAINING_PARTS, path)
-    try:
-        rows = [json.loads(row) for row in state["rows"]]
-        whole = [row["epoch"] for row in rows] == list(range(state["epoch"] + 1))
-        whole = whole and all(isinstance(row["test/accuracy"], float) for row in rows)
-    except DAMAGE:
-        whole = False
-    if not whole:
-        raise InputError(f"{path}: a damaged checkpoint: it lacks epochs of metrics.jsonl")
-    return state | {"rows": rows}
+    with fitting(path, "a damaged checkpoint"):
+        if [row["epoch"] for row in state["rows"]] != list(range(state["epoch"] + 1)):
+            raise ValueError("it lacks epochs of metrics.jsonl")
+    return state
 
 
-def check_parts(state, parts: dict[str, type], path: Path) -> None:
-    """Raise InputError unless the state is a dict with these parts."""
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: no checkpoint of this project: it is no dict")
+def check_parts(state: dict, parts: dict[str, type], path: Path) -> None:
+    """Raise InputError where the state lacks one of these parts."""
     lacking = [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]
     if lacking:
         raise InputError(f"{path}: no checkpoint of this project: it lacks {', '.join(lacking)}")

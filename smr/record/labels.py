@@ -1,6 +1,6 @@
 """Which training labels are wrong: `labels.csv`, two pictures, and a run's closing words.
 
-Both networks judge every training image once, as they are at the end (SPEC 4).
+Both networks judge every training image once, as they are at the end (method 4).
 """
 
 import csv
@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-import smr
-from batches import NoisyLoader
-from experiment import replace_text
-from support import pictures
-from support.scoring import scorer
+from smr.data.loaders import Loader
+from smr.divide import Scores, add_scores, divide
+from smr.errors import NonFiniteLoss
+from smr.files import replace_text
+from smr.method import Pair, score
+from smr.recipe import Recipe
+from smr.record import pictures
 
 COLUMNS = (
     "index",
@@ -45,9 +47,9 @@ CONFUSIONS_NAMED = 3
 class Judgement:
     """What two networks hold of the training labels: arrays over the n images.
 
-    predicted int64: the likeliest class of the added logits, as in the test (SPEC 3); p_predicted
+    predicted int64: the likeliest class of the added logits, as in the test (method 3); p_predicted
     and p_given float: the probability, by the mean logits, of that class and of the given label;
-    p_clean float [2, n]: each network's own mixture's probability that the label is right (SPEC 4).
+    p_clean float [2, n]: each network's own mixture's probability that the label is right.
     """
 
     given: np.ndarray
@@ -76,35 +78,29 @@ class Judgement:
         return np.argsort(-self.suspicion, kind="stable")
 
 
-@torch.no_grad()
-def judge(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe) -> Judgement:
+def judge(pair: Pair, loader: Loader, recipe: Recipe) -> Judgement:
     """Judge every training label in one pass by both networks, in eval mode.
 
-    At r = 0.9 the mixtures are fitted to the pair's histories with this pass added (SPEC 4); the
-    pair keeps its own. Raises smr.NonFiniteLoss.
+    At r = 0.9 the mixtures are fitted to the pair's histories with this pass added (method 4); the
+    pair keeps its own. Raises NonFiniteLoss.
     """
-    device, parts, positions = smr.device_of(pair.networks[0]), [], []
-    scorers = [scorer(network) for network in pair.networks]
-    for images, labels, index in loader.run("eval_train"):
-        with smr.autocast(device, recipe.amp):
-            logits = torch.stack([score(images).float() for score in scorers])
+    parts, positions = [], []
+    for logits, labels, index in score(pair.networks, loader.run("eval_train"), recipe.amp):
         losses = [F.cross_entropy(each, labels, reduction="none") for each in logits]
         probability = torch.softmax(logits.mean(dim=0), dim=1)
         p_predicted, predicted = probability.max(dim=1)
         p_given = probability.gather(1, labels[:, None])[:, 0]
         parts.append(torch.stack([*losses, predicted, p_predicted, p_given]))
         positions.append(index)
-    gathered, order = torch.cat(parts, dim=1), torch.cat(positions)
-    *losses, predicted, p_predicted, p_given = torch.empty_like(gathered).index_copy_(
-        1, order, gathered
-    )
+    index, order = torch.cat(positions).sort()
+    *losses, predicted, p_predicted, p_given = torch.cat(parts, dim=1)[:, order]
     if not all(torch.isfinite(each).all() for each in losses):
-        raise smr.NonFiniteLoss("the loss of a training image is not finite")
+        raise NonFiniteLoss("the loss of a training image is not finite")
     p_clean = []
     for history, latest in zip(pair.histories, losses, strict=True):
-        prolonged = [losses.to(device) for losses in history]
-        smr.add_losses(prolonged, latest)
-        p_clean.append(smr.divide(prolonged, recipe).probability)
+        prolonged = list(history)
+        add_scores(prolonged, Scores(index, latest), recipe.r)
+        p_clean.append(divide(prolonged, recipe).probability)
     return Judgement(
         loader.noisy_labels.cpu().numpy(),
         predicted.long().cpu().numpy(),
@@ -114,13 +110,13 @@ def judge(pair: smr.Pair, loader: NoisyLoader, recipe: smr.Recipe) -> Judgement:
     )
 
 
-def labels_csv(judgement: Judgement, loader: NoisyLoader) -> str:
+def labels_csv(judgement: Judgement, loader: Loader) -> str:
     """The text of `labels.csv`: a line for each training image, in their order."""
-    data, j = loader.data, judgement
+    j = judgement
     count = len(j.given)
     rank = np.empty(count, dtype=np.int64)
     rank[j.order] = np.arange(1, count + 1)
-    names = np.asarray(data.class_names, dtype=object)
+    names = np.asarray(loader.class_names, dtype=object)
     rounded = [
         [f"{p:.6g}" for p in values]
         for values in (j.p_predicted, j.p_given, *j.p_clean, j.p_clean.mean(axis=0))
@@ -132,23 +128,23 @@ def labels_csv(judgement: Judgement, loader: NoisyLoader) -> str:
     writer.writerows(
         zip(
             range(count),
-            unknown if data.files is None else data.files,
+            unknown if loader.files is None else loader.files,
             j.given,
             names[j.given],
             j.predicted,
             names[j.predicted],
             *rounded,
             rank,
-            unknown if data.clean_labels is None else data.clean_labels,
+            unknown if loader.clean_labels is None else loader.clean_labels,
             strict=True,
         )
     )
     return text.getvalue()
 
 
-def closing_words(judgement: Judgement, loader: NoisyLoader) -> list[str]:
+def closing_words(judgement: Judgement, loader: Loader) -> list[str]:
     """How many labels look wrong, the likeliest confusions, and how right that is if known."""
-    j, names = judgement, loader.data.class_names
+    j, names = judgement, loader.class_names
     wrong, count = int(j.looks_wrong.sum()), len(j.given)
     line = f"{wrong:,} of {count:,} training labels look wrong ({100 * wrong / count:.1f} %)"
     pairs = Counter(
@@ -170,27 +166,27 @@ def closing_words(judgement: Judgement, loader: NoisyLoader) -> list[str]:
     return words
 
 
-def draw(judgement: Judgement, loader: NoisyLoader) -> dict[str, np.ndarray]:
+def draw(judgement: Judgement, loader: Loader) -> dict[str, np.ndarray]:
     """Tag → picture: the most suspicious images, and the noise found beside the true one.
 
     Their tags come last in TensorBoard's alphabet, so that its first page shows curves.
     """
-    j, data = judgement, loader.data
+    j, names = judgement, loader.class_names
     first = j.order[:SUSPECTS_SHOWN]
     return {
         "wrong_labels/suspects": pictures.suspects(
-            data.train_images[first], first, j.given[first], j.predicted[first], data.class_names
+            loader.thumbnails(first), first, j.given[first], j.predicted[first], names
         ),
         "wrong_labels/transitions": pictures.transitions(
-            j.given, j.predicted, data.clean_labels, data.class_names
+            j.given, j.predicted, loader.clean_labels, names
         ),
     }
 
 
 def report(
-    pair: smr.Pair,
-    loader: NoisyLoader,
-    recipe: smr.Recipe,
+    pair: Pair,
+    loader: Loader,
+    recipe: Recipe,
     folder: Path,
     line: Callable[[str], None],
 ) -> dict[str, np.ndarray]:
@@ -200,7 +196,7 @@ def report(
     """
     try:
         judgement = judge(pair, loader, recipe)
-    except smr.NonFiniteLoss as error:
+    except NonFiniteLoss as error:
         line(f"labels.csv was not written: {error}")
         return {}
     drawn = draw(judgement, loader)

@@ -1,23 +1,21 @@
-"""The command line that both training scripts share: flags, their ranges, and their resolution.
+"""The command line that the training scripts share: flags, their ranges, and their resolution.
 
 A flag that is not given is None until `resolve` fills it from the data set's recipe, so that the
 resolved configuration tells what was run.
 """
 
 import argparse
+import difflib
 import math
-import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 
 import torch
-from torch.utils._triton import has_triton
 
-from batches import InputError
+from smr.errors import InputError
+from smr.run.devices import can_compile
 
 # Flags whose value depends on no data set.
 DEFAULTS = {
@@ -53,21 +51,67 @@ FREE = (
 )
 
 
+# What the two words of a flag of speed stand for: False and True.
+SWITCHES = {"amp": ("off", "bf16"), "compile": ("off", "on"), "channels_last": ("off", "on")}
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line; --help shows the usage."""
+    """An ArgumentParser whose errors are one line; --help shows the usage.
+
+    Args: recipes, data set → the values of flags that are not given, for the help; elsewhere, the
+    flags that people try and that this script has not → what to do instead.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        recipes: Mapping[str, dict] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
+    ):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.recipes = recipes or {}
+        self.elsewhere = elsewhere or {}
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"{unknown[0]}: there is no such flag{self.hint(unknown[0])}")
+        return parsed
+
+    def hint(self, flag: str) -> str:
+        """What to do instead of giving an unknown flag."""
+        flag = flag.split("=")[0]
+        if flag in self.elsewhere:
+            return f"; {self.elsewhere[flag]}"
+        known = [name for action in self._actions for name in action.option_strings]
+        word = flag.replace("-", "_").strip("_")
+        close = [name for name in known if len(word) > 2 and word in name]
+        close += difflib.get_close_matches(f"--{word}", known, 1, 0.7)
+        return f"; did you mean {close[0]}?" if close else ""
+
+    def default_of(self, flag: str) -> str:
+        """What the recipes give for a flag, in words: 'default: 300; digits 60'."""
+        values = {dataset: recipe.get(flag) for dataset, recipe in self.recipes.items()}
+        first, *others = values.items()
+        words = [shown(flag, first[1])]
+        words += [f"{name} {shown(flag, value)}" for name, value in others if value != first[1]]
+        return "default: " + "; ".join(words)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
-    def read(self, argument: str) -> argparse.Namespace:
-        """Parse one argument, known or not. Raises InputError where it is out of range."""
-        self.exit_on_error = False
-        try:
-            return self.parse_known_args([argument])[0]
-        except argparse.ArgumentError as error:
-            raise InputError(str(error)) from error
-        finally:
-            self.exit_on_error = True
+
+def shown(flag: str, value) -> str:
+    """A flag's value as a command line gives it."""
+    if flag in SWITCHES and isinstance(value, bool):
+        return SWITCHES[flag][value]
+    if flag == "lr_steps":
+        return ",".join(f"{epoch}:{factor:g}" for epoch, factor in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager
@@ -114,6 +158,19 @@ def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
     return steps
 
 
+def switch(flag: str) -> Callable[[str], bool]:
+    """An argparse type of a flag in SWITCHES: whether its second word is given."""
+
+    def parse(text: str) -> bool:
+        if text not in SWITCHES[flag]:
+            raise argparse.ArgumentTypeError(
+                f"'{text}': expected {SWITCHES[flag][0]} or {SWITCHES[flag][1]}"
+            )
+        return text == SWITCHES[flag][1]
+
+    return parse
+
+
 def run_id(text: str) -> str:
     """A word that a folder name can end in."""
     if text and not re.fullmatch(r"[\w.+-]+", text):
@@ -121,13 +178,16 @@ def run_id(text: str) -> str:
     return text
 
 
-def new_parser(usage_docstring: str) -> Parser:
-    """A parser with the flags of both scripts; each script adds those of its data."""
-    parser = Parser(
-        description=usage_docstring, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    _add_method_flags(parser.add_argument_group("method (SPEC 3 to 6)"))
-    _add_training_flags(parser.add_argument_group("training"))
+def new_parser(
+    usage_docstring: str,
+    recipes: Mapping[str, dict],
+    elsewhere: Mapping[str, str] | None = None,
+) -> Parser:
+    """A parser with the flags of all scripts; each script adds those of its data."""
+    parser = Parser(usage_docstring, recipes, elsewhere)
+    default = parser.default_of
+    _add_method_flags(parser.add_argument_group("method"), default)
+    _add_training_flags(parser.add_argument_group("training"), default)
     _add_run_flags(parser.add_argument_group("run"))
     _add_speed_flags(
         parser.add_argument_group("speed (within rounding; compiled dropout draws anew)")
@@ -135,7 +195,7 @@ def new_parser(usage_docstring: str) -> Parser:
     return parser
 
 
-def _add_method_flags(group) -> None:
+def _add_method_flags(group, default: Callable[[str], str]) -> None:
     add = group.add_argument
     add(
         "--method",
@@ -152,14 +212,14 @@ def _add_method_flags(group) -> None:
         "--recalibrate_every",
         type=number(int, 0),
         metavar="K",
-        help="a cross-entropy epoch every K epochs after the warm-up, 0 for never (default: the "
-        "recipe's for smr, 0 for dividemix)",
+        help="a cross-entropy epoch every K epochs after the warm-up, 0 for never "
+        f"({default('recalibrate_every')}; dividemix 0)",
     )
     add(
         "--warm_up",
         type=number(int, 0),
         metavar="EPOCHS",
-        help="epochs of warm-up, before memorising begins (default: the recipe's)",
+        help=f"epochs of warm-up, before memorising begins ({default('warm_up')})",
     )
     add(
         "--alpha",
@@ -183,32 +243,33 @@ def _add_method_flags(group) -> None:
     )
 
 
-def _add_training_flags(group) -> None:
+def _add_training_flags(group, default: Callable[[str], str]) -> None:
     add = group.add_argument
     add(
         "--num_epochs",
         type=number(int, 0),
-        help="number of the last epoch; epoch 0 is run too (default: the recipe's)",
+        help=f"number of the last epoch; epoch 0 is run too ({default('num_epochs')})",
     )
     add(
         "--batch_size",
         type=number(int, 2),
         help="B: images of a labelled batch; an unlabelled one holds as many, a warm-up batch 2B "
-        "(default: the recipe's)",
+        f"({default('batch_size')})",
     )
     add(
         "--lr",
         "--learning_rate",
         type=number(float, 0, open_low=True),
-        help="first learning rate of SGD (default: the recipe's)",
+        help=f"first learning rate of SGD ({default('lr')})",
     )
     add(
         "--lr_steps",
         type=lr_steps,
         metavar="EPOCH:FACTOR,…",
-        help="from EPOCH on, FACTOR times the first learning rate (default: the recipe's)",
+        help="from EPOCH on, FACTOR times the first learning rate, as in 80:0.1,140:0.01 "
+        f"({default('lr_steps')})",
     )
-    add("--weight_decay", type=number(float, 0), help="of SGD (default: the recipe's)")
+    add("--weight_decay", type=number(float, 0), help=f"of SGD ({default('weight_decay')})")
 
 
 def _add_run_flags(group) -> None:
@@ -247,34 +308,41 @@ def _add_run_flags(group) -> None:
     end.add_argument(
         "--overwrite", action="store_true", help="delete the run that is in the folder"
     )
-    end.add_argument("--evaluate", metavar="PATH", help="only test the checkpoint at PATH")
+    end.add_argument(
+        "--evaluate",
+        metavar="PATH",
+        help="only test the checkpoint at PATH, or the last one of a run folder",
+    )
 
 
 def _add_speed_flags(group) -> None:
     add = group.add_argument
     add(
         "--amp",
-        choices=("off", "bf16"),
+        type=switch("amp"),
+        metavar="{off,bf16}",
         help="bf16 autocast (default: bf16 on cuda, off elsewhere: few CPUs have bf16 units)",
     )
     add(
         "--compile",
-        choices=("off", "on"),
+        type=switch("compile"),
+        metavar="{off,on}",
         help="torch.compile the networks (default: on on cuda; off elsewhere, where the compiler's "
         "start outlasts a short run)",
     )
     add(
         "--channels_last",
-        choices=("off", "on"),
+        type=switch("channels_last"),
+        metavar="{off,on}",
         help="memory format of images and weights (default on: convolutions are faster)",
     )
 
 
-def add_data_group(parser: Parser, datasets: Sequence[str], about: str, path_about: str):
+def add_data_group(parser: Parser, about: str, path_about: str):
     """The group of a script's data flags, with those that both have; `about` the data sets."""
-    group = parser.add_argument_group("data and networks (SPEC 1, 2)")
+    group = parser.add_argument_group("data and networks")
     add = group.add_argument
-    add("--dataset", choices=tuple(datasets), help=about)
+    add("--dataset", choices=tuple(parser.recipes), help=about)
     add("--data_path", metavar="DIR", help=path_about)
     add(
         "--num_class",
@@ -284,24 +352,9 @@ def add_data_group(parser: Parser, datasets: Sequence[str], about: str, path_abo
     add(
         "--width",
         type=number(int, 1, 1024),
-        help="channels of PreAct-ResNet-18's first stage (default 64; digits 16)",
+        help=f"channels of PreAct-ResNet-18's first stage ({parser.default_of('width')})",
     )
     return group
-
-
-def check_values(parser: Parser, config: dict) -> None:
-    """Raise InputError where a configuration from a file holds what no command line gives."""
-    for flag, value in config.items():
-        given = f"--{flag}" if isinstance(value, bool) else f"--{flag}={as_text(value)}"
-        if vars(parser.read(given)).get(flag, value) not in (value, None):
-            raise InputError(f"--{flag}: {value!r}")
-
-
-def as_text(value) -> str:
-    """A flag's value as a command line gives it; the inverse of `lr_steps` for tuples."""
-    if isinstance(value, tuple):
-        return ",".join(as_text(step).replace(",", ":") for step in value)
-    return str(value)
 
 
 def given_flags(args: argparse.Namespace) -> dict:
@@ -324,19 +377,19 @@ def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
                 raise InputError(f"--{flag} with --method ce: it has no warm-up, no recalibration")
     elif method == "dividemix":
         baseline = {"warmup_loss": "ce", "recalibrate_every": 0}
+    config = DEFAULTS | speed_of(device) | recipe | baseline | given
+    if config["compile"] and not can_compile(device):
+        raise InputError(
+            "--compile on: this machine lacks a C compiler or Python's headers (Python.h, in a "
+            "package such as python3-dev); leave it off"
+        )
+    return config
+
+
+def speed_of(device: torch.device) -> dict:
+    """The flags of speed that suit a device."""
     on_cuda = device.type == "cuda"
-    speed = {
-        "amp": "bf16" if on_cuda else "off",
-        "compile": "on" if on_cuda and can_compile() else "off",
-        "channels_last": "on",
-    }
-    return DEFAULTS | speed | recipe | baseline | given
-
-
-def can_compile() -> bool:
-    """Whether torch.compile can build kernels for a card: Triton needs a C compiler."""
-    compilers = os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang")
-    return has_triton() and any(compilers)
+    return {"amp": on_cuda, "compile": on_cuda and can_compile(device), "channels_last": True}
 
 
 def settle_num_class(config: dict, found: int, where: str) -> None:
@@ -345,25 +398,21 @@ def settle_num_class(config: dict, found: int, where: str) -> None:
         raise InputError(f"--num_class {config['num_class']}: {where} has {found} classes")
 
 
-def recipe_of(config: dict, recipe_class: type):
-    """The dataclass `recipe_class` from a resolved configuration."""
-    values = {f.name: config[f.name] for f in fields(recipe_class) if f.name in config}
-    return recipe_class(**values | {"amp": config["amp"] == "bf16"})
+def continued(state: dict, given: dict, device: torch.device, where: str) -> dict:
+    """The flags of a run that goes on: its checkpoint's, and those given that change no number.
 
-
-def find_device(name: str, gpuid: int) -> torch.device:
-    """The device of --device and --gpuid. Raises InputError where it is not there."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, is_there in there.items() if is_there)
-    if not there[name]:
-        raise InputError(f"--device {name}: this torch finds none; use --device cpu or auto")
-    if name == "cuda" and gpuid >= torch.cuda.device_count():
-        raise InputError(
-            f"--gpuid {gpuid}: this machine has {torch.cuda.device_count()} CUDA cards"
-        )
-    return torch.device(name, gpuid) if name == "cuda" else torch.device(name)
+    On another kind of device than the checkpoint's, the flags of speed are left to that device.
+    Raises InputError that names each flag by which numbers would change.
+    """
+    stored, moved = state["config"], device.type != state["device"]
+    free = FREE + (SPEED if moved else ())
+    other = [
+        f"--{flag} {shown(flag, value)} (the run has {shown(flag, stored.get(flag))})"
+        for flag, value in given.items()
+        if value != stored.get(flag)
+        and (flag not in free or (flag == "num_epochs" and value < stored[flag]))
+    ]
+    if other:
+        raise InputError(f"{where} cannot go on with " + ", ".join(other))
+    kept = {flag: value for flag, value in stored.items() if not (moved and flag in SPEED)}
+    return kept | given

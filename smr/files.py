@@ -1,5 +1,6 @@
 """Files that are whole at every instant."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,3 +24,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, content: str) -> None:
+    """`replacing` with a small text."""
+    with replacing(path) as file:
+        file.write(content.encode())
+
+
+def replace_json(path: Path, content: dict) -> None:
+    """`replacing` with indented JSON."""
+    replace_text(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from smr.divide import Split
+from smr.method import EpochResult
+
 INK, PAPER, GREY = (30, 30, 30), (255, 255, 255), (150, 150, 150)
 BLUE, RED = (66, 133, 214), (222, 76, 60)
 DARK_BLUE, DARK_RED = (20, 62, 128), (134, 24, 18)
@@ -28,26 +31,30 @@ def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return picture, ImageDraw.Draw(picture)
 
 
-def epoch_pictures(result, is_clean: np.ndarray | None, names: Sequence[str]) -> dict:
-    """Tag → picture of a `smr.EpochResult`: the test's confusion, each network's losses if split.
+def epoch_pictures(
+    result: EpochResult, is_clean: np.ndarray | None, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Tag → picture: each test set's confusion, and each network's losses where it split.
 
     Args: is_clean, bool [n] or None where nobody knows; names of the classes.
     """
-    pictures = {
-        "test/confusion": matrix(
-            result.confusion, names, "Confusion, test images", "label", "predicted"
+    drawn = {
+        f"{test_set}/confusion": matrix(
+            confusion, names, f"Confusion, {test_set} images", "label", "predicted"
         )
+        for test_set, confusion in result.confusions.items()
     }
     for k, split in enumerate(result.splits or (), start=1):
         title = f"Epoch {result.epoch}, network {k}: scaled losses, fitted mixture"
-        pictures[f"split/net{k}/mixture"] = loss_histogram(split, is_clean, title)
-    return pictures
+        right = None if is_clean is None else is_clean[split.index]
+        drawn[f"split/net{k}/mixture"] = loss_histogram(split, right, title)
+    return drawn
 
 
-def loss_histogram(split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
-    """Counts of a `smr.Split`'s scaled losses under its mixture's two densities (SPEC 4).
+def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
+    """Counts of a split's scaled losses under its mixture's two densities (method 4).
 
-    Clean and wrong labels are stacked in two colours where is_clean [n] is known. The densities
+    Right and wrong labels are stacked in two colours where is_clean [m] is known. The densities
     are scaled to counts, so that they lie on bars that the mixture describes well.
     """
     width, height, left, right, top, bottom = 1280, 800, 120, 1250, 70, 720

@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from batches import InputError
+from smr.console import Console
+from smr.errors import InputError
+from smr.files import replacing
 
 # Files that a thread decodes at a time.
 PORTION = 100
-# Seconds between progress lines on a terminal, and where the output is none.
-TERMINAL_PERIOD, PLAIN_PERIOD = 0.2, 10.0
 
 
 @dataclass(frozen=True)
@@ -58,33 +57,30 @@ def first_ten(names: Sequence[str]) -> str:
 
 
 def read_images(
-    root: Path,
-    files: Sequence[str],
-    size: int,
-    threads: int,
-    cache: Path,
-    say: Callable[[str], None] = print,
+    root: Path, files: Sequence[str], size: int, threads: int, cache: Path, console: Console
 ) -> Decoded:
     """Decode the files, or take from `cache` what was decoded of these very files before.
 
     Args: files relative to root; size, the side in pixels of the square images; cache, an .npz
-    that is written where it can be. Every line for the reader goes to `say`.
+    that is written where it can be.
     """
     fingerprint = fingerprint_of(root, files, size)
     decoded = read_cache(cache, fingerprint, len(files), size)
     if decoded is not None:
-        say(f"{len(decoded.images)} decoded images from {cache}")
+        console.line(f"{len(decoded.images)} decoded images from {cache}")
         return decoded
-    decoded = decode_all(root, files, size, threads, say)
+    decoded = decode_all(root, files, size, threads, console)
     try:
         write_cache(cache, fingerprint, decoded)
     except OSError as error:
-        say(f"note: {cache} cannot be written ({error.strerror}): the next start decodes again")
+        console.line(
+            f"note: {cache} cannot be written ({error.strerror}): the next start decodes again"
+        )
     return decoded
 
 
 def decode_all(
-    root: Path, files: Sequence[str], size: int, threads: int, say: Callable[[str], None]
+    root: Path, files: Sequence[str], size: int, threads: int, console: Console
 ) -> Decoded:
     """Decode all files in parallel, each into its place; Pillow's decoders leave the GIL."""
     images = np.empty((len(files), size, size, 3), dtype=np.uint8)
@@ -98,33 +94,21 @@ def decode_all(
                 broken[position] = reason_of(error)
         return len(positions)
 
-    started = last_shown = time.monotonic()
-    done = 0
+    started, done = time.monotonic(), 0
     executor = ThreadPoolExecutor(max(1, threads))
     try:
         starts = range(0, len(files), PORTION)
         portions = [range(start, min(start + PORTION, len(files))) for start in starts]
         for portion in as_completed([executor.submit(decode_portion, p) for p in portions]):
             done += portion.result()
-            now = time.monotonic()
-            if now - last_shown > (TERMINAL_PERIOD if sys.stdout.isatty() else PLAIN_PERIOD):
-                last_shown = now
-                show_progress(f"decoding: {done} of {len(files)} images", say)
+            if console.due():
+                console.progress(f"decoding: {done} of {len(files)} images")
     finally:
         executor.shutdown(cancel_futures=True)
-    if sys.stdout.isatty():
-        print("\r\x1b[K", end="")
-    say(f"decoded {len(files)} images in {time.monotonic() - started:.1f} s, {threads} threads")
+    seconds = time.monotonic() - started
+    console.line(f"decoded {len(files)} images in {seconds:.1f} s, {threads} threads")
     kept = np.setdiff1d(np.arange(len(files)), list(broken))
     return Decoded(images[kept] if broken else images, kept, dict(sorted(broken.items())))
-
-
-def show_progress(text: str, say: Callable[[str], None]) -> None:
-    """A line kept in place on a terminal, a line of its own elsewhere."""
-    if sys.stdout.isatty():
-        print("\r\x1b[K" + text, end="", flush=True)
-    else:
-        say(text)
 
 
 def decode(path: Path, size: int) -> np.ndarray:
@@ -168,21 +152,15 @@ def fingerprint_of(root: Path, files: Sequence[str], size: int) -> str:
 
 
 def write_cache(cache: Path, fingerprint: str, decoded: Decoded) -> None:
-    """Write the cache so that a reader sees it whole or not at all. Raises OSError."""
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                fingerprint=fingerprint,
-                images=decoded.images,
-                kept=decoded.kept,
-                broken=json.dumps(list(decoded.broken.items())),
-            )
-        os.replace(temporary, cache)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write the cache whole or not at all. Raises OSError."""
+    with replacing(cache) as file:
+        np.savez(
+            file,
+            fingerprint=fingerprint,
+            images=decoded.images,
+            kept=decoded.kept,
+            broken=json.dumps(list(decoded.broken.items())),
+        )
 
 
 def read_cache(cache: Path, fingerprint: str, count: int, size: int) -> Decoded | None:

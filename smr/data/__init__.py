@@ -1,0 +1,1 @@
+"""Reading images and labels, and serving them in batches."""

@@ -1,0 +1,226 @@
+"""What a data set is to the method, and one that is held whole on the training device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smr.data.images import ImageSet, Views
+from smr.divide import split_statistics, statistics_line
+
+
+class Loader(Protocol):
+    """All that the method, the record and a run ask of a data set.
+
+    batch_size: B (method 3).
+    noisy_labels: the training labels as given, int64 [n] on the device.
+    clean_labels, is_clean: int64 and bool [n], the true labels and which given ones are right;
+        None where nobody knows.
+    class_names: of the classes 0, 1, …
+    files: the training images' names, [n]; None where they are no files.
+    test_sets: the modes of `run` that serve test images; their names begin TensorBoard's tags.
+    facts: what config.json tells of the data.
+    generator: what every shuffle and view is drawn from; lies on the device of the batches.
+    """
+
+    batch_size: int
+    noisy_labels: Tensor
+    clean_labels: np.ndarray | None
+    is_clean: np.ndarray | None
+    class_names: list[str]
+    files: list[str] | None
+    test_sets: tuple[str, ...]
+    facts: dict
+    generator: torch.Generator
+
+    def run(
+        self,
+        mode: str,
+        pred: Sequence[bool] = (),
+        prob: Sequence[float] = (),
+        index: Sequence[int] | None = None,
+        with_truth: bool = False,
+    ):
+        """The batches of `mode`, shuffled or drawn anew at each iteration.
+
+        'warmup': (images, noisy labels, index), augmented, in batches of 2B.
+        'eval_train': the same not augmented; called once for each network, so that each may
+        score a sample of its own.
+        'train': a labelled iterable of (view 1, view 2, labels, probability) and an unlabelled one
+        of (view 1, view 2), in batches of B. pred, bool [m], is True for labelled, and prob,
+        float [m], the clean probability, of the images at positions `index`, int64 [m], in the
+        whole set (None: all of it). with_truth appends the clean labels to each batch.
+        A name of `test_sets`: (images, labels, index), not augmented.
+
+        Images are float32 [b, 3, h, w], normalised; labels and index int64 [b].
+        """
+
+    def thumbnails(self, index: np.ndarray) -> np.ndarray:
+        """The training images at these positions as a person sees them, uint8 [k, h, w, 3]."""
+
+
+@dataclass
+class ImageData:
+    """What a reader found: images uint8 [n, height, width, 3], labels int64 [n] in 0..classes-1.
+
+    `clean_labels` are the training labels before noise, None where nobody knows them; `files`
+    name the training images, where they are files. `test_labels_are_noisy` says that the test
+    images were held out of the training set. `notes` are lines for the log on what else the reader
+    found.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: list[str]
+    clean_labels: np.ndarray | None = None
+    files: list[str] | None = None
+    test_labels_are_noisy: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images that an iterable serves, as positions in the whole set."""
+
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class Batches:
+    """Batches of (view, …, column, …): `views` augmented views, or one plain one where views = 0.
+
+    Each column is a tensor with a value for each image of the whole set. The last batch holds what
+    is left over; each iteration shuffles anew.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        index: Tensor,
+        columns: Sequence[Tensor],
+        batch_size: int,
+        views: int,
+        shuffle: bool,
+        generator: torch.Generator,
+    ):
+        self.images = images
+        self.dataset = Rows(index)
+        self.columns = columns
+        self.batch_size = batch_size
+        self.views = views
+        self.shuffle = shuffle
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        index = self.dataset.index
+        if self.shuffle:
+            device = self.images.device
+            index = index[torch.randperm(len(index), generator=self.generator, device=device)]
+        for rows in index.split(self.batch_size) if len(index) else ():
+            if self.views:
+                views = [self.images.augmented(rows, self.generator) for _ in range(self.views)]
+            else:
+                views = [self.images.plain(rows)]
+            yield *views, *(column[rows] for column in self.columns)
+
+
+class NoisyLoader:
+    """A `Loader` over images in memory: the whole set on the device, served by the batch.
+
+    Args: log, an open text file for a line about each split, as the DivideMix family's scripts
+    keep it, or None.
+    """
+
+    test_sets = ("test",)
+
+    def __init__(
+        self,
+        data: ImageData,
+        views: Views,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        log=None,
+    ):
+        self.batch_size = batch_size
+        self.log = log
+        self.class_names, self.files = data.class_names, data.files
+        self.clean_labels, self.is_clean = data.clean_labels, None
+        if data.clean_labels is not None:
+            self.is_clean = np.asarray(data.train_labels) == data.clean_labels
+        self.train_images = ImageSet(data.train_images, views, device, channels_last)
+        self.test_images = ImageSet(data.test_images, views.for_tests(), device, channels_last)
+        self.noisy_labels = torch.as_tensor(data.train_labels, device=device)
+        self.test_labels = torch.as_tensor(data.test_labels, device=device)
+        self.train_index = torch.arange(len(self.train_images), device=device)
+        self.test_index = torch.arange(len(self.test_images), device=device)
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.facts = {
+            "train_images": len(self.train_images),
+            "test_images": len(self.test_images),
+            "image_size": [self.train_images.height, self.train_images.width],
+            "class_names": data.class_names,
+            "test_labels_are_noisy": data.test_labels_are_noisy,
+            "data_notes": data.notes,
+        }
+
+    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False):
+        """The iterables of `mode`; see `Loader.run`. Raises ValueError."""
+        if mode == "warmup":
+            columns = self.noisy_labels, self.train_index
+            return self._training(self.train_index, columns, 1, 2 * self.batch_size)
+        if mode == "eval_train":
+            columns = self.noisy_labels, self.train_index
+            return self._plain(self.train_images, self.train_index, columns)
+        if mode == "test":
+            columns = self.test_labels, self.test_index
+            return self._plain(self.test_images, self.test_index, columns)
+        if mode == "train":
+            index = np.arange(len(self.train_images)) if index is None else np.asarray(index)
+            return self._split(np.asarray(pred, dtype=bool), np.asarray(prob), index, with_truth)
+        raise ValueError(f"mode '{mode}': expected 'warmup', 'train', 'eval_train' or 'test'")
+
+    def thumbnails(self, index: np.ndarray) -> np.ndarray:
+        """The training images at these positions as they came, uint8 [k, h, w, 3]."""
+        return self.train_images.stored[torch.from_numpy(index)].cpu().numpy()
+
+    def _split(self, pred: np.ndarray, prob: np.ndarray, index: np.ndarray, with_truth: bool):
+        if not len(pred) == len(prob) == len(index):
+            raise ValueError(
+                f"pred has {len(pred)} and prob {len(prob)} values: expected one for each of the "
+                f"{len(index)} training images"
+            )
+        if self.log:
+            is_clean = None if self.is_clean is None else self.is_clean[index]
+            self.log.write(statistics_line(split_statistics(pred, prob, is_clean)) + "\n")
+            self.log.flush()
+        device = self.train_images.device
+        probability = torch.zeros(len(self.train_images), device=device)
+        probability[torch.from_numpy(index).to(device)] = torch.as_tensor(
+            prob, dtype=torch.float32, device=device
+        )
+        truth = (torch.as_tensor(self.clean_labels, device=device),) if with_truth else ()
+        labelled, unlabelled = (
+            torch.from_numpy(index[chosen]).to(device) for chosen in (pred, ~pred)
+        )
+        return (
+            self._training(labelled, (self.noisy_labels, probability, *truth), 2, self.batch_size),
+            self._training(unlabelled, truth, 2, self.batch_size),
+        )
+
+    def _training(self, index, columns, views: int, batch_size: int) -> Batches:
+        return Batches(self.train_images, index, columns, batch_size, views, True, self.generator)
+
+    def _plain(self, images: ImageSet, index: Tensor, columns) -> Batches:
+        return Batches(images, index, columns, self.batch_size, 0, False, self.generator)

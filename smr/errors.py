@@ -1,0 +1,9 @@
+"""Every exception of the project; each message is for the person who started the run."""
+
+
+class InputError(ValueError):
+    """Bad input: the message says what was found, what was expected and what to do."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the message says where."""

@@ -1,0 +1,140 @@
+"""A run's figures on disk: metrics.jsonl, acc.txt, stats.txt and TensorBoard, epoch by epoch."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from smr.data.loaders import Loader
+from smr.divide import statistics_line
+from smr.files import replace_text
+from smr.method import EpochResult
+from smr.recipe import Recipe
+from smr.record.board import Board
+from smr.record.log import Log
+
+
+def run_name(config: dict) -> str:
+    """<dataset>_<r>_<noise_mode>_<method>_seed<seed>[_<id>], r exact."""
+    noise = f"{config['r']!r}_{config['noise_mode']}_" if "noise_mode" in config else ""
+    name = f"{config['dataset']}_{noise}{config['method']}_seed{config['seed']}"
+    return f"{name}_{config['id']}" if config["id"] else name
+
+
+def stats_lines(epoch: int, metrics: dict) -> str:
+    """The lines of `stats.txt` for an epoch that split the data: one for each network."""
+    lines = ""
+    for network in (1, 2):
+        start = f"split/net{network}/"
+        found = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
+        if found:
+            lines += f"Epoch:{epoch}   Network:{network}   {statistics_line(found)}\n"
+    return lines
+
+
+def memory_line(metrics: dict) -> str:
+    """The line at a run's end on the most memory that it held."""
+    held = [
+        f"{metrics[f'memory/{place}_gib']:.2f} GiB on the {place}"
+        for place in ("host", "device")
+        if f"memory/{place}_gib" in metrics
+    ]
+    return "most memory held: " + ", ".join(held)
+
+
+class Record:
+    """A run's folder, its log and its figures.
+
+    Args: rows, those of metrics.jsonl so far. What the folder's files hold beyond them is dropped.
+    Raises OSError.
+    """
+
+    def __init__(self, folder: Path, config: dict, recipe: Recipe, loader: Loader, rows: list):
+        self.folder = folder
+        self.config = config
+        self.recipe = recipe
+        self.loader = loader
+        self.log = Log(config, recipe, loader.is_clean is not None)
+        self.rows = rows
+        self.board = Board(folder, len(rows))
+        self.epoch_ended = time.monotonic()
+        self.write_texts()
+
+    @property
+    def scores(self) -> list[float]:
+        """Each epoch's figure by which the best is chosen."""
+        return [row[self.recipe.best_by] for row in self.rows]
+
+    @property
+    def best_is_newest(self) -> bool:
+        """Whether the newest epoch is better than all before it."""
+        *before, newest = self.scores
+        return newest > max(before, default=-1.0)
+
+    def write_texts(self) -> None:
+        """Write the text files anew, so that none ever has a line cut off, lost or doubled."""
+        accuracies = zip(self.rows, self.scores, strict=True)
+        contents = {
+            "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in self.rows),
+            "acc.txt": "".join(
+                f"Epoch:{row['epoch']}   Accuracy:{score:.2f}\n" for row, score in accuracies
+            ),
+            "stats.txt": "".join(stats_lines(row["epoch"], row) for row in self.rows),
+        }
+        for name, content in contents.items():
+            replace_text(self.folder / name, content)
+
+    def begin(self) -> None:
+        """Head the epochs' lines; from here on time counts."""
+        self.epoch_ended = time.monotonic()
+        self.log.begin(len(self.rows))
+
+    def add(self, result: EpochResult, memory: dict[str, float]) -> None:
+        """Add an epoch, with these figures of memory, to log, text files and TensorBoard.
+
+        `time/seconds` is the wall time since the epoch before was added: what was done with that
+        one, such as saving it, is in it.
+        """
+        now = time.monotonic()
+        metrics = result.metrics | memory | {"time/seconds": now - self.epoch_ended}
+        self.epoch_ended = now
+        scores = [*self.scores, metrics[self.recipe.best_by]]
+        metrics["test/best_accuracy"] = max(scores)
+        metrics["test/mean_of_last_ten"] = float(np.mean(scores[-10:]))
+        self.rows.append({"epoch": result.epoch, "kind": result.kind} | metrics)
+        self.log.summary(result.epoch, result.kind, metrics)
+        with self.going_on():
+            self.write_texts()
+            self.board.add_epoch(self.rows, result, self.recipe, self.loader)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Say what a full disk does not take; the next epoch writes it with its own."""
+        try:
+            yield
+        except OSError as error:
+            self.log.line(f"the records were not written ({error.strerror}); the run goes on")
+
+    def finish(self, drawn: dict[str, np.ndarray]) -> None:
+        """Name the final figures, in the log and, with these pictures by tag, in TensorBoard."""
+        scores, last_ten = self.scores, self.scores[-10:]
+        self.log.line(memory_line(self.rows[-1]))
+        self.log.line(
+            f"best accuracy {max(scores):.2f} % (epoch {int(np.argmax(scores))}), "
+            f"last {scores[-1]:.2f} %, "
+            f"mean of the last {len(last_ten)} epochs {np.mean(last_ten):.2f} %"
+        )
+        with self.going_on():
+            self.board.finish(self.config, drawn)
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, without a last one that was cut off; [] without a file."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(row) for row in rows if row.endswith("\n")]

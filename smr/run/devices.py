@@ -1,0 +1,128 @@
+"""What a run stands on: its device, seeds, versions, compilation, memory."""
+
+import ctypes
+import os
+import platform
+import random
+import shutil
+import sys
+import sysconfig
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import torch
+from torch import Tensor, nn
+
+from smr.errors import InputError
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
+
+# Of glibc's mallopt; malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+
+def find_device(name: str, gpuid: int) -> torch.device:
+    """The device of --device and --gpuid. Raises InputError where it is not there."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, is_there in there.items() if is_there)
+    if not there[name]:
+        raise InputError(f"--device {name}: this torch finds none; use --device cpu or auto")
+    if name == "cuda" and gpuid >= torch.cuda.device_count():
+        raise InputError(
+            f"--gpuid {gpuid}: this machine has {torch.cuda.device_count()} CUDA cards"
+        )
+    return torch.device(name, gpuid) if name == "cuda" else torch.device(name)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; the loader and the mixture take the seed themselves."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),  # importing it takes as long as torch itself
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def prepare_process(device: torch.device, amp: bool) -> None:
+    """Have this process hold memory and multiply as training on the device wants it."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # Convolutions would otherwise round to ten bits, and float32 not be float32.
+        torch.backends.cudnn.allow_tf32 = amp
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what torch frees on the CPU for the next tensor; elsewhere nothing changes.
+
+    Left to itself it gives each large tensor back to the system and gets it anew, page by page and
+    zeroed, in every step: a tenth and more of the time that a CPU trains (benchmarks/RESULTS.md).
+    """
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Most memory held so far in GiB: `memory/host_gib`, and on CUDA `memory/device_gib`."""
+    peaks = {}
+    if resource:
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peaks["memory/host_gib"] = held / (2**30 if sys.platform == "darwin" else 2**20)
+    if device.type == "cuda":
+        peaks["memory/device_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
+    return peaks
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here: it has C or C++ compiled against Python's headers."""
+    on_cuda = device.type == "cuda"
+    variable, names = ("CC", ("gcc", "clang", "cc")) if on_cuda else ("CXX", ("g++", "clang++"))
+    compiler = os.environ.get(variable) or any(map(shutil.which, names))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return bool(compiler) and headers and (not on_cuda or find_spec("triton") is not None)
+
+
+def compile_network(network: nn.Module, batch_sizes: Sequence[int]) -> None:
+    """Compile the network for batches of these sizes; it takes others as it is, uncompiled.
+
+    A trailing batch has another size in each epoch: `network.compile()` would compile for each.
+    """
+    plain = network.forward
+    compiled = torch.compile(plain, dynamic=False)
+
+    def forward(images: Tensor) -> Tensor:
+        return (compiled if len(images) in batch_sizes else plain)(images)
+
+    network.forward = forward

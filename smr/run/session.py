@@ -1,0 +1,303 @@
+"""The course of a run, the same for all scripts: open its folder, train, keep, finish, resume."""
+
+import argparse
+import hashlib
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from smr.data.loaders import Loader
+from smr.errors import InputError, NonFiniteLoss
+from smr.files import replace_json, replace_text
+from smr.method import EpochResult, Pair, new_pair, test, train
+from smr.recipe import recipe_of
+from smr.record import labels
+from smr.record.log import title
+from smr.record.records import Record, run_name
+from smr.run import checkpoints, devices, options
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and a run folder there no lock
+    fcntl = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """What differs between the scripts.
+
+    resolve(given, device) → the configuration; make_loader(config, device) → the data;
+    build_network(config) → one untrained network.
+    """
+
+    name: str
+    resolve: Callable[[dict, torch.device], dict]
+    make_loader: Callable[[dict, torch.device], Loader]
+    build_network: Callable[[dict], torch.nn.Module]
+
+
+def main(script: Script, parser: options.Parser, argv: list[str] | None) -> int:
+    """Run a script's command line; the exit status: 0 done, 1 failed, 2 refused, 128+n signal n."""
+    args = parser.parse_args(argv)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with options.one_line_errors(script.name):
+            if args.evaluate:
+                return evaluate(script, args)
+            return start_or_resume(script, args)
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        name = signal.Signals(number).name
+        print(f"{script.name}: stopped by {name}; --resume goes on", file=sys.stderr)
+        return 128 + number
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(number: int, _frame) -> None:
+    """Have a signal stop the process as Ctrl-C does; the last whole epoch's checkpoint stands."""
+    raise KeyboardInterrupt(number)
+
+
+def start_or_resume(script: Script, args: argparse.Namespace) -> int:
+    """Find the run's folder, hold it, and train there; the exit status. Raises InputError."""
+    given = options.given_flags(args)
+    if isinstance(args.resume, str):
+        path = Path(args.resume)
+        path = path / "last.pt" if path.is_dir() else path
+    else:
+        config = script.resolve(given, device_of(given))
+        path = Path(config["output"]) / run_name(config) / "last.pt"
+    with locked(path.parent):
+        if isinstance(args.resume, str) or (args.resume and path.exists()):
+            state = checkpoints.load_training_state(path)
+            device, config = go_on(script, state, given, path)
+            return run(script, config, device, path.parent, state)
+        refuse_a_run(path.parent, args)
+        return run(script, config, device_of(config), path.parent, None)
+
+
+def device_of(flags: dict) -> torch.device:
+    """The device that these flags, or the defaults, name. Raises InputError."""
+    wanted = options.DEFAULTS | flags
+    return devices.find_device(wanted["device"], wanted["gpuid"])
+
+
+def go_on(script: Script, state: dict, given: dict, path: Path) -> tuple[torch.device, dict]:
+    """Device and configuration of a checkpoint's run with the given flags. Raises InputError."""
+    if state["script"] != script.name:
+        raise InputError(f"{path}: a run of {state['script']}; use that script")
+    with checkpoints.fitting(path, "its configuration does not fit"):
+        device = device_of(state["config"] | given)
+        return device, script.resolve(options.continued(state, given, device, str(path)), device)
+
+
+def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
+    """Raise InputError where starting anew in this folder would lose a run that is there.
+
+    --resume may: a run that was killed before its first checkpoint has nothing to lose.
+    """
+    if args.resume and (folder / "best.pt").exists():
+        raise InputError(
+            f"{folder} holds a run without the last.pt to resume it from; --overwrite deletes it"
+        )
+    if holds_run(folder) and not (args.resume or args.overwrite):
+        raise InputError(
+            f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
+            "--id NAME starts another beside it"
+        )
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "last.pt"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process alone; the lock dies with the process.
+
+    A folder into which nothing was written goes again.
+    """
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(lock, "a") as file:  # to write: NFS locks nothing else
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                yield
+            finally:
+                if [entry.name for entry in folder.iterdir()] == [lock.name]:
+                    shutil.rmtree(folder)
+    except BlockingIOError as error:
+        raise InputError(f"{folder}: another process trains here; use another --id") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"{error.filename or folder}: {reason}; make room, or give another --output"
+        ) from error
+
+
+def clear_folder(folder: Path) -> None:
+    """Delete the run that is here, but for this process's lock. Raises OSError."""
+    for entry in folder.iterdir() if holds_run(folder) else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != ".lock":
+            entry.unlink()
+
+
+def run(
+    script: Script, config: dict, device: torch.device, folder: Path, state: dict | None
+) -> int:
+    """Train from the start or from a checkpoint's state; the exit status.
+
+    Raises OSError where the run folder takes no files at the start.
+    """
+    loader = script.make_loader(config, device)
+    devices.seed_everything(config["seed"])
+    recipe, pair, facts = recipe_of(config), make_pair(script, config, device), data_facts(loader)
+    sha256, rows = facts["noise_sha256"], state["rows"] if state else []
+    if state:
+        checkpoints.restore(state, pair, loader, sha256, folder / "last.pt")
+        state.clear()  # the networks hold it now: no second copy for the whole run
+    else:
+        clear_folder(folder)
+    record = Record(folder, config, recipe, loader, rows)
+    state_after = partial(
+        checkpoints.training_state,
+        *(script.name, pair, loader, config, sha256, record.rows, recipe.best_by),
+    )
+    machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
+    replace_json(folder / "config.json", config | facts | machine)
+    introduce(record, facts, device)
+    if len(rows) > recipe.num_epochs and (folder / "labels.csv").exists():
+        record.log.line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
+        return 0
+    if loader.clean_labels is not None:
+        replace_text(folder / "noisy_labels.json", json.dumps(loader.noisy_labels.tolist()))
+    if not rows:
+        checkpoints.save(state_after(-1), folder / "last.pt")
+    record.begin()
+    results = train(pair, loader, recipe, len(rows), record.log.progress, record.log.note)
+    try:
+        follow(record, results, state_after, config["save_every"], device)
+        drawn = labels.report(pair, loader, recipe, folder, record.log.line)
+        record.finish(drawn)
+        return 0
+    except NonFiniteLoss as error:
+        record.log.line(f"stopped: {error}; the last checkpoint stands; try a smaller --lr")
+        return 1
+    finally:
+        record.board.close()
+
+
+def follow(
+    record: Record,
+    results: Iterable[EpochResult],
+    state_after: Callable[[int], dict],
+    save_every: int,
+    device: torch.device,
+) -> None:
+    """Record each epoch and keep checkpoints. Raises NonFiniteLoss."""
+    for result in results:
+        record.add(result, devices.peak_memory(device))
+        state = state_after(result.epoch)
+        if damage := checkpoints.not_finite(state):
+            raise NonFiniteLoss(f"after epoch {result.epoch} {damage}")
+        if record.best_is_newest:
+            keep_checkpoint(record, checkpoints.networks_alone(state), "best.pt")
+        if (result.epoch + 1) % save_every == 0 or result.epoch == record.recipe.num_epochs:
+            keep_checkpoint(record, state, "last.pt")
+
+
+def keep_checkpoint(record: Record, state: dict, name: str) -> None:
+    """Save a checkpoint; where the disk does not take it, say so and go on with the older one."""
+    try:
+        checkpoints.save(state, record.folder / name)
+    except OSError as error:
+        record.log.line(f"{name} was not written ({error.strerror}); the older one stands")
+
+
+def make_pair(script: Script, config: dict, device: torch.device) -> Pair:
+    """The two networks and their optimisers, compiled where the configuration says so."""
+    devices.prepare_process(device, config["amp"])
+    build_network = partial(script.build_network, config)
+    pair = new_pair(build_network, recipe_of(config), device, config["channels_last"])
+    if config["compile"]:
+        torch.compiler.reset()  # of another pair in this process
+        # Views and scoring batches; the peer's two views and a warm-up batch; a mixed batch.
+        sizes = [factor * config["batch_size"] for factor in (1, 2, 4)]
+        for network in pair.networks:
+            devices.compile_network(network, sizes)
+    return pair
+
+
+def data_facts(loader: Loader) -> dict:
+    """What config.json tells of the data; the realised noise rate where clean labels are known.
+
+    noise_sha256 is that of the labels as a JSON list: two runs with the same saw the same noise.
+    """
+    given = json.dumps(loader.noisy_labels.tolist())
+    facts = loader.facts | {"noise_sha256": hashlib.sha256(given.encode()).hexdigest()}
+    if loader.is_clean is not None:
+        facts["realised_noise_rate"] = 1 - float(loader.is_clean.mean())
+    return facts
+
+
+def introduce(record: Record, facts: dict, device: torch.device) -> None:
+    """The lines at the start of a run's log."""
+    line, config = record.log.line, record.config
+    height, width = facts["image_size"]
+    line(
+        f"{title(config)}: {facts['train_images']} training and {facts['test_images']} "
+        f"test images of {height}x{width}, {len(facts['class_names'])} classes"
+    )
+    line("classes: " + ", ".join(facts["class_names"]))
+    for note in facts["data_notes"]:
+        line(f"data: {note}")
+    if "realised_noise_rate" in facts:
+        line(
+            f"wrong training labels: {100 * facts['realised_noise_rate']:.2f} %, "
+            f"sha256 of the labels {facts['noise_sha256']}"
+        )
+    line("configuration: " + "  ".join(f"{k}={v}" for k, v in sorted(config.items()) if v != ""))
+    line(f"device: {devices.hardware(device)}; run folder: {record.folder}")
+    if record.rows:
+        line(f"resumed after epoch {len(record.rows) - 1}")
+
+
+def evaluate(script: Script, args: argparse.Namespace) -> int:
+    """Test the checkpoint of --evaluate alone, against its stored accuracy; the exit status."""
+    path = Path(args.evaluate)
+    path = path / "last.pt" if path.is_dir() else path
+    state = checkpoints.load(path)
+    device, config = go_on(script, state, options.given_flags(args), path)
+    loader = script.make_loader(config, device)
+    pair, recipe = make_pair(script, config, device), recipe_of(config)
+    checkpoints.restore_networks(state, pair, path)
+    if "histories" in state:
+        checkpoints.restore_histories(state, pair, loader, path)
+    for test_set in loader.test_sets:
+        figures, _ = test(pair.networks, loader.run(test_set), recipe)
+        stored = ""
+        if recipe.best_by == f"{test_set}/accuracy":
+            stored = f" (stored {state['accuracy']:.2f} %)"
+        print(
+            f"{path}, epoch {state['epoch']}: accuracy {figures['accuracy']:.2f} %{stored}, "
+            f"network 1 {figures['net1/accuracy']:.2f} %, "
+            f"network 2 {figures['net2/accuracy']:.2f} %; "
+            f"macro precision {figures['precision']:.2f} %, recall {figures['recall']:.2f} %, "
+            f"F1 {figures['f1']:.2f} %"
+        )
+    labels.report(pair, loader, recipe, path.parent, print)
+    return 0
