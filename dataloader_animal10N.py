@@ -5,8 +5,8 @@ for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,21 @@ import numpy as np
 import torch
 
 from smr.console import Console
-from smr.data.image_files import entries, first_ten, natural_order, read_images
+from smr.data.image_files import read_images
 from smr.data.images import Views
+from smr.data.listings import (
+    Listing,
+    class_names,
+    class_notes,
+    entries,
+    first_ten,
+    has_class_folders,
+    held_out,
+    list_class_folders,
+    listing_of,
+    natural_order,
+    refuse_broken,
+)
 from smr.data.loaders import ImageData, NoisyLoader
 from smr.errors import InputError
 
@@ -47,29 +60,12 @@ def folder_views(size: int) -> Views:
     return Views(mean, std, padding=round(size / 8), flip=True)
 
 
-@dataclass
-class Part:
-    """The training or the test part as its reader found it.
-
-    Images uint8 [n, size, size, 3], labels int64 [n], `files` relative to the data's root;
-    `broken` says of each file that is no image why.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    files: list[str]
-    broken: dict[str, str] = field(default_factory=dict)
-
-
-def read_animal10n(
-    root: str | Path, threads: int, skip_broken: bool, console: Console
-) -> ImageData:
+def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Console) -> ImageData:
     """Animal-10N in any of its forms; which one, is found out by looking (method 1).
 
     Images are in ascending order of label and id, so that each form gives the same.
     Raises InputError.
     """
-    root = Path(root)
     if (root / "training").is_dir():
         if has_class_folders(root / "training"):
             form = "class folders in training/ and testing/"
@@ -79,7 +75,7 @@ def read_animal10n(
             list_part = list_labelled_names
         console.line(f"{root}: {form}")
         train, test = (
-            decode_part(root, part, list_part(root, part), ANIMAL_SIZE, threads, console)
+            read_images(root, list_part(root, part), ANIMAL_SIZE, threads, console)
             for part in ("training", "testing")
         )
     else:
@@ -87,12 +83,11 @@ def read_animal10n(
         form = f"binaries {', '.join(names)} and test_batch.bin"
         console.line(f"{root}: {form}")
         train, test = read_binaries(root, names), read_binaries(root, ["test_batch.bin"])
-    notes = [f"form: {form}", *refuse_broken(root, train, test, skip_broken=skip_broken)]
-    return checked(root, train, test, list(ANIMALS), notes)
+    return as_data(root, train, test, list(ANIMALS), skip_broken, [f"form: {form}"])
 
 
 def read_folder(
-    root: str | Path,
+    root: Path,
     size: int,
     val_fraction: float,
     seed: int,
@@ -105,85 +100,48 @@ def read_folder(
     Without root/testing, `val_fraction` of each class is held out, chosen by `seed`.
     Raises InputError.
     """
-    root = Path(root)
     classes = class_names(root)
     wanted = ["training", "testing"] if (root / "testing").is_dir() else ["training"]
     form = " and ".join(f"{part}/<class>/" for part in wanted)
     console.line(f"{root}: {form}, {len(classes)} classes")
     labels = {name: label for label, name in enumerate(classes)}
     train, *test = (
-        decode_part(root, part, list_class_folders(root, part, labels), size, threads, console)
+        read_images(root, list_class_folders(root, part, labels), size, threads, console)
         for part in wanted
     )
-    notes = [f"form: {form}", *refuse_broken(root, train, *test, skip_broken=skip_broken)]
+    notes = [f"form: {form}"]
     if test:
-        return checked(root, train, test[0], classes, notes)
-    train, held_out = hold_out(train, val_fraction, seed)
+        return as_data(root, train, test[0], classes, skip_broken, notes)
+    images, listing = train
+    chosen = held_out(listing.labels, val_fraction, seed)
     notes.append(
-        f"no testing/: {len(held_out.labels)} training images are held out for the test; their "
-        "labels are noisy too, so that test accuracy counts agreement with wrong labels as well"
+        f"no testing/: {chosen.sum()} training images are held out for the test; their labels are "
+        "noisy too, so that test accuracy counts agreement with wrong labels as well"
     )
-    data = checked(root, train, held_out, classes, notes)
+    train = images[~chosen], listing.only(~chosen)
+    test = images[chosen], replace(listing.only(chosen), broken={})
+    data = as_data(root, train, test, classes, skip_broken, notes)
     data.test_labels_are_noisy = True
     return data
 
 
-def has_class_folders(folder: Path) -> bool:
-    """Whether there are folders in it."""
-    return folder.is_dir() and any(entry.is_dir() for entry in entries(folder))
-
-
-def class_names(root: str | Path) -> list[str]:
-    """The classes of root/training/<class>/, in natural order. Raises InputError."""
-    folder = Path(root) / "training"
-    if not has_class_folders(folder):
-        raise InputError(
-            f"{folder}: no class folders; expected {folder / '<class>' / '<images>'}, a folder for "
-            "each class"
-        )
-    names = [entry.name for entry in entries(folder) if entry.is_dir()]
-    if len(names) < 2:
-        raise InputError(f"{folder}: only the class '{names[0]}'; expected at least 2 folders")
-    return names
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Files relative to the data's root, their labels, and of what is out of place, why."""
-
-    files: list[str]
-    labels: list[int]
-    broken: dict[str, str]
-
-
-def listing_of(found: list[tuple[int, tuple, str]], broken: dict[str, str]) -> Listing:
-    """The Listing of these (label, sort key, name)."""
-    found = sorted(found)
-    return Listing([name for *_, name in found], [label for label, *_ in found], broken)
-
-
-def list_class_folders(root: Path, part: str, labels: Mapping[str, int]) -> Listing:
-    """The files of root/part/<class>/*, in ascending order of label and natural order of name.
-
-    Args: labels, the label of each class folder's name. Raises InputError on another folder.
-    """
-    found, broken = [], {}
-    for folder in entries(root / part):
-        if not folder.is_dir():
-            broken[f"{part}/{folder.name}"] = "in no class folder"
-            continue
-        if folder.name not in labels:
-            raise InputError(
-                f"{folder.path}: no class has this name, only {first_ten(list(labels))}; rename or "
-                "remove it"
-            )
-        for entry in entries(Path(folder.path)):
-            name = f"{part}/{folder.name}/{entry.name}"
-            if entry.is_file():
-                found.append((labels[folder.name], natural_order(entry.name), name))
-            else:
-                broken[name] = "no file"
-    return listing_of(found, broken)
+def as_data(
+    root: Path,
+    train: tuple[np.ndarray, Listing],
+    test: tuple[np.ndarray, Listing],
+    classes: list[str],
+    skip_broken: bool,
+    notes: list[str],
+) -> ImageData:
+    """Both parts, each its images and their Listing, as ImageData. Raises InputError."""
+    (images, listing), (test_images, test_listing) = train, test
+    left_out = refuse_broken(root, listing, test_listing, skip_broken=skip_broken)
+    notes = notes + left_out + class_notes(root, listing, test_listing, classes)
+    return ImageData(
+        *(images, listing.labels, test_images, test_listing.labels, classes),
+        files=listing.files,
+        notes=notes,
+    )
 
 
 def list_labelled_names(root: Path, part: str) -> Listing:
@@ -212,40 +170,6 @@ def list_labelled_names(root: Path, part: str) -> Listing:
     return listing_of(found, broken)
 
 
-def decode_part(
-    root: Path,
-    part: str,
-    listing: Listing,
-    size: int,
-    threads: int,
-    console: Console,
-) -> Part:
-    """The images of a listing, decoded or from the cache beside them."""
-    cache = root / f"{part}_{size}.cache.npz"
-    decoded = read_images(root, listing.files, size, threads, cache, console)
-    undecodable = {listing.files[i]: reason for i, reason in decoded.broken.items()}
-    return Part(
-        decoded.images,
-        np.asarray(listing.labels, dtype=np.int64)[decoded.kept],
-        [listing.files[i] for i in decoded.kept],
-        listing.broken | undecodable,
-    )
-
-
-def refuse_broken(root: Path, *parts: Part, skip_broken: bool) -> list[str]:
-    """A note on the files that are left out; an InputError where leaving out is not allowed."""
-    broken = [f"{name} ({why})" for part in parts for name, why in part.broken.items()]
-    if not broken:
-        return []
-    found = f"{len(broken)} of {len(broken) + sum(len(part.labels) for part in parts)} files"
-    if not skip_broken:
-        raise InputError(
-            f"{root}: {found} cannot be read as images: {first_ten(broken)}; mend or remove them, "
-            "or leave them out with --skip_broken"
-        )
-    return [f"left out {found}, which cannot be read as images: {', '.join(broken)}"]
-
-
 def find_binaries(root: Path) -> list[str]:
     """The names of the training binaries. Raises InputError where the data is in no known form."""
     held = [entry.name for entry in entries(root)]
@@ -259,8 +183,8 @@ def find_binaries(root: Path) -> list[str]:
     return names
 
 
-def read_binaries(root: Path, names: Sequence[str]) -> Part:
-    """The records of Animal-10N's binaries in ascending order of label and id (method 1).
+def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing]:
+    """Images uint8 [n, 64, 64, 3] and Listing of the binaries, by ascending label and id (method 1).
 
     Raises InputError.
     """
@@ -294,50 +218,7 @@ def read_binaries(root: Path, names: Sequence[str]) -> Part:
             f"{len(ANIMALS) - 1}: {shown}"
         )
     order = np.lexsort((ids, labels))
-    return Part(images[order], labels[order], [files[i] for i in order])
-
-
-def hold_out(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
-    """(training part, held-out part): `fraction` of each class that has two images or more.
-
-    Raises InputError where that is no image at all.
-    """
-    draw = np.random.default_rng(seed)
-    chosen = np.zeros(len(part.labels), dtype=bool)
-    for label in np.unique(part.labels):
-        members = draw.permutation(np.flatnonzero(part.labels == label))
-        count = max(1, round(fraction * len(members))) if len(members) > 1 else 0
-        chosen[members[: min(count, len(members) - 1)]] = True
-    if not chosen.any():
-        raise InputError("no class has two images: none can be held out; make a folder testing/")
-    return select(part, ~chosen), select(part, chosen)
-
-
-def select(part: Part, chosen: np.ndarray) -> Part:
-    """The images of bool `chosen` [n]."""
-    files = [part.files[i] for i in np.flatnonzero(chosen)]
-    return Part(part.images[chosen], part.labels[chosen], files)
-
-
-def checked(root: Path, train: Part, test: Part, classes: list[str], notes: list[str]) -> ImageData:
-    """Both parts as ImageData, with a note on each empty class. Raises InputError where one part
-    has no image."""
-    for name, part in (("training", train), ("test", test)):
-        if not len(part.labels):
-            raise InputError(f"{root}: no {name} image")
-    counts = np.bincount(train.labels, minlength=len(classes))
-    empty = [classes[label] for label in np.flatnonzero(counts == 0)]
-    if empty:
-        notes = [*notes, f"classes without a training image: {', '.join(empty)}"]
-    return ImageData(
-        train.images,
-        train.labels,
-        test.images,
-        test.labels,
-        classes,
-        files=train.files,
-        notes=notes,
-    )
+    return images[order], Listing([files[i] for i in order], labels[order])
 
 
 class animal_dataloader(NoisyLoader):
@@ -370,7 +251,7 @@ class animal_dataloader(NoisyLoader):
         channels_last: bool = False,
         log=None,
     ):
-        threads, console = num_workers, Console()
+        root, threads, console = Path(root), num_workers, Console()
         if dataset == "folder":
             views = folder_views(image_size)
             data = read_folder(root, image_size, val_fraction, seed, threads, skip_broken, console)

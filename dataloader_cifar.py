@@ -7,6 +7,7 @@ for images, noisy_labels, index in loader.run("warmup"): ...
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from smr.data import pickles
 from smr.data.cifar_files import ARCHIVES, checked_labels, read_cifar, read_digits
 from smr.data.images import Views
-from smr.data.loaders import NoisyLoader
+from smr.data.loaders import ImageData, NoisyLoader
 from smr.errors import InputError
 
 NUM_CLASS = {name: archive.num_class for name, archive in ARCHIVES.items()} | {"digits": 10}
@@ -130,7 +131,10 @@ def read_label_list(path: str | Path, count: int, classes: int) -> np.ndarray:
 
 
 def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> np.ndarray:
-    """int64 [n], CIFAR-N's labels of `noise_mode` for these clean labels. Raises InputError."""
+    """int64 [n], CIFAR-N's labels of `noise_mode` for these clean labels, the file's first n.
+
+    Raises InputError.
+    """
     key = HUMAN_KEYS[noise_mode]
     try:
         content = pickles.load_archive(Path(path))
@@ -139,18 +143,18 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except pickles.Refused as error:
         raise InputError(f"{path}: no CIFAR-N label file: {error}; download it again") from error
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InputError(
             f"{path}: no CIFAR-N label file with '{key}' and 'clean_label'; --noise_mode names the "
             "label set, and CIFAR-10_human.pt or CIFAR-100_human.pt holds it"
         ) from error
-    if order.shape != clean.shape or (order != clean).any():
+    if not np.array_equal(order[: len(clean)], clean):
         raise InputError(
             f"{path}: its {order.size} clean labels are not those of the {len(clean)} images; it "
             "belongs to another data set, or the images stand in another order"
         )
     classes = 100 if noise_mode in HUMAN_MODES["cifar100"] else 10
-    return checked_labels(found.tolist(), len(clean), classes, str(path))
+    return checked_labels(found[: len(clean)].tolist(), len(clean), classes, str(path))
 
 
 def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
@@ -194,6 +198,16 @@ def inject_noise(
     return read_human_labels(noise_file, noise_mode, clean)
 
 
+def first_images(data: ImageData, count: int) -> ImageData:
+    """The data with its first training images alone. Raises InputError where it has fewer."""
+    found = len(data.train_labels)
+    if count > found:
+        raise InputError(f"--train_images {count}: there are {found}")
+    return replace(
+        data, train_images=data.train_images[:count], train_labels=data.train_labels[:count]
+    )
+
+
 class cifar_dataloader(NoisyLoader):
     """CIFAR or digits with noisy labels; `.run` is described in `smr.data.loaders.Loader`.
 
@@ -205,6 +219,7 @@ class cifar_dataloader(NoisyLoader):
         root_dir: the folder that holds the official files; unused for digits.
         log: an open text file for a line about each split, or None.
         device, channels_last: where images are served, and in which memory format.
+        train_images: how many of the first training images to take; None for all.
     """
 
     def __init__(
@@ -220,10 +235,13 @@ class cifar_dataloader(NoisyLoader):
         seed: int = 123,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
+        train_images: int | None = None,
     ):
         if Path(noise_file).suffix == ".json" and not Path(noise_file).exists():
             noise_file = ""
         data = read_digits() if dataset == "digits" else read_cifar(root_dir, dataset)
+        if train_images is not None:
+            data = first_images(data, train_images)
         data.clean_labels = data.train_labels
         data.train_labels = inject_noise(
             data.clean_labels, dataset, noise_mode, r, seed, noise_file

@@ -16,6 +16,7 @@ import torch
 
 import dataloader_animal10N as data
 from PreResNet import ResNet18
+from smr.data.listings import class_names
 from smr.errors import InputError
 from smr.run import options, session
 from vgg import vgg19_bn
@@ -49,39 +50,22 @@ NO_NOISE = "these labels are as people gave them, and no noise is injected"
 def new_parser() -> options.Parser:
     """The shared flags, and those of image files and their networks."""
     parser = options.new_parser(__doc__, RECIPES, dict.fromkeys(NOISE_FLAGS, NO_NOISE))
-    add = options.add_data_group(
+    add = options.add_data_flags(
         parser,
-        "folder is any DIR/training/<class>/* (default animal10N)",
-        "DIR holds training/ and testing/, or the binaries (default ./data/Animal-10N)",
-    ).add_argument
-    add(
-        "--image_size",
-        type=options.number(int, 32, 1024),
-        metavar="PIXELS",
-        help="side to which a folder's images are scaled and cropped (default 64)",
+        "folder is any DIR/training/<class>/* (default: animal10N)",
+        "DIR holds training/ and testing/, or the binaries (default: ./data/Animal-10N)",
     )
-    add(
-        "--val_fraction",
-        type=options.number(float, 0, 0.5, open_low=True),
-        help="share of a folder without testing/ that is held out as test images (default 0.1)",
-    )
-    add(
-        "--skip_broken",
-        action="store_true",
-        default=None,
-        help="leave out files that are no images (default: refuse them, naming the first ten)",
-    )
-    add(
-        "--num_workers",
-        type=options.number(int, 0),
-        help="threads that decode images (default: one for each core)",
-    )
-    add(
-        "--network",
-        choices=("vgg19_bn", "preact_resnet18"),
-        help="preact_resnet18 has a twelfth of the weights, and trains on a CPU if --width is "
-        "small (default vgg19_bn, the published one)",
-    )
+    about = "side to which a folder's images are scaled and cropped (default: 64)"
+    add("--image_size", type=options.number(int, 32, 1024), metavar="PIXELS", help=about)
+    about = "share of a folder without testing/ that is held out as test images (default: 0.1)"
+    add("--val_fraction", type=options.number(float, 0, 0.5, open_low=True), help=about)
+    about = "leave out files that are no images (default: refuse them, naming the first ten)"
+    add("--skip_broken", action="store_true", default=None, help=about)
+    about = "threads that decode images (default: one for each core)"
+    add("--num_workers", type=options.number(int, 0), help=about)
+    about = """preact_resnet18 has a twelfth of the weights, and trains on a CPU if --width is
+        small (default: vgg19_bn, the published one)"""
+    add("--network", choices=("vgg19_bn", "preact_resnet18"), help=about)
     return parser
 
 
@@ -95,7 +79,7 @@ def resolve(given: dict, device: torch.device) -> dict:
             if given[flag] != RECIPES[dataset].get(flag):
                 raise InputError(f"--{flag}: only with --dataset folder")
     elif config["data_path"]:
-        classes = len(data.class_names(config["data_path"]))
+        classes = len(class_names(config["data_path"]))
     else:
         raise InputError("--dataset folder needs --data_path DIR, with DIR/training/<class>/*")
     if config["network"] == "vgg19_bn" and config["width"] != RECIPES[dataset]["width"]:

@@ -63,33 +63,22 @@ def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
 def new_parser() -> options.Parser:
     """The shared flags, and those of CIFAR's data, noise and networks."""
     parser = options.new_parser(__doc__, RECIPES)
-    add = options.add_data_group(
+    add = options.add_data_flags(
         parser,
-        "digits are scikit-learn's and need no download (default cifar10)",
-        "folder of the official Python files (default ./data/…)",
-    ).add_argument
-    add(
-        "--download",
-        action="store_true",
-        default=None,
-        help="fetch the official archive if it is not there",
+        "digits are scikit-learn's and need no download (default: cifar10)",
+        "folder of the official Python files (default: ./data/…)",
     )
-    add(
-        "--noise_mode",
-        choices=(*data.SYNTHETIC_MODES, *data.HUMAN_KEYS),
-        help="generated noise, or one of CIFAR-N's human label sets (default sym)",
-    )
-    add(
-        "--r",
-        type=options.number(float, 0, 1),
-        help="share of training labels drawn anew, of which some stay right (default 0.5; human "
-        "labels: their realised rate)",
-    )
-    add(
-        "--noise_file",
-        metavar="FILE",
-        help="CIFAR-10_human.pt, CIFAR-100_human.pt or a JSON list of labels (default: generate)",
-    )
+    about = "fetch the official archive if it is not there"
+    add("--download", action="store_true", default=None, help=about)
+    about = "train on the first N training images alone (default: all)"
+    add("--train_images", type=options.number(int, 2), metavar="N", help=about)
+    about = "generated noise, or one of CIFAR-N's human label sets (default: sym)"
+    add("--noise_mode", choices=(*data.SYNTHETIC_MODES, *data.HUMAN_KEYS), help=about)
+    about = """share of training labels drawn anew, of which some stay right (default: 0.5; human
+        labels: their realised rate)"""
+    add("--r", type=options.number(float, 0, 1), help=about)
+    about = "CIFAR-10_human.pt, CIFAR-100_human.pt or a JSON list of labels (default: generate)"
+    add("--noise_file", metavar="FILE", help=about)
     return parser
 
 
@@ -124,6 +113,7 @@ def make_loader(config: dict, device: torch.device) -> data.cifar_dataloader:
         seed=config["seed"],
         device=device,
         channels_last=config["channels_last"],
+        train_images=config.get("train_images"),
     )
 
 

@@ -186,175 +186,84 @@ def new_parser(
     """A parser with the flags of all scripts; each script adds those of its data."""
     parser = Parser(usage_docstring, recipes, elsewhere)
     default = parser.default_of
-    _add_method_flags(parser.add_argument_group("method"), default)
-    _add_training_flags(parser.add_argument_group("training"), default)
-    _add_run_flags(parser.add_argument_group("run"))
-    _add_speed_flags(
-        parser.add_argument_group("speed (within rounding; compiled dropout draws anew)")
-    )
+
+    add = parser.add_argument_group("method").add_argument
+    about = """smr; dividemix: warm-up with CE, no recalibration; ce: plain cross-entropy in every
+        epoch (default: smr)"""
+    add("--method", choices=("smr", "dividemix", "ce"), help=about)
+    about = "loss of the warm-up (default: mixup for smr, ce for dividemix)"
+    add("--warmup_loss", choices=("mixup", "ce"), help=about)
+    about = f"""a cross-entropy epoch every K epochs after the warm-up, 0 for never
+        ({default("recalibrate_every")}; dividemix 0)"""
+    add("--recalibrate_every", type=number(int, 0), metavar="K", help=about)
+    about = f"epochs of warm-up, before memorising begins ({default('warm_up')})"
+    add("--warm_up", type=number(int, 0), metavar="EPOCHS", help=about)
+    about = "parameter of mixup's Beta(alpha, alpha) (default: 4, pairs are mixed nearly evenly)"
+    add("--alpha", type=number(float, 0, open_low=True), help=about)
+    about = "weight of the unlabelled loss (default: the published value of the noise cell)"
+    add("--lambda_u", type=number(float, 0), help=about)
+    about = "clean probability above which a sample is labelled (default: 0.5, the likelier side)"
+    add("--p_threshold", type=number(float, 0, 1), help=about)
+    about = "sharpening temperature of guessed and refined targets (default: 0.5)"
+    add("--T", type=number(float, 0, open_low=True), help=about)
+
+    add = parser.add_argument_group("training").add_argument
+    about = f"number of the last epoch; epoch 0 is run too ({default('num_epochs')})"
+    add("--num_epochs", type=number(int, 0), help=about)
+    about = f"""B: images of a labelled batch; an unlabelled one holds as many, a warm-up batch 2B
+        ({default("batch_size")})"""
+    add("--batch_size", type=number(int, 2), help=about)
+    about = f"first learning rate of SGD ({default('lr')})"
+    add("--lr", "--learning_rate", type=number(float, 0, open_low=True), help=about)
+    about = f"""from EPOCH on, FACTOR times the first learning rate, as in 80:0.1,140:0.01
+        ({default("lr_steps")})"""
+    add("--lr_steps", type=lr_steps, metavar="EPOCH:FACTOR,…", help=about)
+    about = f"of SGD ({default('weight_decay')})"
+    add("--weight_decay", type=number(float, 0), help=about)
+
+    run = parser.add_argument_group("run")
+    add = run.add_argument
+    add("--id", type=run_id, help="ends the run folder's name (default: none)")
+    about = "of noise, networks, batches, mixup and mixtures (default: 123, the published one)"
+    add("--seed", type=number(int, 0, 2**32 - 1), help=about)
+    about = "auto takes the first of cuda, mps and cpu that is there (default: auto)"
+    add("--device", choices=("auto", "cuda", "cpu", "mps"), help=about)
+    add("--gpuid", type=number(int, 0), help="which CUDA card (default: 0)")
+    add("--output", metavar="DIR", help="where the run folder is made (default: ./checkpoint)")
+    about = "write last.pt after so many epochs (default: 1, nothing is lost)"
+    add("--save_every", type=number(int, 1), metavar="EPOCHS", help=about)
+    add = run.add_mutually_exclusive_group().add_argument
+    about = "continue the run that this command line names, or the one at PATH"
+    add("--resume", nargs="?", const=True, metavar="PATH", help=about)
+    add("--overwrite", action="store_true", help="delete the run that is in the folder")
+    about = "only test the checkpoint at PATH, or the last one of a run folder"
+    add("--evaluate", metavar="PATH", help=about)
+
+    about = "speed (within rounding; compiled dropout draws anew)"
+    add = parser.add_argument_group(about).add_argument
+    about = "bf16 autocast (default: bf16 on cuda, off elsewhere, as few CPUs have bf16 units)"
+    add("--amp", type=switch("amp"), metavar="{off,bf16}", help=about)
+    about = """torch.compile the networks (default: on on cuda; off elsewhere, where the compiler's
+        start outlasts a short run)"""
+    add("--compile", type=switch("compile"), metavar="{off,on}", help=about)
+    about = "memory format of images and weights (default: on, convolutions are faster)"
+    add("--channels_last", type=switch("channels_last"), metavar="{off,on}", help=about)
     return parser
 
 
-def _add_method_flags(group, default: Callable[[str], str]) -> None:
-    add = group.add_argument
-    add(
-        "--method",
-        choices=("smr", "dividemix", "ce"),
-        help="smr; dividemix: warm-up with CE, no recalibration; ce: plain cross-entropy in every "
-        "epoch (default smr)",
-    )
-    add(
-        "--warmup_loss",
-        choices=("mixup", "ce"),
-        help="loss of the warm-up (default: mixup for smr, ce for dividemix)",
-    )
-    add(
-        "--recalibrate_every",
-        type=number(int, 0),
-        metavar="K",
-        help="a cross-entropy epoch every K epochs after the warm-up, 0 for never "
-        f"({default('recalibrate_every')}; dividemix 0)",
-    )
-    add(
-        "--warm_up",
-        type=number(int, 0),
-        metavar="EPOCHS",
-        help=f"epochs of warm-up, before memorising begins ({default('warm_up')})",
-    )
-    add(
-        "--alpha",
-        type=number(float, 0, open_low=True),
-        help="parameter of mixup's Beta(alpha, alpha) (default 4: pairs are mixed nearly evenly)",
-    )
-    add(
-        "--lambda_u",
-        type=number(float, 0),
-        help="weight of the unlabelled loss (default: the published value of the noise cell)",
-    )
-    add(
-        "--p_threshold",
-        type=number(float, 0, 1),
-        help="clean probability above which a sample is labelled (default 0.5: the likelier side)",
-    )
-    add(
-        "--T",
-        type=number(float, 0, open_low=True),
-        help="sharpening temperature of guessed and refined targets (default 0.5)",
-    )
+def add_data_flags(parser: Parser, about: str, path_about: str) -> Callable:
+    """Add the data flags that scripts share; `add_argument` of their group.
 
-
-def _add_training_flags(group, default: Callable[[str], str]) -> None:
-    add = group.add_argument
-    add(
-        "--num_epochs",
-        type=number(int, 0),
-        help=f"number of the last epoch; epoch 0 is run too ({default('num_epochs')})",
-    )
-    add(
-        "--batch_size",
-        type=number(int, 2),
-        help="B: images of a labelled batch; an unlabelled one holds as many, a warm-up batch 2B "
-        f"({default('batch_size')})",
-    )
-    add(
-        "--lr",
-        "--learning_rate",
-        type=number(float, 0, open_low=True),
-        help=f"first learning rate of SGD ({default('lr')})",
-    )
-    add(
-        "--lr_steps",
-        type=lr_steps,
-        metavar="EPOCH:FACTOR,…",
-        help="from EPOCH on, FACTOR times the first learning rate, as in 80:0.1,140:0.01 "
-        f"({default('lr_steps')})",
-    )
-    add("--weight_decay", type=number(float, 0), help=f"of SGD ({default('weight_decay')})")
-
-
-def _add_run_flags(group) -> None:
-    add = group.add_argument
-    add("--id", type=run_id, help="ends the run folder's name (default: none)")
-    add(
-        "--seed",
-        type=number(int, 0, 2**32 - 1),
-        help="of noise, networks, batches, mixup and mixtures (default 123, the published one)",
-    )
-    add(
-        "--device",
-        choices=("auto", "cuda", "cpu", "mps"),
-        help="auto takes the first of cuda, mps and cpu that is there (default auto)",
-    )
-    add("--gpuid", type=number(int, 0), help="which CUDA card (default 0)")
-    add(
-        "--output",
-        metavar="DIR",
-        help="where the run folder is made (default ./checkpoint)",
-    )
-    add(
-        "--save_every",
-        type=number(int, 1),
-        metavar="EPOCHS",
-        help="write last.pt after so many epochs (default 1: nothing is lost)",
-    )
-    end = group.add_mutually_exclusive_group()
-    end.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        metavar="PATH",
-        help="continue the run that this command line names, or the one at PATH",
-    )
-    end.add_argument(
-        "--overwrite", action="store_true", help="delete the run that is in the folder"
-    )
-    end.add_argument(
-        "--evaluate",
-        metavar="PATH",
-        help="only test the checkpoint at PATH, or the last one of a run folder",
-    )
-
-
-def _add_speed_flags(group) -> None:
-    add = group.add_argument
-    add(
-        "--amp",
-        type=switch("amp"),
-        metavar="{off,bf16}",
-        help="bf16 autocast (default: bf16 on cuda, off elsewhere: few CPUs have bf16 units)",
-    )
-    add(
-        "--compile",
-        type=switch("compile"),
-        metavar="{off,on}",
-        help="torch.compile the networks (default: on on cuda; off elsewhere, where the compiler's "
-        "start outlasts a short run)",
-    )
-    add(
-        "--channels_last",
-        type=switch("channels_last"),
-        metavar="{off,on}",
-        help="memory format of images and weights (default on: convolutions are faster)",
-    )
-
-
-def add_data_group(parser: Parser, about: str, path_about: str):
-    """The group of a script's data flags, with those that both have; `about` the data sets."""
-    group = parser.add_argument_group("data and networks")
-    add = group.add_argument
+    Args: about, what the help says of --dataset; path_about, of --data_path.
+    """
+    add = parser.add_argument_group("data and networks").add_argument
     add("--dataset", choices=tuple(parser.recipes), help=about)
     add("--data_path", metavar="DIR", help=path_about)
-    add(
-        "--num_class",
-        type=number(int, 2),
-        help="number of classes (default: the data set's; another one is an error)",
-    )
-    add(
-        "--width",
-        type=number(int, 1, 1024),
-        help=f"channels of PreAct-ResNet-18's first stage ({parser.default_of('width')})",
-    )
-    return group
+    about = "number of classes (default: the data set's; another one is an error)"
+    add("--num_class", type=number(int, 2), help=about)
+    about = f"channels of PreAct-ResNet-18's first stage ({parser.default_of('width')})"
+    add("--width", type=number(int, 1, 1024), help=about)
+    return add
 
 
 def given_flags(args: argparse.Namespace) -> dict:
