@@ -15,23 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataloader_cifar import HUMAN_KEYS
+from dataloader_cifar import HUMAN_LABELS
 from smr.errors import InputError
 from smr.record.log import duration
 from smr.record.records import read_metrics
 from smr.run.options import FREE, Parser, one_line_errors, shown
 
 HEADINGS = (
-    "data set",
-    "noise",
-    "method",
-    "num_epochs",
-    "seeds",
-    "best %",
-    "last %",
-    "last ten %",
-    "time",
-    "published best / last %",
+    *("data set", "noise", "method", "num_epochs", "seeds"),
+    *("best %", "last %", "last ten %", "time", "published best / last %"),
 )
 # What may differ between the runs of a row: it changes no figure beyond rounding, or follows from
 # the seed.
@@ -87,7 +79,7 @@ def noise(config: dict) -> str:
     mode = config.get("noise_mode")
     if mode is None:
         return "real"
-    if mode in HUMAN_KEYS:
+    if mode in HUMAN_LABELS:
         return f"human {mode}"
     if config.get("noise_file"):
         return f"labels of {Path(config['noise_file']).name}"

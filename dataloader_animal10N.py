@@ -47,7 +47,6 @@ ANIMAL_SIZE = 64
 RECORD = np.dtype(
     [("id", ">i4"), ("label", ">i4"), ("pixels", "u1", (3, ANIMAL_SIZE, ANIMAL_SIZE))]
 )
-RECORDS_AT_A_TIME = 2048
 
 
 # Kept: Clothing1M's constants; the published crop of 64 from 64 pixels does nothing.
@@ -184,11 +183,10 @@ def find_binaries(root: Path) -> list[str]:
 
 
 def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing]:
-    """Images uint8 [n, 64, 64, 3] and Listing of the binaries, by ascending label and id (method 1).
+    """Images uint8 [n, 64, 64, 3] and Listing of binaries, by ascending label and id (method 1).
 
     Raises InputError.
     """
-    counts = []
     for name in names:
         length = (root / name).stat().st_size
         if not length or length % RECORD.itemsize:
@@ -196,29 +194,20 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
                 f"{root / name}: {length} bytes, expected a multiple of {RECORD.itemsize}, the "
                 "length of a record; fetch it again"
             )
-        counts.append(length // RECORD.itemsize)
-    total = sum(counts)
-    images = np.empty((total, ANIMAL_SIZE, ANIMAL_SIZE, 3), dtype=np.uint8)
-    labels, ids = np.empty((2, total), dtype=np.int64)
-    files, filled = [], 0
-    for name, count in zip(names, counts, strict=True):
-        with open(root / name, "rb") as file:
-            for start in range(0, count, RECORDS_AT_A_TIME):
-                records = np.fromfile(file, RECORD, min(RECORDS_AT_A_TIME, count - start))
-                rows = slice(filled, filled + len(records))
-                images[rows] = records["pixels"].transpose(0, 2, 3, 1)
-                labels[rows], ids[rows] = records["label"], records["id"]
-                filled += len(records)
-        files += [f"{name}:{record}" for record in range(count)]
+    parts = {name: np.fromfile(root / name, RECORD) for name in names}
+    files = [f"{name}:{i}" for name, part in parts.items() for i in range(len(part))]
+    records = np.concatenate(list(parts.values()))
+    labels = records["label"].astype(np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= len(ANIMALS)))
     if len(outside):
         shown = first_ten([f"{files[i]} ({labels[i]})" for i in outside])
         raise InputError(
-            f"{root}: {len(outside)} of {total} records have a label outside 0 to "
+            f"{root}: {len(outside)} of {len(files)} records have a label outside 0 to "
             f"{len(ANIMALS) - 1}: {shown}"
         )
-    order = np.lexsort((ids, labels))
-    return images[order], Listing([files[i] for i in order], labels[order])
+    order = np.lexsort((records["id"], labels))
+    images = np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1))
+    return images, Listing([files[i] for i in order], labels[order])
 
 
 class animal_dataloader(NoisyLoader):

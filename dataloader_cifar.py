@@ -28,55 +28,31 @@ VIEWS = {
     "digits": Views((0.3053,) * 3, (0.3760,) * 3, padding=1, flip=False),
 }
 
-HUMAN_KEYS = {
-    "aggre": "aggre_label",
-    "rand1": "random_label1",
-    "rand2": "random_label2",
-    "rand3": "random_label3",
-    "worst": "worse_label",
-    "noisy100": "noisy_label",
-}
-# The realised rates of CIFAR-N's label sets (Wei et al., ICLR 2022): what `r` means for them.
-HUMAN_RATES = {
-    "aggre": 0.0903,
-    "rand1": 0.1723,
-    "rand2": 0.1812,
-    "rand3": 0.1764,
-    "worst": 0.4021,
-    "noisy100": 0.402,
+# CIFAR-N (Wei et al., ICLR 2022): mode → its name in the file, and its realised rate, which is
+# what `r` means for labels that people gave.
+HUMAN_LABELS = {
+    "aggre": ("aggre_label", 0.0903),
+    "rand1": ("random_label1", 0.1723),
+    "rand2": ("random_label2", 0.1812),
+    "rand3": ("random_label3", 0.1764),
+    "worst": ("worse_label", 0.4021),
+    "noisy100": ("noisy_label", 0.402),
 }
 HUMAN_MODES = {
     "cifar10": ("aggre", "rand1", "rand2", "rand3", "worst"),
     "cifar100": ("noisy100",),
     "digits": (),
 }
-# More than a label takes in a JSON list that is indented.
-LARGEST_JSON_LABEL = 32
 SYNTHETIC_MODES = ("sym", "asym", "asym_superclass")
 # truck→automobile, bird→airplane, deer→horse, cat↔dog
 CIFAR10_CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 # The fine classes of CIFAR-100's 20 superclasses, in ascending order of superclass and fine id.
 CIFAR100_SUPERCLASSES = (
-    (4, 30, 55, 72, 95),
-    (1, 32, 67, 73, 91),
-    (54, 62, 70, 82, 92),
-    (9, 10, 16, 28, 61),
-    (0, 51, 53, 57, 83),
-    (22, 39, 40, 86, 87),
-    (5, 20, 25, 84, 94),
-    (6, 7, 14, 18, 24),
-    (3, 42, 43, 88, 97),
-    (12, 17, 37, 68, 76),
-    (23, 33, 49, 60, 71),
-    (15, 19, 21, 31, 38),
-    (34, 63, 64, 66, 75),
-    (26, 45, 77, 79, 99),
-    (2, 11, 35, 46, 98),
-    (27, 29, 44, 78, 93),
-    (36, 50, 65, 74, 80),
-    (47, 52, 56, 59, 96),
-    (8, 13, 48, 58, 90),
-    (41, 69, 81, 85, 89),
+    *((4, 30, 55, 72, 95), (1, 32, 67, 73, 91), (54, 62, 70, 82, 92), (9, 10, 16, 28, 61)),
+    *((0, 51, 53, 57, 83), (22, 39, 40, 86, 87), (5, 20, 25, 84, 94), (6, 7, 14, 18, 24)),
+    *((3, 42, 43, 88, 97), (12, 17, 37, 68, 76), (23, 33, 49, 60, 71), (15, 19, 21, 31, 38)),
+    *((34, 63, 64, 66, 75), (26, 45, 77, 79, 99), (2, 11, 35, 46, 98), (27, 29, 44, 78, 93)),
+    *((36, 50, 65, 74, 80), (47, 52, 56, 59, 96), (8, 13, 48, 58, 90), (41, 69, 81, 85, 89)),
 )
 
 
@@ -120,8 +96,6 @@ def noisy_labels(
 def read_label_list(path: str | Path, count: int, classes: int) -> np.ndarray:
     """int64 [count] from a JSON list, as DivideMix and SMR write. Raises InputError."""
     try:
-        if Path(path).stat().st_size > LARGEST_JSON_LABEL * (count + 1):
-            raise InputError(f"{path}: larger than a list of {count} labels can be")
         labels = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
@@ -135,7 +109,7 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
 
     Raises InputError.
     """
-    key = HUMAN_KEYS[noise_mode]
+    key, _ = HUMAN_LABELS[noise_mode]
     try:
         content = pickles.load_archive(Path(path))
         found, order = (np.asarray(content[name]) for name in (key, "clean_label"))
@@ -160,19 +134,19 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
 def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
     """Raise InputError where these flags name no noise; opens no file."""
     path = Path(noise_file)
-    if noise_mode in HUMAN_KEYS and noise_mode not in HUMAN_MODES[dataset]:
+    if noise_mode in HUMAN_LABELS and noise_mode not in HUMAN_MODES[dataset]:
         raise InputError(
             f"--noise_mode {noise_mode}: {dataset} has no such human labels, but "
             + ", ".join(HUMAN_MODES[dataset] + SYNTHETIC_MODES[:1])
         )
-    if noise_mode in HUMAN_KEYS and not noise_file:
+    if noise_mode in HUMAN_LABELS and not noise_file:
         raise InputError(
             f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
             "CIFAR-10_human.pt or CIFAR-100_human.pt"
         )
     if not noise_file and noise_mode != "sym":
         confusions(dataset, noise_mode)
-    if noise_file and path.suffix != ".json" and noise_mode not in HUMAN_KEYS:
+    if noise_file and path.suffix != ".json" and noise_mode not in HUMAN_LABELS:
         raise InputError(
             f"{noise_file}: not a .json list; with a CIFAR-N file --noise_mode is one of "
             + (", ".join(HUMAN_MODES[dataset]) or f"none of {dataset}")

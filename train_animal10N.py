@@ -86,8 +86,7 @@ def resolve(given: dict, device: torch.device) -> dict:
         raise InputError("--width: only with --network preact_resnet18")
     options.settle_num_class(config, classes, config["data_path"])
     if device.type == "cpu" and "channels_last" not in given:
-        # On a CPU it gains little, and torch 2.15's backward pass of a strided 1x1 convolution of
-        # up to 8 channels on 64x64 pixels then writes past the end of its memory.
+        # On a CPU it gains little.
         config["channels_last"] = False
     # Kept: without a weight on their loss, the other rows skip the network (method 5).
     config["labelled_rows_only"] = config["lambda_u"] == 0

@@ -73,7 +73,7 @@ def new_parser() -> options.Parser:
     about = "train on the first N training images alone (default: all)"
     add("--train_images", type=options.number(int, 2), metavar="N", help=about)
     about = "generated noise, or one of CIFAR-N's human label sets (default: sym)"
-    add("--noise_mode", choices=(*data.SYNTHETIC_MODES, *data.HUMAN_KEYS), help=about)
+    add("--noise_mode", choices=(*data.SYNTHETIC_MODES, *data.HUMAN_LABELS), help=about)
     about = """share of training labels drawn anew, of which some stay right (default: 0.5; human
         labels: their realised rate)"""
     add("--r", type=options.number(float, 0, 1), help=about)
@@ -88,8 +88,8 @@ def resolve(given: dict, device: torch.device) -> dict:
     config = options.resolve(given, {"dataset": dataset} | RECIPES[dataset], device)
     options.settle_num_class(config, data.NUM_CLASS[dataset], dataset)
     noise_mode = config["noise_mode"]
-    if "r" not in given:
-        config["r"] = data.HUMAN_RATES.get(noise_mode, config["r"])
+    if "r" not in given and noise_mode in data.HUMAN_LABELS:
+        _, config["r"] = data.HUMAN_LABELS[noise_mode]
     data.check_noise(dataset, noise_mode, config["noise_file"])
     if "lambda_u" not in given:
         config["lambda_u"] = published_lambda_u(dataset, noise_mode, config["r"])

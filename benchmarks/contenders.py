@@ -1,30 +1,34 @@
-"""The contenders of `throughput.py`: each implementation's steps, in a process of its own."""
+"""The steps that `throughput.py` times: plain's, and ours through the functions training calls."""
 
 import argparse
-import multiprocessing
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing.connection import Connection
 
 import plain
 import torch
+from torch import Tensor
 
 import smr
-from PreResNet import ResNet18
-from support import memory, session
-from support.scoring import scorer
+import train_cifar
+from smr.recipe import recipe_of
+from smr.run import devices, session
 
-CLASSES = 10
+PLAIN, EAGER, COMPILED = "plain", "ours, eager", "ours, compiled"
+STEPS_PER_TURN = 20
+SCRIPT = session.Script(
+    "throughput.py", train_cifar.resolve, train_cifar.make_loader, train_cifar.build_network
+)
 
 
 class Clock:
     """Seconds of calls on a device: the wall's, or the process's CPU seconds."""
 
-    def __init__(self, device: torch.device, cpu_time: bool):
-        self.device = device
-        self.now = time.process_time if cpu_time else time.perf_counter
+    def __init__(self, args: argparse.Namespace):
+        self.device = args.device
+        self.now = time.process_time if args.cpu_time else time.perf_counter
+        # Where steps queue up on a card, one alone between two waits would be its latency.
+        self.calls = 1 if self.device.type == "cpu" else STEPS_PER_TURN
 
     def seconds(self, call: Callable) -> float:
         """Of one call, the device's work included."""
@@ -35,186 +39,117 @@ class Clock:
         return self.now() - started
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-class Contender:
-    """One implementation's steps in a process of its own: no other has its memory and settings."""
-
-    def __init__(self, name: str, args: argparse.Namespace):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, name, args), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def seconds(self, step: str) -> float:
-        """Of one step, the second of two: the others' turns have cooled caches and freed pages."""
-        self._ask("seconds", step)
-        return self._ask("seconds", step)
-
-    def first_call(self, step: str) -> float:
-        """Seconds of a step as it is, a compiler's start included."""
-        return self._ask("seconds", step)
-
-    def profile(self, step: str) -> list[str]:
-        """Lines on a step's costliest operations."""
-        return self._ask("profile", step)
-
-    def finish(self) -> dict[str, float]:
-        """End the process; `memory.peak_memory` of it."""
-        peaks = self._ask("peak_memory", None)
-        self.connection.close()
-        self.process.join()
-        return peaks
-
-    def _ask(self, *question):
-        self.connection.send(question)
-        return self.connection.recv()
-
-
-def serve(connection: Connection, name: str, args: argparse.Namespace) -> None:
-    """A contender's process: answer questions about its steps until the other side closes."""
-    if name == "plain":
-        steps = plain_steps(args)
-    else:
-        session.prepare_process(args.device, args.amp)
-        steps = our_steps(args, compiled=name == "ours, compiled")
-    clock = Clock(args.device, args.cpu_time)
-    answers = {
-        "seconds": lambda step: clock.seconds(steps[step]),
-        "profile": lambda step: profile_lines(steps[step], args.device),
-        "peak_memory": lambda _: memory.peak_memory(args.device),
-    }
-    with suppress(EOFError):
-        while True:
-            question, step = connection.recv()
-            connection.send(answers[question](step))
-
-
-def new_pair(args: argparse.Namespace, ours: bool, compiled: bool = False) -> smr.Pair:
-    """Two networks as training makes them, or, if not `ours`, in NCHW with torch's plain SGD."""
-    torch.manual_seed(0)
-    pair = smr.new_pair(partial(ResNet18, CLASSES, args.width), recipe_of(args), args.device, ours)
-    if not ours:
-        pair.optimisers = [plain.new_optimiser(network) for network in pair.networks]
-    if compiled:
-        for network in pair.networks:
-            session.compile_for(network, [factor * args.batch_size for factor in (1, 2, 4)])
-    return pair
-
-
-def recipe_of(args: argparse.Namespace) -> smr.Recipe:
-    """CIFAR-10's recipe at sym 0.5."""
-    return smr.Recipe(
-        method="smr",
-        num_epochs=300,
-        batch_size=args.batch_size,
-        lr=0.02,
-        lr_steps=((150, 0.1),),
-        weight_decay=5e-4,
-        warm_up=10,
-        warmup_loss="mixup",
-        recalibrate_every=30,
-        alpha=4.0,
-        T=0.5,
-        p_threshold=0.5,
-        lambda_u=25.0,
-        r=0.5,
-        seed=0,
-        amp=args.amp == "bf16",
-    )
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
 
 class Given:
-    """An epoch of one given batch: what the epoch functions of `smr` need to make one step."""
+    """An epoch of the same batch again and again: what the functions of `smr` ask of batches."""
 
-    def __init__(self, *batch):
+    def __init__(self, steps: int, *batch: Tensor):
+        self.steps = steps
         self.batch = batch
         self.batch_size = len(batch[0])
-        self.dataset = range(len(batch[0]))
+        self.dataset = range(steps * self.batch_size)
 
     def __len__(self) -> int:
-        return 1
+        return self.steps
 
-    def __iter__(self):
-        yield self.batch
-
-
-def given_views(args: argparse.Namespace, ours: bool) -> dict[str, torch.Tensor]:
-    """Random views x1, x2, u1, u2 [B, 3, 32, 32], and labels and clean probabilities [B]."""
-    source = torch.Generator().manual_seed(0)
-    form = torch.channels_last if ours else torch.contiguous_format
-    shape = args.batch_size, 3, 32, 32
-    views = {
-        name: torch.randn(shape, generator=source).to(args.device, memory_format=form)
-        for name in ("x1", "x2", "u1", "u2")
-    }
-    labels = torch.randint(CLASSES, (args.batch_size,), generator=source).to(args.device)
-    probability = torch.rand(args.batch_size, generator=source).to(args.device)
-    return views | {"labels": labels, "probability": probability}
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for _ in range(self.steps):
+            yield self.batch
 
 
-def our_steps(args: argparse.Namespace, compiled: bool) -> dict[str, Callable]:
-    """Each step through the epoch functions that training calls, on one given batch."""
-    pair, recipe, given = new_pair(args, True, compiled), recipe_of(args), given_views(args, True)
+def config_of(args: argparse.Namespace, compiled: bool = False) -> dict:
+    """CIFAR-10's configuration at sym 0.5, as training resolves it."""
+    given = {name: getattr(args, name) for name in ("batch_size", "width", "amp")}
+    return train_cifar.resolve(given | {"compile": compiled}, args.device)
+
+
+def given_batch(args: argparse.Namespace, form: torch.memory_format) -> list[Tensor]:
+    """Random views x1, x2, u1, u2 [B, 3, 32, 32], labels and clean probabilities [B]."""
+    source, count = torch.Generator().manual_seed(0), args.batch_size
+    views = [torch.randn(count, 3, 32, 32, generator=source) for _ in range(4)]
+    labels = torch.randint(10, (count,), generator=source).to(args.device)
+    probability = torch.rand(count, generator=source).to(args.device)
+    return [*(view.to(args.device, memory_format=form) for view in views), labels, probability]
+
+
+def our_steps(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[[int], object]]:
+    """Each step, as often as is asked, in an epoch of the function that training calls."""
+    config = config_of(args, compiled)
+    torch.manual_seed(0)
+    recipe, pair = recipe_of(config), session.make_pair(SCRIPT, config, args.device)
     (network, peer), optimiser = pair.networks, pair.optimisers[0]
-    both = torch.cat([given["x1"], given["u1"]])
-    labels = torch.cat([given["labels"]] * 2)
-    warm_up = Given(both, labels, torch.arange(len(both), device=args.device))
-    labelled = Given(*(given[name] for name in ("x1", "x2", "labels", "probability")))
-    unlabelled = Given(given["u1"], given["u2"])
-    # Scoring folds once a pass, which a pass of one batch would overstate.
-    score = scorer(network)
-    scored = partial(scoring_step, score, given["x1"], given["labels"], recipe.amp)
+    x1, x2, u1, u2, labels, w = given_batch(args, torch.channels_last)
+    both, twice = torch.cat([x1, u1]), torch.cat([labels, labels])
+    index = torch.arange(len(both), device=args.device)
+
+    def score(steps: int):
+        given = Given(steps, x1, labels, index[: len(x1)])
+        return smr.sample_losses(network, given, recipe.amp)
+
+    def warm_up(steps: int):
+        return smr.warm_up_epoch(network, optimiser, Given(steps, both, twice, index), recipe)
+
+    def semi_supervised(steps: int):
+        labelled, unlabelled = Given(steps, x1, x2, labels, w), Given(steps, u1, u2)
+        return smr.semi_supervised_epoch(
+            network, peer, optimiser, labelled, unlabelled, 40, recipe
+        )
+
+    return {"scoring": score, "warm-up": warm_up, "semi-supervised": semi_supervised}
+
+
+def plain_steps(args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
+    """The same steps of `plain`, whose float32 is float32 on a card too."""
+    torch.backends.cudnn.allow_tf32 = False  # torch's default rounds convolutions to ten bits
+    config = config_of(args)
+    torch.manual_seed(0)
+    network, peer = (train_cifar.build_network(config).to(args.device) for _ in range(2))
+    optimiser = plain.new_optimiser(network)
+    x1, x2, u1, u2, labels, w = given_batch(args, torch.contiguous_format)
+    both, twice = torch.cat([x1, u1]), torch.cat([labels, labels])
+    two, four = (torch.randperm(rows * len(x1), device=args.device) for rows in (2, 4))
+
+    def again(step: Callable, *given) -> Callable[[int], object]:
+        return lambda steps: [step(*given) for _ in range(steps)]
+
+    labelled, unlabelled = (x1, x2, labels, w), (u1, u2)
+    mixed = labelled, unlabelled, 0.7, four, 25.0
     return {
-        "scoring": scored,
-        "warm-up": partial(smr.warm_up_epoch, network, optimiser, warm_up, recipe),
-        "semi-supervised": partial(
-            smr.semi_supervised_epoch, network, peer, optimiser, labelled, unlabelled, 40, recipe
-        ),
+        "scoring": again(plain.scoring_step, network, x1, labels),
+        "warm-up": again(plain.warm_up_step, network, optimiser, both, twice, 0.7, two),
+        "semi-supervised": again(plain.semi_supervised_step, network, peer, optimiser, *mixed),
     }
 
 
-@torch.no_grad()
-def scoring_step(score, images, labels, amp: bool) -> torch.Tensor:
-    """One step of `smr.sample_losses`."""
-    score.eval()
-    with smr.autocast(images.device, amp):
-        logits = score(images)
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+def time_steps(contender: str, args: argparse.Namespace) -> dict:
+    """A turn: seconds of each step's first call and of a later step; the most memory held."""
+    if contender == PLAIN:
+        steps = plain_steps(args)
+    else:
+        steps = our_steps(args, contender == COMPILED)
+    clock, turn = Clock(args), {}
+    for name, run in steps.items():
+        first = clock.seconds(partial(run, 1))
+        if clock.calls > 1:
+            run(clock.calls)  # the card's own start
+        seconds = clock.seconds(partial(run, clock.calls)) / clock.calls
+        turn[name] = {"first": first, "seconds": seconds}
+        if args.profile:
+            turn[name]["costliest"] = costliest(partial(run, 1), args.device)
+    return turn | {"memory": devices.peak_memory(args.device)}
 
 
-def plain_steps(args: argparse.Namespace) -> dict[str, Callable]:
-    """The same steps of `plain`."""
-    pair, given = new_pair(args, ours=False), given_views(args, ours=False)
-    (network, peer), optimiser = pair.networks, pair.optimisers[0]
-    both = torch.cat([given["x1"], given["u1"]])
-    labels = torch.cat([given["labels"]] * 2)
-    labelled = [given[name] for name in ("x1", "x2", "labels", "probability")]
-    two, four = (torch.randperm(factor * args.batch_size, device=args.device) for factor in (2, 4))
-    unlabelled = given["u1"], given["u2"]
-    return {
-        "scoring": partial(plain.scoring_step, network, given["x1"], given["labels"]),
-        "warm-up": partial(plain.warm_up_step, network, optimiser, both, labels, 0.7, two),
-        "semi-supervised": partial(
-            plain.semi_supervised_step,
-            *(network, peer, optimiser, labelled, unlabelled, 0.7, four, 25.0),
-        ),
-    }
-
-
-def profile_lines(step: Callable, device: torch.device) -> list[str]:
-    """The five operations with the largest share of a step's own time."""
+def costliest(step: Callable, device: torch.device) -> list[tuple[str, float]]:
+    """The five operations with the largest share of a step's own time: names and per cent."""
+    on_cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    activities += [torch.profiler.ProfilerActivity.CUDA] if on_cuda else []
     with torch.profiler.profile(activities=activities) as profile:
         step()
-    kind = "device" if device.type == "cuda" else "cpu"
-    rows = profile.key_averages()
-    own = {row.key: getattr(row, f"self_{kind}_time_total") for row in rows}
-    total = sum(own.values())
+    column = f"self_{'device' if on_cuda else 'cpu'}_time_total"
+    own = {row.key: getattr(row, column) for row in profile.key_averages()}
     largest = sorted(own, key=own.get, reverse=True)[:5]
-    return [f"    {100 * own[name] / total:5.1f} %  {name}" for name in largest]
+    return [(name, 100 * own[name] / sum(own.values())) for name in largest]

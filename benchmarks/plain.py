@@ -1,7 +1,7 @@
 """The same steps as a plain reading of the method has them: what `throughput.py` compares with.
 
-Eager, float32, NCHW, one pass for each view, nothing folded, nothing in place. They run on
-`PreResNet.ResNet18`'s own parts, so that both sides can be checked to compute the same.
+Eager, float32, NCHW, one pass for each view, nothing in place. They run on `PreResNet.ResNet18`'s
+own parts, so that both sides can be checked to compute the same.
 """
 
 import torch
@@ -22,20 +22,20 @@ def forward(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def new_optimiser(network: nn.Module) -> Optimizer:
-    """SGD as SPEC 3 has it for CIFAR, with torch's default implementation."""
+    """SGD as method 3 has it for CIFAR, with torch's default implementation."""
     return SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
 
 
-def take_step(loss: Tensor, optimiser: Optimizer) -> float:
-    """One step of SGD; the loss as a number, which waits for the device."""
+def take_step(loss: Tensor, optimiser: Optimizer) -> Tensor:
+    """One step of SGD; the loss, for which nobody has waited yet."""
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    return loss.item()
+    return loss.detach()
 
 
-def warm_up_step(network, optimiser, images, labels, weight, permutation) -> float:
-    """Mixup (SPEC 3) on a batch [2B, 3, 32, 32]."""
+def warm_up_step(network, optimiser, images, labels, weight, permutation) -> Tensor:
+    """Mixup (method 3) on a batch [2B, 3, 32, 32]."""
     network.train()
     mixed = weight * images + (1 - weight) * images[permutation]
     logits = forward(network, mixed)
@@ -51,8 +51,8 @@ def sharpened(p: Tensor) -> Tensor:
 
 def semi_supervised_step(
     network, peer, optimiser, labelled, unlabelled, weight, permutation, lambda_u
-) -> float:
-    """SPEC 5, of (x1, x2, labels, clean probability) and (u1, u2); lambda_u is the ramped one."""
+) -> Tensor:
+    """Method 5, of (x1, x2, labels, clean probability) and (u1, u2); lambda_u is the ramped one."""
     network.train()
     peer.eval()
     (x1, x2, labels, w), (u1, u2) = labelled, unlabelled
@@ -76,7 +76,7 @@ def semi_supervised_step(
 
 
 def scoring_step(network, images, labels) -> Tensor:
-    """The losses [b] of a batch in eval mode (SPEC 4)."""
+    """The losses [b] of a batch in eval mode (method 4)."""
     network.eval()
     with torch.no_grad():
         return F.cross_entropy(forward(network, images), labels, reduction="none")

@@ -4,281 +4,133 @@
     python benchmarks/throughput.py --compile on --profile
 
 Images are random bytes in CIFAR-10's shape: nothing is read. On a CUDA card the settings are those
-of training there, bf16 and compiled; the epoch then has CIFAR-10's full size. The steps of
-each implementation run in a process of its own, in turns: plain's as any program's, ours as our
-scripts'.
+of training there, bf16 and compiled; the epoch then has CIFAR-10's full size. Every turn of every
+contender is a process of its own, plain's as any program's, ours as our scripts'; turns go A B A B,
+so that a slow moment slows all, and a ratio is the median over the pairs.
 """
 
 import argparse
+import json
 import platform
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from contenders import CLASSES, Clock, Contender, new_pair, recipe_of
+import pieces
+from contenders import COMPILED, EAGER, PLAIN, time_steps
 
-import experiment
-import smr
-from batches import ImageData, NoisyLoader
-from dataloader_cifar import DATASETS
 from PreResNet import ResNet18
-from support import memory, options, session
+from smr.record.records import memory_line
+from smr.run import devices, options
 
-LABELLED_SHARE = 0.55  # of sym 0.5: half of the labels stay, and a tenth of the others comes back
+# What a process of its own finds, by the name that --part gives it.
+PARTS = {"ceilings": pieces.ceilings, "data": pieces.data_path, "epoch": pieces.epoch}
+PARTS |= {name: partial(time_steps, name) for name in (PLAIN, EAGER, COMPILED)}
+# Step → images in units of B, and passes over B: a forward pass is 1, a backward pass 2; the peer
+# sees both views, the trained network four.
+STEPS = {"scoring": (1, 1), "warm-up": (2, 2 * 3), "semi-supervised": (4, 2 + 4 + 4 * 3)}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with what --quick changes filled in."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add, whole = parser.add_argument, partial(options.number, int, 1)
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line, with what the device and --quick change filled in."""
+    parser = options.Parser(__doc__)
+    add, whole = parser.add_argument, options.number(int, 1)
     add("--quick", action="store_true", help="under two minutes on two CPU cores")
     add("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto")
-    add("--batch_size", type=whole(), help="B (default 128; quick: 16)")
-    add("--width", type=whole(), default=64, help="of PreAct-ResNet-18 (default 64)")
-    add("--rounds", type=whole(), help="measurements of each step (default 5; quick: 2)")
-    add("--images", type=whole(), help="in the epoch (default: cuda 50000, cpu 4B; quick: 2B)")
-    add("--amp", choices=("off", "bf16"), help="default: as in training on the device")
-    add("--compile", choices=("off", "on"), help="default: as in training on the device")
+    add("--batch_size", type=whole, help="B (default: 128; quick, on a CPU: 16)")
+    add("--width", type=whole, default=64, help="of PreAct-ResNet-18 (default: 64)")
+    add("--rounds", type=whole, help="turns of each contender (default: 5; quick: 3)")
+    add("--images", type=whole, help="in the epoch (default: cuda 50000, else 4B; quick: 2B)")
+    for flag, (off, on) in (("amp", ("off", "bf16")), ("compile", ("off", "on"))):
+        about = "default: as in training on the device"
+        add(f"--{flag}", type=options.switch(flag), metavar=f"{{{off},{on}}}", help=about)
     add("--only", choices=("data", "steps", "epoch"), help="one of the three parts")
     add("--profile", action="store_true", help="the five costliest operations of a step")
-    add(
-        "--cpu_time",
-        action="store_true",
-        help="count the process's CPU seconds, not the wall's: for a machine that others share",
-    )
+    about = "count CPU seconds, not the wall's: for a machine that others share"
+    add("--cpu_time", action="store_true", help=about)
+    add("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    args.device = options.find_device(args.device, 0)
-    resolved = options.resolve({}, {}, args.device)
+    args.device = devices.find_device(args.device, 0)
+    for flag in ("amp", "compile"):
+        if getattr(args, flag) is None:
+            setattr(args, flag, options.speed_of(args.device)[flag])
     on_cuda = args.device.type == "cuda"
-    args.amp = args.amp or resolved["amp"]
-    args.compile = args.compile or resolved["compile"]
-    args.rounds = args.rounds or (2 if args.quick else 5)
+    args.rounds = args.rounds or (3 if args.quick else 5)
     args.batch_size = args.batch_size or (16 if args.quick and not on_cuda else 128)
-    if not args.images:
-        args.images = 50_000 if on_cuda else args.batch_size * (2 if args.quick else 4)
+    args.images = args.images or (50_000 if on_cuda else args.batch_size * (4 - 2 * args.quick))
     return args
 
 
-def in_turns(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each timer finds in each round: A B C A B C, so that a slow moment slows all."""
-    found: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(rounds):
-        for name, timer in timers.items():
-            found[name].append(timer())
-    return found
+def measured(part: str, argv: list[str]) -> dict:
+    """What a process of its own finds of a part: no other has its memory and its settings."""
+    command = [sys.executable, __file__, *argv, "--part", part]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"throughput.py: '{part}' ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def ceilings(clock: Clock, device: torch.device) -> dict[str, float]:
-    """Measured matrix rates in float32 and bf16, FLOP/s, and the memory's rate, bytes/s."""
-    size, repeats = (8192, 20) if device.type == "cuda" else (2048, 10)
-    rates = {}
-    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        multiply = partial(torch.matmul, a, b, out=torch.empty_like(a))
-        seconds = min(clock.seconds(multiply) for _ in range(repeats))
-        rates[name] = 2 * size**3 / seconds
-    source = torch.ones(2**26, device=device)
-    target = torch.empty_like(source)
-    seconds = min(clock.seconds(lambda: target.copy_(source)) for _ in range(repeats))
-    rates["memory"] = 2 * source.nbytes / seconds
-    return rates
+def median_ratio(seconds: list[float], of: list[float]) -> float:
+    """The median over the pairs of turns."""
+    return statistics.median(a / b for a, b in zip(seconds, of, strict=True))
 
 
-def new_loader(images: int, batch_size: int, device: torch.device, channels_last: bool):
-    """A NoisyLoader over random bytes; a fifth as many test images."""
-    draw = np.random.default_rng(0)
-    train, test = (
-        (
-            draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-            draw.integers(0, CLASSES, count),
-        )
-        for count in (images, max(images // 5, 1))
-    )
-    spec = DATASETS["cifar10"]
-    data = ImageData(*train, *test, [str(k) for k in range(CLASSES)])
-    shape = spec.mean, spec.std, spec.augmentation
-    return NoisyLoader(data, *shape, batch_size, 0, device, channels_last, None)
-
-
-class PilImages(Dataset):
-    """The ordinary way to the same batches: PIL and torchvision, image by image."""
-
-    def __init__(self, images: np.ndarray):
-        spec = DATASETS["cifar10"]
-        self.images = images
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(spec.mean, spec.std),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int):
-        return self.transform(Image.fromarray(self.images[i])), 0
-
-
-def count(batches: Iterable) -> None:
-    """Go through the batches and do nothing with them."""
-    for _ in batches:
-        pass
-
-
-def measure_data(args: argparse.Namespace, clock: Clock) -> None:
-    """Train views a second, ours and the ordinary way."""
-    images = 2_000 if args.quick else 10_000
-    loader = new_loader(images, 64, args.device, channels_last=True)
-    ordinary = DataLoader(PilImages(loader.data.train_images), batch_size=128, shuffle=True)
-    timers = {
-        "PIL, DataLoader": lambda: clock.seconds(lambda: count(ordinary)),
-        "ours": lambda: clock.seconds(lambda: count(loader.run("warmup"))),
-    }
-    found = in_turns(timers, args.rounds)
-    print("\ndata path, train views of 32x32 in batches of 128   images/s    times as fast")
-    slowest = found["PIL, DataLoader"]
-    for name, seconds in found.items():
-        ratio = statistics.median(a / b for a, b in zip(slowest, seconds, strict=True))
-        print(f"{name:<50}{images / min(seconds):>11,.0f}{ratio:>17.1f}")
-
-
-def image_flops(args: argparse.Namespace) -> int:
+def image_flops(width: int) -> int:
     """FLOPs of one image's forward pass, those of convolutions and the linear layer."""
-    network = ResNet18(CLASSES, args.width).eval()
+    network = ResNet18(10, width).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops()
 
 
-def measure_steps(args: argparse.Namespace, rates: dict[str, float]) -> None:
-    """Seconds of each step, plain and ours, and the share of the machine's matrix rate."""
-    names = ["plain", "ours, eager"] + (["ours, compiled"] if args.compile == "on" else [])
-    contenders = {name: Contender(name, args) for name in names}
-    # A forward pass is 1, a backward pass 2; both views of the peer, four of the trained network.
-    passes = {"scoring": 1, "warm-up": 2 * 3, "semi-supervised": 2 + 4 + 4 * 3}
-    flops, our_rate = image_flops(args), rates["bf16" if args.amp == "bf16" else "float32"]
-    print(
-        f"\nstep, B = {args.batch_size}, width {args.width}, amp {args.amp}"
-        "            seconds    of plain    images/s    of the matrix rate"
-    )
-    for step, factor in passes.items():
-        started = {name: each.first_call(step) for name, each in contenders.items()}
-        timers = {name: partial(each.seconds, step) for name, each in contenders.items()}
-        found = in_turns(timers, args.rounds)
-        images = args.batch_size * {"scoring": 1, "warm-up": 2, "semi-supervised": 4}[step]
-        for name, seconds in found.items():
-            best = min(seconds)
-            of_plain = statistics.median(
-                a / b for a, b in zip(seconds, found["plain"], strict=True)
-            )
-            ceiling = rates["float32"] if name == "plain" else our_rate
-            share = flops * factor * args.batch_size / best / ceiling
+def show_data(found: dict) -> None:
+    """Train views a second, ours and the ordinary way."""
+    print("\ndata path, train views of 32x32 in batches of 128   images/s    times as fast")
+    ordinary = found["seconds"]["PIL, DataLoader"]
+    for name, seconds in found["seconds"].items():
+        rate, ratio = found["images"] / min(seconds), median_ratio(ordinary, seconds)
+        print(f"{name:<50}{rate:>11,.0f}{ratio:>17.1f}")
+
+
+def show_steps(turns: dict[str, list[dict]], args: argparse.Namespace, rates: dict) -> None:
+    """Each step of each contender beside plain's, and the share of the machine's matrix rate."""
+    settings = f"B = {args.batch_size}, width {args.width}, amp {'bf16' if args.amp else 'off'}"
+    columns = ("seconds", "of plain", "images/s", "first call", "of the matrix rate")
+    print(f"\n{'step, ' + settings:<42}" + "".join(f"{name:>12}" for name in columns))
+    flops = image_flops(args.width)
+    for step, (images, passes) in STEPS.items():
+        seconds = {name: [turn[step]["seconds"] for turn in own] for name, own in turns.items()}
+        for name, own in turns.items():
+            best, ceiling = min(seconds[name]), "bf16" if args.amp and name != PLAIN else "float32"
+            share = flops * passes * args.batch_size / best / rates[ceiling]
             print(
-                f"{step + ', ' + name:<37}{best:>12.4f}{of_plain:>12.2f}{images / best:>12,.0f}"
-                f"{100 * share:>20.0f} %"
+                f"{step + ', ' + name:<42}{best:>12.4f}"
+                f"{median_ratio(seconds[name], seconds[PLAIN]):>12.2f}"
+                f"{images * args.batch_size / best:>12,.0f}{own[0][step]['first']:>12.2f}"
+                f"{100 * share:>7.0f} % of {ceiling}"
             )
-        if args.compile == "on":
-            print(f"  (first call, the compiler's start: {started['ours, compiled']:.0f} s)")
-        if args.profile:
-            print("\n".join(contenders[name].profile(step)))
-    for name, each in contenders.items():
-        print(f"{name}: {memory_text(each.finish())}")
+        for operation, share in list(turns.values())[-1][0][step].get("costliest", ()):
+            print(f"    {share:5.1f} %  {operation}")
+    for name, own in turns.items():
+        print(f"{name}: {memory_line(own[0]['memory'])}")
 
 
-def memory_text(peaks: dict[str, float]) -> str:
-    """A run's line on its memory, from `memory.peak_memory`."""
-    return experiment.memory_line({f"memory/{name}": gib for name, gib in peaks.items()})
-
-
-def measure_epoch(args: argparse.Namespace, clock: Clock) -> None:
-    """A semi-supervised epoch by stage, as `smr.train` goes through it."""
-    session.prepare_process(args.device, args.amp)
-    loader = new_loader(args.images, args.batch_size, args.device, channels_last=True)
-    recipe = recipe_of(args)
-    pair = new_pair(args, True, args.compile == "on")
-    chosen = np.random.default_rng(0).random(args.images) < LABELLED_SHARE
-    probability = np.where(chosen, 0.9, 0.1)
-
-    def train(k: int) -> None:
-        batches = loader.run("train", chosen, probability)
-        networks = pair.networks[k], pair.networks[1 - k]
-        smr.semi_supervised_epoch(*networks, pair.optimisers[k], *batches, 40, recipe)
-
-    def serve() -> None:
-        labelled, unlabelled = loader.run("train", chosen, probability)
-        stream = smr.endless(unlabelled)
-        for _ in labelled:
-            next(stream)
-
-    losses = np.random.default_rng(0).random(args.images)
-    stages = {
-        "scoring both networks": lambda: [
-            smr.sample_losses(network, loader.run("eval_train"), recipe.amp)
-            for network in pair.networks
-        ],
-        "fitting both mixtures": lambda: [
-            smr.clean_probability(losses, smr.fit_mixture(losses, k)) for k in (0, 1)
-        ],
-        "training both networks": lambda: [train(k) for k in (0, 1)],
-        "test": lambda: smr.test(pair.networks, loader.run("test"), recipe.amp),
-    }
-    if args.device.type == "cuda" or args.compile == "on":
-        for stage in stages.values():  # the compiler's start, and the card's
-            stage()
-    found = {name: clock.seconds(stage) for name, stage in stages.items()}
-    total = sum(found.values())
-    rows = found | {"whole epoch": total}
-    rows["the views, within training"] = 2 * clock.seconds(serve)
-    print(f"\nsemi-supervised epoch, {args.images} images       seconds    share")
+def show_epoch(found: dict, images: int) -> None:
+    """A semi-supervised epoch by stage, and the mixture at full size."""
+    total = sum(found["stages"].values())
+    rows = found["stages"] | {"whole epoch": total, "the views, within training": found["views"]}
+    print(f"\nsemi-supervised epoch, {images} images".ljust(43) + "     seconds    share")
     for name, seconds in rows.items():
         print(f"{name:<42}{seconds:>12.3f}{100 * seconds / total:>7.1f} %")
-    print(memory_text(memory.peak_memory(args.device)))
-
-
-def measure_large_pieces(clock: Clock) -> None:
-    """What an epoch on all of CIFAR-10 pays apart from its steps."""
-    losses = np.random.default_rng(0).random(50_000) ** 2
-    fit = clock.seconds(lambda: smr.clean_probability(losses, smr.fit_mixture(losses, 0)))
-    print(f"\nmixture fitted to 50,000 losses: {fit:.2f} s for each network")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure and print."""
-    args = parse(argv)
-    clock = Clock(args.device, args.cpu_time)
-    versions = "  ".join(f"{name} {version}" for name, version in experiment.versions().items())
-    print(f"{versions}\n{experiment.hardware(args.device)}, {processor()}")
-    print("seconds are " + ("CPU seconds of the process" if args.cpu_time else "wall seconds"))
-    rates = ceilings(clock, args.device)
-    print(
-        f"measured ceilings: float32 {rates['float32'] / 1e9:,.0f} GFLOP/s, bf16 "
-        f"{rates['bf16'] / 1e9:,.0f} GFLOP/s (matrix product), memory {rates['memory'] / 1e9:,.0f} "
-        "GB/s (copy, read and written)"
-    )
-    if args.only in (None, "data"):
-        measure_data(args, clock)
-    if args.only in (None, "steps"):
-        measure_steps(args, rates)
-    if args.only in (None, "epoch"):
-        measure_epoch(args, clock)
-        measure_large_pieces(clock)
-    return 0
+    print(memory_line(found["memory"]))
+    print(f"\nmixture fitted to 50,000 losses: {found['mixture']:.2f} s for each network")
 
 
 def processor() -> str:
@@ -287,6 +139,41 @@ def processor() -> str:
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def show_machine(args: argparse.Namespace, rates: dict[str, float]) -> None:
+    """What the figures below depend on."""
+    print("  ".join(f"{name} {version}" for name, version in devices.versions().items()))
+    print(f"{devices.hardware(args.device)}, {processor()}")
+    print("seconds are " + ("CPU seconds of the process" if args.cpu_time else "wall seconds"))
+    print(
+        f"measured ceilings: float32 {rates['float32'] / 1e9:,.0f} GFLOP/s, bf16 "
+        f"{rates['bf16'] / 1e9:,.0f} GFLOP/s (matrix product), memory {rates['memory'] / 1e9:,.0f} "
+        "GB/s (copy, read and written)"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print; with --part, one part as JSON."""
+    argv = sys.argv[1:] if argv is None else argv
+    with options.one_line_errors("throughput.py"):
+        args = parse(argv)
+        if args.part:
+            print(json.dumps(PARTS[args.part](args)))
+            return 0
+    rates = measured("ceilings", argv)
+    show_machine(args, rates)
+    if args.only in (None, "data"):
+        show_data(measured("data", argv))
+    if args.only in (None, "steps"):
+        turns = {name: [] for name in (PLAIN, EAGER, *([COMPILED] if args.compile else []))}
+        for _ in range(args.rounds):
+            for name, own in turns.items():
+                own.append(measured(name, argv))
+        show_steps(turns, args, rates)
+    if args.only in (None, "epoch"):
+        show_epoch(measured("epoch", argv), args.images)
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from smr.data.loaders import Loader
 from smr.divide import Scores, Split, add_scores, divide, split_statistics
 from smr.errors import NonFiniteLoss
 from smr.meters import Hits, Meter
-from smr.recipe import SEMI_SUPERVISED, WARM_UP, Recipe, kind_of_epoch, learning_rate
+from smr.recipe import CROSS_ENTROPY, SEMI_SUPERVISED, WARM_UP, Recipe, kind_of_epoch, learning_rate
 from smr.steps import cross_entropy_loss, mixmatch_loss, mixup_loss, mixup_weights
 
 
@@ -346,7 +346,8 @@ def train_network(
                     network, peer, optimiser, *batches, epoch, recipe, step_done
                 )
             note(f"network {k + 1} has no labelled sample: it has a recalibration epoch instead")
-        return cross_entropy_epoch(network, optimiser, loader.run("warmup"), recipe, step_done)
+        mode = "warmup" if kind == CROSS_ENTROPY else "recalibrate"
+        return cross_entropy_epoch(network, optimiser, loader.run(mode), recipe, step_done)
 
 
 def set_learning_rate(pair: Pair, lr: float) -> None:

@@ -28,22 +28,12 @@ class Archive:
 
 ARCHIVES = {
     "cifar10": Archive(
-        num_class=10,
-        folder="cifar-10-batches-py",
-        train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test_file="test_batch",
-        label_key="labels",
-        names_file="batches.meta",
-        names_key="label_names",
+        *(10, "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
+        *("labels", "batches.meta", "label_names"),
     ),
     "cifar100": Archive(
-        num_class=100,
-        folder="cifar-100-python",
-        train_files=("train",),
-        test_file="test",
-        label_key="fine_labels",
-        names_file="meta",
-        names_key="fine_label_names",
+        *(100, "cifar-100-python", ("train",), "test"),
+        *("fine_labels", "meta", "fine_label_names"),
     ),
 }
 

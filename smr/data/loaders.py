@@ -46,7 +46,7 @@ class Loader(Protocol):
     ):
         """The batches of `mode`, shuffled or drawn anew at each iteration.
 
-        'warmup': (images, noisy labels, index), augmented, in batches of 2B.
+        'warmup', 'recalibrate': (images, noisy labels, index), augmented, in batches of 2B.
         'eval_train': the same not augmented; called once for each network, so that each may
         score a sample of its own.
         'train': a labelled iterable of (view 1, view 2, labels, probability) and an unlabelled one
@@ -177,7 +177,7 @@ class NoisyLoader:
 
     def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False):
         """The iterables of `mode`; see `Loader.run`. Raises ValueError."""
-        if mode == "warmup":
+        if mode in ("warmup", "recalibrate"):
             columns = self.noisy_labels, self.train_index
             return self._training(self.train_index, columns, 1, 2 * self.batch_size)
         if mode == "eval_train":
@@ -189,7 +189,8 @@ class NoisyLoader:
         if mode == "train":
             index = np.arange(len(self.train_images)) if index is None else np.asarray(index)
             return self._split(np.asarray(pred, dtype=bool), np.asarray(prob), index, with_truth)
-        raise ValueError(f"mode '{mode}': expected 'warmup', 'train', 'eval_train' or 'test'")
+        modes = "'warmup', 'recalibrate', 'eval_train', 'train' or 'test'"
+        raise ValueError(f"mode '{mode}': expected {modes}")
 
     def thumbnails(self, index: np.ndarray) -> np.ndarray:
         """The training images at these positions as they came, uint8 [k, h, w, 3]."""

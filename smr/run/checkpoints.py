@@ -22,16 +22,8 @@ from smr.errors import InputError
 from smr.files import replacing
 from smr.method import Pair
 
-NETWORK_PARTS = {
-    "script": str,
-    "epoch": int,
-    "config": dict,
-    "device": str,
-    "noise_sha256": str,
-    "networks": list,
-    "accuracy": float,
-}
-TRAINING_PARTS = {"optimisers": list, "histories": list, "random": dict, "rows": list}
+NETWORK_PARTS = ("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy")
+TRAINING_PARTS = ("optimisers", "histories", "random", "rows")
 
 
 def random_states(loader: Loader) -> dict:
@@ -45,10 +37,8 @@ def random_states(loader: Loader) -> dict:
         "device": device.type,
         "loader": loader.generator.get_state(),
     }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
+    if device.type in ("cuda", "mps"):
+        states["torch_device"] = getattr(torch, device.type).get_rng_state()
     return states
 
 
@@ -66,10 +56,8 @@ def set_random_states(states: dict, loader: Loader) -> None:
         torch.manual_seed(seed)
         return
     loader.generator.set_state(states["loader"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states["mps"])
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).set_rng_state(states["torch_device"])
 
 
 def training_state(
@@ -173,11 +161,9 @@ def restore_histories(state: dict, pair: Pair, loader: Loader, path: Path) -> No
             for history in state["histories"]
         )
         for scores in first + second:
-            within = 0 <= int(scores.index.min()) <= int(scores.index.max()) < count
-            if scores.index.shape != scores.losses.shape or not within:
+            whole = scores.index.shape == scores.losses.shape and scores.index.max() < count
+            if not whole or not torch.isfinite(scores.losses).all():
                 raise ValueError(f"{count} images")
-            if not torch.isfinite(scores.losses).all():
-                raise ValueError("not finite")
     pair.histories = [first, second]
 
 
@@ -189,7 +175,7 @@ def save(state: dict, path: Path) -> None:
         file.write(archive.getbuffer())
 
 
-def load(path: Path) -> dict:
+def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
     """A checkpoint's content, on the CPU, `last.pt` or `best.pt`. Raises InputError."""
     try:
         state = pickles.load_archive(path)
@@ -197,26 +183,18 @@ def load(path: Path) -> dict:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except pickles.Refused as error:
         raise InputError(f"{path}: no checkpoint: {error}") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: no checkpoint of this project: it is no dict")
-    check_parts(state, NETWORK_PARTS, path)
+    if isinstance(state, dict) and "optimisers" in parts and "optimisers" not in state:
+        raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
+    lacking = [name for name in parts if not isinstance(state, dict) or name not in state]
+    if lacking:
+        raise InputError(f"{path}: no checkpoint of this project: it lacks {', '.join(lacking)}")
     return state
 
 
 def load_training_state(path: Path) -> dict:
     """The content of a `last.pt`. Raises InputError."""
-    state = load(path)
-    if "optimisers" not in state:
-        raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
-    check_parts(state, TRAINING_PARTS, path)
+    state = load(path, NETWORK_PARTS + TRAINING_PARTS)
     with fitting(path, "a damaged checkpoint"):
         if [row["epoch"] for row in state["rows"]] != list(range(state["epoch"] + 1)):
             raise ValueError("it lacks epochs of metrics.jsonl")
     return state
-
-
-def check_parts(state: dict, parts: dict[str, type], path: Path) -> None:
-    """Raise InputError where the state lacks one of these parts."""
-    lacking = [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]
-    if lacking:
-        raise InputError(f"{path}: no checkpoint of this project: it lacks {', '.join(lacking)}")

@@ -38,19 +38,10 @@ ACTIONS = ("resume", "overwrite", "evaluate")
 SPEED = ("amp", "compile", "channels_last")
 # Flags that may change between the parts of a resumed run; num_epochs may grow.
 FREE = (
-    "device",
-    "gpuid",
-    "output",
-    "id",
-    "save_every",
-    "data_path",
-    "download",
+    *("device", "gpuid", "output", "id", "save_every", "data_path", "download", "num_workers"),
     "noise_file",  # the labels themselves are compared
-    "num_workers",
     "num_epochs",
 )
-
-
 # What the two words of a flag of speed stand for: False and True.
 SWITCHES = {"amp": ("off", "bf16"), "compile": ("off", "on"), "channels_last": ("off", "on")}
 
@@ -130,16 +121,14 @@ def number(
     """An argparse type: an int or float from low to high, low itself excluded if open_low."""
 
     def parse(text: str):
-        wanted = "a whole number" if kind is int else "a number"
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high or (open_low and value == low):
-            start = "above" if open_low else "from"
-            raise argparse.ArgumentTypeError(
-                f"'{text}': expected {wanted} {start} {low:,} to {high:,}"
-            )
+            wanted = "a whole number" if kind is int else "a number"
+            wanted += f" {'above' if open_low else 'from'} {low:,} to {high:,}"
+            raise argparse.ArgumentTypeError(f"'{text}': expected {wanted}")
         return value
 
     return parse

@@ -73,6 +73,8 @@ def start_or_resume(script: Script, args: argparse.Namespace) -> int:
     if isinstance(args.resume, str):
         path = Path(args.resume)
         path = path / "last.pt" if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file")
     else:
         config = script.resolve(given, device_of(given))
         path = Path(config["output"]) / run_name(config) / "last.pt"

@@ -1,0 +1,135 @@
+"""What `throughput.py` times besides steps: the machine's ceilings, the data path, an epoch."""
+
+import argparse
+from collections.abc import Iterable
+from functools import partial
+
+import numpy as np
+import torch
+from contenders import SCRIPT, Clock, config_of
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import smr
+from dataloader_cifar import VIEWS
+from smr.data.loaders import ImageData, NoisyLoader
+from smr.recipe import recipe_of
+from smr.run import devices, session
+
+LABELLED_SHARE = 0.55  # of sym 0.5: half of the labels stay, and a tenth of the others comes back
+
+
+def ceilings(args: argparse.Namespace) -> dict[str, float]:
+    """Measured matrix rates in float32 and bf16, FLOP/s, and the memory's rate, bytes/s."""
+    clock, device = Clock(args), args.device
+    size, floats = (2048, 2**26) if device.type == "cpu" else (8192, 2**28)
+
+    def best(call) -> float:
+        again = partial(lambda: [call() for _ in range(clock.calls)])
+        return min(clock.seconds(again) for _ in range(10)) / clock.calls
+
+    rates = {}
+    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        rates[name] = 2 * size**3 / best(partial(torch.matmul, a, b, out=torch.empty_like(a)))
+    source = torch.ones(floats, device=device)
+    rates["memory"] = 2 * source.nbytes / best(partial(torch.empty_like(source).copy_, source))
+    return rates
+
+
+def new_loader(images: int, batch_size: int, device: torch.device) -> NoisyLoader:
+    """A loader over random bytes; a fifth as many test images."""
+    draw = np.random.default_rng(0)
+    train, test = (
+        (draw.integers(0, 256, (n, 32, 32, 3), np.uint8), draw.integers(0, 10, n))
+        for n in (images, max(images // 5, 1))
+    )
+    data = ImageData(*train, *test, list("0123456789"))
+    return NoisyLoader(data, VIEWS["cifar10"], batch_size, 0, device, channels_last=True)
+
+
+class PilImages(Dataset):
+    """The ordinary way to the same views: PIL and torchvision, image by image."""
+
+    def __init__(self, images: np.ndarray):
+        views = VIEWS["cifar10"]
+        self.images = images
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(views.mean, views.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int):
+        return self.transform(Image.fromarray(self.images[i])), 0
+
+
+def go_through(batches: Iterable) -> None:
+    """Take every batch and do nothing with it."""
+    for _ in batches:
+        pass
+
+
+def data_path(args: argparse.Namespace) -> dict:
+    """Seconds of a pass over train views in batches of 128, the ordinary way and ours, in turns."""
+    images = 2_000 if args.quick else 10_000
+    loader = new_loader(images, 64, args.device)
+    pil = PilImages(loader.thumbnails(np.arange(images)))
+    passes = {"PIL, DataLoader": DataLoader(pil, 128, shuffle=True), "ours": loader.run("warmup")}
+    clock, seconds = Clock(args), {name: [] for name in passes}
+    for _ in range(args.rounds):
+        for name, batches in passes.items():
+            seconds[name].append(clock.seconds(partial(go_through, batches)))
+    return {"images": images, "seconds": seconds}
+
+
+def epoch(args: argparse.Namespace) -> dict:
+    """Seconds of a semi-supervised epoch's stages, as `smr.train` goes through them."""
+    loader, clock = new_loader(args.images, args.batch_size, args.device), Clock(args)
+    config = config_of(args, args.compile)
+    recipe, pair = recipe_of(config), session.make_pair(SCRIPT, config, args.device)
+    draw = np.random.default_rng(0)
+    chosen, losses = draw.random(args.images) < LABELLED_SHARE, draw.random(args.images)
+
+    def split() -> tuple:
+        return loader.run("train", chosen, np.where(chosen, 0.9, 0.1))
+
+    def score() -> None:
+        for network in pair.networks:
+            smr.sample_losses(network, loader.run("eval_train"), recipe.amp)
+
+    def fit(losses: np.ndarray) -> np.ndarray:
+        return smr.clean_probability(losses, smr.fit_mixture(losses, 0))
+
+    def train() -> None:
+        for k, optimiser in enumerate(pair.optimisers):
+            networks = pair.networks[k], pair.networks[1 - k]
+            smr.semi_supervised_epoch(*networks, optimiser, *split(), 40, recipe)
+
+    def views() -> None:
+        labelled, unlabelled = split()
+        for _ in range(2):
+            go_through(zip(labelled, smr.method.endless(unlabelled), strict=False))
+
+    stages = {
+        "scoring both networks": score,
+        "fitting both mixtures": lambda: [fit(losses) for _ in pair.networks],
+        "training both networks": train,
+        "test": lambda: smr.test(pair.networks, loader.run("test"), recipe),
+    }
+    if args.device.type != "cpu" or args.compile:
+        for stage in stages.values():  # the compiler's start, and the card's
+            stage()
+    return {
+        "stages": {name: clock.seconds(stage) for name, stage in stages.items()},
+        "views": clock.seconds(views),
+        "mixture": clock.seconds(partial(fit, draw.random(50_000) ** 2)),
+        "memory": devices.peak_memory(args.device),
+    }

@@ -1,0 +1,285 @@
+"""What README.md and docs/ promise: links, files, functions, flags, commands and keys are there."""
+
+import csv
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_animal10N
+import train_cifar
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/method.md", "docs/reproduce.md", "docs/records.md", "docs/labels.md")
+SCRIPTS = {"train_cifar.py": train_cifar, "train_animal10N.py": train_animal10N}
+# Names of files and folders that are in no run folder and not in the repository: a reader's own,
+# official data, and what a command of the page makes.
+READERS_OWN = {
+    *("training/", "testing/", "val_images_256/", "info/", "images/", "checkpoint/"),
+    *("CIFAR-10_human.pt", "CIFAR-100_human.pt"),
+    *("data_batch_1.bin", "training_batch.bin", "test_batch.bin"),
+    *("train_filelist_google.txt", "val_filelist.txt", "synsets.txt"),
+    *("noisy_label_kv.txt", "clean_label_kv.txt", "noisy_train_key_list.txt"),
+    *("clean_val_key_list.txt", "clean_test_key_list.txt"),
+    *("benchmarks/results/", "corrected.json"),
+}
+# Flags of other people's programs.
+OTHERS_FLAGS = {"--logdir"}
+SUFFIXES = "py|md|toml|ini|txt|json|jsonl|csv|png|pt|npz|bin"
+
+
+def text_of(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def blocks_of(text: str, language: str = "") -> list[str]:
+    """The contents of a page's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def prose_of(text: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def quoted_in(text: str) -> list[str]:
+    """What stands in backticks in a page's prose, without line breaks."""
+    return [re.sub(r"\s+", " ", words) for words in re.findall(r"`([^`]+)`", prose_of(text))]
+
+
+def commands_of(text: str) -> list[str]:
+    """A page's command lines, one for each part of a `&&`, in blocks and in backticks."""
+    lines = [line for block in blocks_of(text) for line in block.splitlines()]
+    return [part.strip() for line in lines + quoted_in(text) for part in line.split("&&")]
+
+
+def anchors_of(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose_of(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: str, text: str) -> list[str]:
+    """The relative links of a page that lead nowhere, to a file or to a heading."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose_of(text))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        found = file.exists()
+        if found and anchor:
+            found = anchor in anchors_of(text if not path else file.read_text(encoding="utf-8"))
+        if not found:
+            broken.append(target)
+    return broken
+
+
+def missing_files(text: str, run: Path) -> list[str]:
+    """Files and folders in backticks that are neither in the repository nor in the run folder."""
+    named = [q for q in quoted_in(text) if re.fullmatch(rf"[\w./-]+(/|\.({SUFFIXES}))", q)]
+    return [
+        name
+        for name in named
+        if name not in READERS_OWN and not (REPOSITORY / name).exists() and not (run / name).exists()
+    ]
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ImportError:
+            continue
+        for part in parts[count:]:
+            if part in getattr(found, "__annotations__", {}):
+                return part == parts[-1]  # a field, which has no attributes to look for
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def missing_names(text: str) -> list[str]:
+    """Dotted names in backticks, `module.function`, that Python does not find."""
+    dotted = [q for q in quoted_in(text) if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", q)]
+    return [q for q in dotted if not re.search(rf"\.({SUFFIXES})$", q) and not exists(q)]
+
+
+def flags_of_all_programs() -> set[str]:
+    parsers = [script.new_parser() for script in SCRIPTS.values()]
+    flags = {flag for p in parsers for action in p._actions for flag in action.option_strings}
+    for program in (REPOSITORY / "benchmarks").glob("*.py"):
+        flags |= set(re.findall(r'"(--\w+)"', program.read_text(encoding="utf-8")))
+    return flags
+
+
+def unknown_flags(text: str) -> set[str]:
+    """Flags that a page names and no program has."""
+    named = re.findall(r"(?<![\w-])--[a-z]\w*", text, re.IGNORECASE)
+    return set(named) - flags_of_all_programs() - OTHERS_FLAGS
+
+
+def long_lines(text: str) -> list[str]:
+    """Lines of more than 110 characters that are no table, no command and no address."""
+    lines = prose_of(text).splitlines()
+    return [
+        line for line in lines if len(line) > 110 and not line.startswith("|") and "://" not in line
+    ]
+
+
+def glossary_keys(text: str) -> set[str]:
+    """The keys that records.md explains; netK stands for both networks."""
+    section = text.split("\n## Glossary of metrics\n")[1].split("\n## ")[0]
+    keys = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    return {key.replace("netK", f"net{k}") for key in keys for k in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a short run on digits that has every kind of epoch of the method."""
+    torch.manual_seed(0)
+    output = tmp_path_factory.mktemp("run")
+    size = ["--dataset", "digits", "--width", "2", "--batch_size", "256"]
+    length = ["--num_epochs", "3", "--warm_up", "1", "--recalibrate_every", "4"]
+    assert train_cifar.main([*size, *length, "--output", str(output)]) == 0
+    (folder,) = output.iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    assert broken_links(page, text_of(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_are_there(page, run):
+    assert missing_files(text_of(page), run) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_functions_and_classes_are_there(page):
+    assert missing_names(text_of(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_are_there(page):
+    assert unknown_flags(text_of(page)) == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page):
+    assert long_lines(text_of(page)) == []
+
+
+def training_commands() -> list[str]:
+    found = [command for page in PAGES for command in commands_of(text_of(page))]
+    return sorted({re.sub(r"^OMP_NUM_THREADS=1 ", "", c) for c in found if "python train_" in c})
+
+
+@pytest.mark.parametrize("command", training_commands())
+def test_training_commands_are_understood(command):
+    python, script, *arguments = shlex.split(command)
+    assert python == "python"
+    SCRIPTS[script].new_parser().parse_args(arguments)
+
+
+def test_readme_keeps_its_length_its_set_up_and_the_published_commands():
+    text = text_of("README.md")
+    assert len(text.splitlines()) <= 220
+    lines = text.splitlines()
+    assert "pip install -r requirements.txt && python train_cifar.py --dataset digits" in lines
+    assert "pip install -r tests/requirements.txt && pytest" in lines
+    published = [line for line in lines if line.startswith("python train_") and "--num_class" in line]
+    assert len(published) == 4
+
+
+def test_the_method_example_trains_three_epochs(capsys):
+    (example,) = blocks_of(text_of("README.md"), "python")
+    exec(example, {})
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
+    assert [kind for _, kind, _ in shown] == ["warm-up"] * 2 + ["semi-supervised"] * 2
+    assert all(10 < float(accuracy) <= 100 for _, _, accuracy in shown)
+
+
+def test_the_glossary_explains_every_metric_and_no_other(rows):
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"warm-up", "semi-supervised", "recalibration"}
+    keys = {key for row in rows for key in row}
+    explained = glossary_keys(text_of("docs/records.md"))
+    assert keys - explained == set()
+    assert explained - keys == {"memory/device_gib"}  # of a CUDA card
+
+
+def test_the_table_of_files_names_what_a_run_leaves(run):
+    section = text_of("docs/records.md").split("\n## The run folder\n")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    left = [path.name for path in run.iterdir() if not path.name.startswith(".")]
+    unnamed = [name for name in left if not any(Path(name).match(pattern) for pattern in named)]
+    assert unnamed == []
+    assert [pattern for pattern in named if not list(run.glob(pattern))] == []
+    assert run.name == "digits_0.5_sym_smr_seed123"  # the example of the run folder's name
+
+
+def test_the_table_of_labels_csv_has_its_columns(run):
+    section = text_of("docs/labels.md").split("\n## The table\n")[1].split("\n## ")[0]
+    with open(run / "labels.csv", encoding="utf-8") as file:
+        assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == next(csv.reader(file))
+
+
+def test_the_correction_one_liner_makes_a_list_of_labels(run, tmp_path):
+    header, *lines = (run / "labels.csv").read_text().splitlines(keepends=True)
+    index, file, given, rest = lines[0].split(",", 3)
+    other = (int(given) + 1) % 10
+    lines[0] = f"{index},{file},{other},{rest}"
+    (tmp_path / "labels.csv").write_text("".join([header, *reversed(lines)]))
+    (command,) = (c for c in commands_of(text_of("docs/labels.md")) if "corrected.json', 'w'" in c)
+    _, *arguments = shlex.split(command)
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, timeout=60)
+    before = json.loads((run / "noisy_labels.json").read_text())
+    corrected = json.loads((tmp_path / "corrected.json").read_text())
+    assert corrected == [other, *before[1:]]
+
+
+def test_the_code_of_labels_md_computes_the_average_precision(run, capsys, monkeypatch):
+    (code,) = (b for b in blocks_of(text_of("docs/labels.md"), "python") if "labels.csv" in b)
+    monkeypatch.chdir(run)
+    exec(code, {})
+    first, _ = map(float, capsys.readouterr().out.split())
+    with open(run / "labels.csv", encoding="utf-8") as file:
+        table = sorted(csv.DictReader(file), key=lambda row: int(row["rank"]))
+    wrong = [row["given"] != row["true"] for row in table]
+    found, precisions = 0, []
+    for rank, is_wrong in enumerate(wrong, start=1):
+        found += is_wrong
+        precisions += [found / rank] if is_wrong else []
+    assert first == pytest.approx(sum(precisions) / found, abs=1e-3)
+
+
+def test_method_md_has_the_sections_that_the_code_cites():
+    numbers = re.findall(r"^## (\d+)\. ", text_of("docs/method.md"), re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, 11)]
+    code = [*REPOSITORY.glob("*.py"), *(REPOSITORY / "smr").rglob("*.py")]
+    cited = {
+        number
+        for path in code
+        for numbers in re.findall(
+            r"\(?[Mm]ethod (\d+(?:(?:, | to | and )\d+)*)", path.read_text(encoding="utf-8")
+        )
+        for number in re.findall(r"\d+", numbers)
+    }
+    assert {"1", "2", "3", "4", "5", "6"} <= cited <= set(numbers)
