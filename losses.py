@@ -38,7 +38,11 @@ def uniform_prior_penalty(outputs: Tensor) -> Tensor:
 
     It keeps a network from giving all images to few classes while most labels are guesses.
     """
-    mean_probabilities = torch.softmax(outputs, dim=1).mean(dim=0)
+    return prior_penalty(torch.softmax(outputs, dim=1).mean(dim=0))
+
+
+def prior_penalty(mean_probabilities: Tensor) -> Tensor:
+    """`uniform_prior_penalty` of the batch's mean softmax [classes]."""
     prior = torch.full_like(mean_probabilities, 1 / len(mean_probabilities))
     return (prior * torch.log(prior / mean_probabilities)).sum()
 

@@ -12,6 +12,10 @@ from the data set's recipe.
 import os
 import sys
 
+if __name__ == "__main__":
+    # Before torch is loaded: its threads shall not spin on cores that other runs need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 import dataloader_animal10N as data

@@ -56,8 +56,7 @@ class Given:
         return self.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for _ in range(self.steps):
-            yield self.batch
+        return iter([self.batch] * self.steps)
 
 
 def config_of(args: argparse.Namespace, compiled: bool = False) -> dict:
@@ -93,10 +92,8 @@ def our_steps(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[[i
         return smr.warm_up_epoch(network, optimiser, Given(steps, both, twice, index), recipe)
 
     def semi_supervised(steps: int):
-        labelled, unlabelled = Given(steps, x1, x2, labels, w), Given(steps, u1, u2)
-        return smr.semi_supervised_epoch(
-            network, peer, optimiser, labelled, unlabelled, 40, recipe
-        )
+        batches = Given(steps, x1, x2, labels, w), Given(steps, u1, u2)
+        return smr.semi_supervised_epoch(network, peer, optimiser, *batches, 40, recipe)
 
     return {"scoring": score, "warm-up": warm_up, "semi-supervised": semi_supervised}
 
@@ -111,34 +108,31 @@ def plain_steps(args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
     x1, x2, u1, u2, labels, w = given_batch(args, torch.contiguous_format)
     both, twice = torch.cat([x1, u1]), torch.cat([labels, labels])
     two, four = (torch.randperm(rows * len(x1), device=args.device) for rows in (2, 4))
+    batches = (x1, x2, labels, w), (u1, u2)
 
     def again(step: Callable, *given) -> Callable[[int], object]:
         return lambda steps: [step(*given) for _ in range(steps)]
 
-    labelled, unlabelled = (x1, x2, labels, w), (u1, u2)
-    mixed = labelled, unlabelled, 0.7, four, 25.0
+    semi_supervised = partial(plain.semi_supervised_step, network, peer, optimiser, *batches)
     return {
         "scoring": again(plain.scoring_step, network, x1, labels),
         "warm-up": again(plain.warm_up_step, network, optimiser, both, twice, 0.7, two),
-        "semi-supervised": again(plain.semi_supervised_step, network, peer, optimiser, *mixed),
+        "semi-supervised": again(semi_supervised, 0.7, four, 25.0),
     }
 
 
-def time_steps(contender: str, args: argparse.Namespace) -> dict:
-    """A turn: seconds of each step's first call and of a later step; the most memory held."""
-    if contender == PLAIN:
-        steps = plain_steps(args)
-    else:
-        steps = our_steps(args, contender == COMPILED)
+def time_steps(name: str, args: argparse.Namespace) -> dict:
+    """A contender's turn: seconds of each step's first call and of a later step; its memory."""
+    steps = plain_steps(args) if name == PLAIN else our_steps(args, name == COMPILED)
     clock, turn = Clock(args), {}
-    for name, run in steps.items():
+    for step, run in steps.items():
         first = clock.seconds(partial(run, 1))
         if clock.calls > 1:
             run(clock.calls)  # the card's own start
         seconds = clock.seconds(partial(run, clock.calls)) / clock.calls
-        turn[name] = {"first": first, "seconds": seconds}
+        turn[step] = {"first": first, "seconds": seconds}
         if args.profile:
-            turn[name]["costliest"] = costliest(partial(run, 1), args.device)
+            turn[step]["costliest"] = costliest(partial(run, 1), args.device)
     return turn | {"memory": devices.peak_memory(args.device)}
 
 

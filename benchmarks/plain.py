@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from losses import sharpen, soft_cross_entropy, uniform_prior_penalty
+
 
 def forward(network: nn.Module, images: Tensor) -> Tensor:
     """Logits [b, classes] of PreAct-ResNet-18 for images [b, 3, 32, 32]."""
@@ -37,16 +39,10 @@ def take_step(loss: Tensor, optimiser: Optimizer) -> Tensor:
 def warm_up_step(network, optimiser, images, labels, weight, permutation) -> Tensor:
     """Mixup (method 3) on a batch [2B, 3, 32, 32]."""
     network.train()
-    mixed = weight * images + (1 - weight) * images[permutation]
-    logits = forward(network, mixed)
+    logits = forward(network, weight * images + (1 - weight) * images[permutation])
     loss = weight * F.cross_entropy(logits, labels)
     loss = loss + (1 - weight) * F.cross_entropy(logits, labels[permutation])
     return take_step(loss, optimiser)
-
-
-def sharpened(p: Tensor) -> Tensor:
-    """Temperature 0.5, normalised."""
-    return p**2 / (p**2).sum(dim=1, keepdim=True)
 
 
 def semi_supervised_step(
@@ -58,21 +54,19 @@ def semi_supervised_step(
     (x1, x2, labels, w), (u1, u2) = labelled, unlabelled
     with torch.no_grad():
         four = [forward(network, u1), forward(network, u2), forward(peer, u1), forward(peer, u2)]
-        guessed = sharpened(sum(torch.softmax(logits, dim=1) for logits in four) / 4)
+        guessed = sharpen(sum(torch.softmax(logits, dim=1) for logits in four) / 4, 0.5)
         two = [forward(network, x1), forward(network, x2)]
         p = sum(torch.softmax(logits, dim=1) for logits in two) / 2
         one_hot = F.one_hot(labels, p.shape[1])
-        refined = sharpened(w[:, None] * one_hot + (1 - w[:, None]) * p)
+        refined = sharpen(w[:, None] * one_hot + (1 - w[:, None]) * p, 0.5)
     images = torch.cat([x1, x2, u1, u2])
     targets = torch.cat([refined, refined, guessed, guessed])
-    mixed = weight * images + (1 - weight) * images[permutation]
-    mixed_targets = weight * targets + (1 - weight) * targets[permutation]
-    logits, rows = forward(network, mixed), 2 * len(x1)
-    loss_x = -(F.log_softmax(logits[:rows], dim=1) * mixed_targets[:rows]).sum(dim=1).mean()
-    loss_u = ((torch.softmax(logits[rows:], dim=1) - mixed_targets[rows:]) ** 2).mean()
-    mean = torch.softmax(logits, dim=1).mean(dim=0)
-    penalty = (torch.log(1 / len(mean) / mean) / len(mean)).sum()
-    return take_step(loss_x + lambda_u * loss_u + penalty, optimiser)
+    targets = weight * targets + (1 - weight) * targets[permutation]
+    logits = forward(network, weight * images + (1 - weight) * images[permutation])
+    rows = 2 * len(x1)
+    loss_x = soft_cross_entropy(logits[:rows], targets[:rows])
+    loss_u = ((torch.softmax(logits[rows:], dim=1) - targets[rows:]) ** 2).mean()
+    return take_step(loss_x + lambda_u * loss_u + uniform_prior_penalty(logits), optimiser)
 
 
 def scoring_step(network, images, labels) -> Tensor:

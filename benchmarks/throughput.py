@@ -48,9 +48,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--width", type=whole, default=64, help="of PreAct-ResNet-18 (default: 64)")
     add("--rounds", type=whole, help="turns of each contender (default: 5; quick: 3)")
     add("--images", type=whole, help="in the epoch (default: cuda 50000, else 4B; quick: 2B)")
-    for flag, (off, on) in (("amp", ("off", "bf16")), ("compile", ("off", "on"))):
-        about = "default: as in training on the device"
-        add(f"--{flag}", type=options.switch(flag), metavar=f"{{{off},{on}}}", help=about)
+    add("--amp", choices=("off", "bf16"), help="default: as in training on the device")
+    add("--compile", choices=("off", "on"), help="default: as in training on the device")
     add("--only", choices=("data", "steps", "epoch"), help="one of the three parts")
     add("--profile", action="store_true", help="the five costliest operations of a step")
     about = "count CPU seconds, not the wall's: for a machine that others share"
@@ -58,10 +57,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.device = devices.find_device(args.device, 0)
-    for flag in ("amp", "compile"):
-        if getattr(args, flag) is None:
-            setattr(args, flag, options.speed_of(args.device)[flag])
-    on_cuda = args.device.type == "cuda"
+    usual, on_cuda = options.speed_of(args.device), args.device.type == "cuda"
+    args.amp = args.amp == "bf16" if args.amp else usual["amp"]
+    args.compile = args.compile == "on" if args.compile else usual["compile"]
     args.rounds = args.rounds or (3 if args.quick else 5)
     args.batch_size = args.batch_size or (16 if args.quick and not on_cuda else 128)
     args.images = args.images or (50_000 if on_cuda else args.batch_size * (4 - 2 * args.quick))
@@ -75,6 +73,16 @@ def measured(part: str, argv: list[str]) -> dict:
     if done.returncode:
         raise SystemExit(f"throughput.py: '{part}' ended with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def show_table(*rows: tuple[str, ...]) -> None:
+    """Print a Markdown table, its first row the headings."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = tuple("-" * width for width in widths)
+    print()
+    for row in (rows[0], rule, *rows[1:]):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"| {' | '.join(cells)} |")
 
 
 def median_ratio(seconds: list[float], of: list[float]) -> float:
@@ -92,45 +100,44 @@ def image_flops(width: int) -> int:
 
 def show_data(found: dict) -> None:
     """Train views a second, ours and the ordinary way."""
-    print("\ndata path, train views of 32x32 in batches of 128   images/s    times as fast")
+    rows = [("train views of 32x32, batches of 128", "images/s", "times as fast")]
     ordinary = found["seconds"]["PIL, DataLoader"]
     for name, seconds in found["seconds"].items():
         rate, ratio = found["images"] / min(seconds), median_ratio(ordinary, seconds)
-        print(f"{name:<50}{rate:>11,.0f}{ratio:>17.1f}")
+        rows.append((name, f"{rate:,.0f}", f"{ratio:.1f}"))
+    show_table(*rows)
 
 
 def show_steps(turns: dict[str, list[dict]], args: argparse.Namespace, rates: dict) -> None:
-    """Each step of each contender beside plain's, and the share of the machine's matrix rate."""
+    """Each step of each contender beside plain's, and its share of the machine's matrix rate."""
     settings = f"B = {args.batch_size}, width {args.width}, amp {'bf16' if args.amp else 'off'}"
-    columns = ("seconds", "of plain", "images/s", "first call", "of the matrix rate")
-    print(f"\n{'step, ' + settings:<42}" + "".join(f"{name:>12}" for name in columns))
-    flops = image_flops(args.width)
+    columns = ("seconds", "of plain", "images/s", "of the matrix rate", "first call, s")
+    rows, flops = [(f"step, {settings}", *columns)], image_flops(args.width)
     for step, (images, passes) in STEPS.items():
         seconds = {name: [turn[step]["seconds"] for turn in own] for name, own in turns.items()}
-        for name, own in turns.items():
-            best, ceiling = min(seconds[name]), "bf16" if args.amp and name != PLAIN else "float32"
+        for name, own in seconds.items():
+            best, ceiling = min(own), "bf16" if args.amp and name != PLAIN else "float32"
             share = flops * passes * args.batch_size / best / rates[ceiling]
-            print(
-                f"{step + ', ' + name:<42}{best:>12.4f}"
-                f"{median_ratio(seconds[name], seconds[PLAIN]):>12.2f}"
-                f"{images * args.batch_size / best:>12,.0f}{own[0][step]['first']:>12.2f}"
-                f"{100 * share:>7.0f} % of {ceiling}"
-            )
-        for operation, share in list(turns.values())[-1][0][step].get("costliest", ()):
-            print(f"    {share:5.1f} %  {operation}")
+            row = f"{step}, {name}", f"{best:.4f}", f"{median_ratio(own, seconds[PLAIN]):.2f}"
+            row += f"{images * args.batch_size / best:,.0f}", f"{100 * share:.0f} % of {ceiling}"
+            rows.append((*row, f"{turns[name][0][step]['first']:.2f}"))
+    show_table(*rows)
     for name, own in turns.items():
         print(f"{name}: {memory_line(own[0]['memory'])}")
+    if args.profile:
+        for step in STEPS:
+            largest = turns[name][0][step]["costliest"]
+            show_table((f"{step}, {name}", "share"), *((op, f"{s:.1f} %") for op, s in largest))
 
 
 def show_epoch(found: dict, images: int) -> None:
     """A semi-supervised epoch by stage, and the mixture at full size."""
     total = sum(found["stages"].values())
     rows = found["stages"] | {"whole epoch": total, "the views, within training": found["views"]}
-    print(f"\nsemi-supervised epoch, {images} images".ljust(43) + "     seconds    share")
-    for name, seconds in rows.items():
-        print(f"{name:<42}{seconds:>12.3f}{100 * seconds / total:>7.1f} %")
+    shares = ((row, f"{s:.3f}", f"{100 * s / total:.1f} %") for row, s in rows.items())
+    show_table((f"semi-supervised epoch, {images} images", "seconds", "share"), *shares)
     print(memory_line(found["memory"]))
-    print(f"\nmixture fitted to 50,000 losses: {found['mixture']:.2f} s for each network")
+    print(f"mixture fitted to 50,000 losses: {found['mixture']:.2f} s for each network")
 
 
 def processor() -> str:
@@ -146,10 +153,10 @@ def show_machine(args: argparse.Namespace, rates: dict[str, float]) -> None:
     print("  ".join(f"{name} {version}" for name, version in devices.versions().items()))
     print(f"{devices.hardware(args.device)}, {processor()}")
     print("seconds are " + ("CPU seconds of the process" if args.cpu_time else "wall seconds"))
+    float32, bf16, memory = (f"{rates[name] / 1e9:,.0f}" for name in ("float32", "bf16", "memory"))
     print(
-        f"measured ceilings: float32 {rates['float32'] / 1e9:,.0f} GFLOP/s, bf16 "
-        f"{rates['bf16'] / 1e9:,.0f} GFLOP/s (matrix product), memory {rates['memory'] / 1e9:,.0f} "
-        "GB/s (copy, read and written)"
+        f"measured ceilings: matrix product {float32} GFLOP/s in float32, {bf16} in bf16; "
+        f"memory {memory} GB/s (copied: read and written)"
     )
 
 

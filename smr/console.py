@@ -5,6 +5,8 @@ import sys
 import time
 from contextlib import suppress
 
+from smr import ranks
+
 # Seconds between progress lines on a terminal, and where the output is none.
 TERMINAL_PERIOD, PLAIN_PERIOD = 1.0, 30.0
 
@@ -39,4 +41,5 @@ class Console:
     def _show(self, text: str) -> None:
         # Where somebody reads: a closed pipe or a log on a full disk stops no run.
         with suppress(OSError):
-            print(text, end="", flush=True)
+            if ranks.is_first():
+                print(text, end="", flush=True)

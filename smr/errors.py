@@ -5,5 +5,9 @@ class InputError(ValueError):
     """Bad input: the message says what was found, what was expected and what to do."""
 
 
+class RankLost(RuntimeError):
+    """Another of torchrun's processes is gone, or its connection is."""
+
+
 class NonFiniteLoss(RuntimeError):
     """A loss became NaN or infinite; the message says where."""

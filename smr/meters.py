@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from smr import ranks
 from smr.errors import NonFiniteLoss
 
 
@@ -35,14 +36,17 @@ class Meter:
         return {name: float(total) / self.steps for name, total in self.sums.items()}
 
     def figures(self) -> dict[str, float]:
-        """The pass's `means`, the `images` trained on, and its wall `seconds`.
+        """The pass's `means`, the `images` trained on, and its wall `seconds`, over all ranks.
 
         Raises NonFiniteLoss.
         """
-        if int(self.finite_steps) < self.steps:
-            raise NonFiniteLoss(f"step {int(self.finite_steps) + 1}: the loss is not finite")
-        means = self.means()  # waits for the device, so that the time is the pass's whole
-        return means | {"images": self.images, "seconds": time.perf_counter() - self.started}
+        finite_steps = min(ranks.every(int(self.finite_steps)))
+        if finite_steps < self.steps:
+            raise NonFiniteLoss(f"step {finite_steps + 1}: the loss is not finite")
+        parts = ranks.every(self.means())  # waits for the device: the time is the pass's whole
+        means = {name: sum(part[name] for part in parts) / len(parts) for name in self.sums}
+        images = sum(ranks.every(self.images))
+        return means | {"images": images, "seconds": time.perf_counter() - self.started}
 
 
 class Hits:
@@ -59,5 +63,5 @@ class Hits:
             self.count += len(targets)
 
     def percent(self) -> float:
-        """Right targets per hundred; waits for the device."""
-        return 100 * int(self.right) / self.count
+        """Right targets per hundred, over all ranks; waits for the device."""
+        return 100 * sum(ranks.every(int(self.right))) / sum(ranks.every(self.count))

@@ -17,6 +17,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from smr import ranks
 from smr.data.loaders import Loader
 from smr.divide import Scores, Split, add_scores, divide, split_statistics
 from smr.errors import NonFiniteLoss
@@ -27,11 +28,17 @@ from smr.steps import cross_entropy_loss, mixmatch_loss, mixup_loss, mixup_weigh
 
 @dataclass
 class Pair:
-    """Two networks, their optimisers, and each one's recent scaled losses, oldest first."""
+    """Two networks, their optimisers, and each one's recent scaled losses, oldest first.
+
+    `trained` are the networks as their gradients are made: on several ranks, of all ranks' rows.
+    """
 
     networks: list[nn.Module]
     optimisers: list[Optimizer]
     histories: list[list[Scores]] = field(default_factory=lambda: [[], []])
+
+    def __post_init__(self):
+        self.trained = [ranks.parallel(network) for network in self.networks]
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,12 @@ def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=amp)
 
 
-def optimise(loss: Tensor, optimiser: Optimizer) -> None:
-    """One step of the optimiser down the gradient of `loss`, from and to no gradients."""
-    loss.backward()
+def optimise(loss: Tensor, rows: int, optimiser: Optimizer) -> None:
+    """One step of the optimiser down the gradient of `loss`, from and to no gradients.
+
+    Args: loss, a mean over `rows` rows, which weigh alike on whichever rank they are.
+    """
+    (loss * ranks.share(rows, loss.device)).backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)  # at once: the next forward pass needs the memory
 
@@ -103,9 +113,10 @@ def supervised_epoch(
     for step, (images, labels, _) in enumerate(batches):
         with autocast(device, recipe.amp):
             loss = batch_loss(step, images, labels)
-        optimise(loss, optimiser)
+        optimise(loss, len(images), optimiser)
         meter.add(loss, {"loss": loss}, len(images))
         progress(step + 1, len(batches), meter)
+    ranks.average_buffers(network)
     return meter.figures()
 
 
@@ -194,12 +205,13 @@ def semi_supervised_epoch(
                 epoch + step / ramp_steps,
                 recipe,
             )
-        optimise(result.loss, optimiser)
+        optimise(result.loss, len(x1), optimiser)
         figures = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
         meter.add(result.loss, {name: getattr(result, name) for name in figures}, images)
         hits["refined_accuracy"].add(result.targets_x, truth_x)
         hits["guessed_accuracy"].add(result.targets_u, truth_u)
         progress(step + 1, steps, meter)
+    ranks.average_buffers(network)
     return meter.figures() | {name: hit.percent() for name, hit in hits.items() if hit.count}
 
 
@@ -226,8 +238,8 @@ def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> S
     for (logits,), labels, index in score([network], batches, amp):
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
         positions.append(index)
-    index, order = torch.cat(positions).sort()
-    return Scores(index, torch.cat(losses)[order])
+    index, order = torch.cat(ranks.gathered(positions)).sort()
+    return Scores(index, torch.cat(ranks.gathered(losses))[order])
 
 
 def co_divide(pair: Pair, loader: Loader, recipe: Recipe) -> tuple[Split, Split]:
@@ -240,7 +252,9 @@ def co_divide(pair: Pair, loader: Loader, recipe: Recipe) -> tuple[Split, Split]
         if not torch.isfinite(scores.losses).all():
             raise NonFiniteLoss(f"network {k}, scoring: a sample's loss is not finite")
         add_scores(history, scores, recipe.r)
-    first, second = (divide(history, recipe) for history in pair.histories)
+    first, second = ranks.from_first(
+        lambda: [divide(history, recipe) for history in pair.histories]
+    )
     return first, second
 
 
@@ -253,16 +267,17 @@ def test(
     recipe asks for it; and the confusion matrix, int64 [classes, classes]: rows are the given
     labels, columns the predictions.
     """
-    predicted, given, among_five = [], [], []
+    predicted, given, among_five, classes = [], [], [], 0
     for logits, labels, _ in score(networks, batches, recipe.amp):
         both = logits.sum(dim=0)
         predicted.append(torch.cat([both[None], logits]).argmax(dim=2))
         given.append(labels)
+        classes = logits.shape[2]
         if recipe.top5:
             among_five.append((both.topk(5, dim=1).indices == labels[:, None]).any(dim=1))
-    classes = logits.shape[2]
-    labels = torch.cat(given).cpu().numpy()
-    both, *each = torch.cat(predicted, dim=1).cpu().numpy()
+    classes = max(ranks.every(classes))
+    labels = torch.cat(ranks.gathered(given)).cpu().numpy()
+    both, *each = torch.cat(ranks.gathered(predicted), dim=1).cpu().numpy()
     confusion = np.bincount(labels * classes + both, minlength=classes**2).reshape(classes, classes)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, both, average="macro", zero_division=0
@@ -274,7 +289,7 @@ def test(
         "f1": f1,
     }
     if recipe.top5:
-        figures["top5"] = torch.cat(among_five).float().mean()
+        figures["top5"] = torch.cat(ranks.gathered(among_five)).float().mean()
     figures |= {f"net{k}/accuracy": (own == labels).mean() for k, own in enumerate(each, 1)}
     return {name: 100 * float(value) for name, value in figures.items()}, confusion
 
@@ -305,6 +320,7 @@ def train(
                 train_network(pair, k, loader, kind, splits, epoch, recipe, progress, note)
                 for k in (0, 1)
             ]
+            check_finite(pair)
             tested = {
                 name: test(pair.networks, loader.run(name), recipe) for name in loader.test_sets
             }
@@ -328,7 +344,7 @@ def train_network(
 
     Where the peer's mixture holds no label for right, it is a recalibration epoch instead.
     """
-    network, optimiser = pair.networks[k], pair.optimisers[k]
+    network, optimiser = pair.trained[k], pair.optimisers[k]
     step_done = partial(progress, epoch, kind, k + 1)
     with located(f"network {k + 1}"):
         if kind == WARM_UP:
@@ -355,6 +371,15 @@ def set_learning_rate(pair: Pair, lr: float) -> None:
     for optimiser in pair.optimisers:
         for group in optimiser.param_groups:
             group["lr"] = lr
+
+
+def check_finite(pair: Pair) -> None:
+    """Raise NonFiniteLoss where a network no longer holds finite numbers."""
+    for k, network in enumerate(pair.networks, start=1):
+        state = network.state_dict()
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in state.values()]).tolist()
+        if not all(finite):
+            raise NonFiniteLoss(f"{list(state)[finite.index(False)]} of network {k} is not finite")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
+from losses import NegEntropy, SemiLoss, mixup_criterion, prior_penalty, sharpen
+from smr import ranks
 from smr.recipe import Recipe
 
 
@@ -113,7 +114,7 @@ def mixmatch_loss(
         epoch,
         recipe.warm_up,
     )
-    penalty = uniform_prior_penalty(logits)
+    penalty = prior_penalty(ranks.mean(torch.softmax(logits, dim=1).mean(dim=0)))
     loss = loss_x + lambda_u * loss_u + penalty
     return MixMatchLoss(
         loss, loss_x, loss_u, lambda_u, penalty, logits, mixed_targets, targets_x, targets_u

@@ -19,8 +19,9 @@ from helpers import REFERENCE, TinyNet, tiny_recipe
 from torch import nn
 
 import smr
-from dataloader_cifar import DATASETS, noisy_labels
+from dataloader_cifar import NUM_CLASS, noisy_labels
 from PreResNet import ResNet18
+from smr.divide import add_scores
 
 
 class OneBatch:
@@ -158,9 +159,12 @@ def co_divide_errors(name: str) -> dict[str, float]:
     """Errors of the clean probability in `codivide` or `codivide_r09`."""
     content = load(name)
     if name == "codivide":
-        r, history = 0.5, [smr.min_max_scale(torch.tensor(content["raw_losses"]))]
+        losses = torch.tensor(content["raw_losses"])
+        r, history = 0.5, []
+        add_scores(history, smr.Scores(torch.arange(len(losses)), losses), r)
     else:
-        r, history = 0.9, [torch.tensor(losses) for losses in content["history"]]
+        r, recorded = 0.9, [torch.tensor(losses) for losses in content["history"]]
+        history = [smr.Scores(torch.arange(len(losses)), losses) for losses in recorded]
     # The start of the mixture's fit is drawn. The recorded one is found from seed 0; other seeds
     # end up to 1e-4 away, since ten iterations do not converge.
     found = smr.divide(history, tiny_recipe(r=r, seed=0)).probability
@@ -207,7 +211,7 @@ def preact_errors() -> dict[str, float]:
 
 def noise_errors(case: dict) -> dict[str, float]:
     """Errors of one case of `noise.json`: 0 where it is the same bit for bit."""
-    classes = DATASETS[case["dataset"]].num_class
+    classes = NUM_CLASS[case["dataset"]]
     clean = [i % classes for i in range(50_000)]
     noisy = noisy_labels(clean, case["dataset"], case["noise_mode"], case["r"], case["seed"])
     rate = sum(a != b for a, b in zip(noisy, clean, strict=True)) / len(clean)

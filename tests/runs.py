@@ -1,4 +1,4 @@
-"""Short runs of the script in processes of their own, forked from one that has torch imported."""
+"""Short runs on digits: in this process, or in others forked from one that has torch imported."""
 
 import json
 import multiprocessing
@@ -13,10 +13,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_cifar
 
 SHORT_RUN = (
-    *("--dataset", "digits", "--width", "2", "--batch_size", "256"),
-    *("--num_epochs", "5", "--warm_up", "1", "--recalibrate_every", "3"),
+    *("--dataset", "digits", "--train_images", "200", "--width", "2", "--batch_size", "32"),
+    *("--num_epochs", "5", "--warm_up", "1", "--recalibrate_every", "3", "--review", "0"),
 )
-RUN_NAME = "digits_0.5_sym_seed123"
+RUN_NAME = "digits_0.5_sym_smr_seed123"
+KINDS = [
+    *("warm-up", "semi-supervised", "recalibration"),
+    *("semi-supervised", "semi-supervised", "recalibration"),
+]
+
+
+def run_short(output: Path, *flags: str) -> int:
+    """A short run in this process; its exit status."""
+    return train_cifar.main([*SHORT_RUN, "--output", str(output), *flags])
 
 
 def start(output: Path, *flags: str) -> multiprocessing.Process:
@@ -46,9 +55,18 @@ def finish(process: multiprocessing.Process, seconds: float = 120) -> int:
     return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
 
 
+def metrics_of(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def rows_of(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl without what a clock or a memory gauge says."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return without_times(metrics_of(folder))
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    """The rows without what a clock or a memory gauge says."""
     return [{k: v for k, v in row.items() if is_number_of_the_run(k)} for row in rows]
 
 
@@ -84,14 +102,13 @@ def assert_same(found, wanted, where: str = "") -> None:
 def assert_same_run(found: Path, wanted: Path) -> None:
     """Everything that two runs leave behind is the same, but for times."""
     assert rows_of(found) == rows_of(wanted)
-    for name in ("acc.txt", "stats.txt", "labels.csv"):
+    for name in ("acc.txt", "stats.txt", "labels.csv", "noisy_labels.json"):
         assert (found / name).read_text() == (wanted / name).read_text(), name
     for name in ("last.pt", "best.pt"):
         one, other = (torch.load(folder / name, weights_only=True) for folder in (found, wanted))
         for state in (one, other):
             state.pop("rows", None)
-            state["config"].pop("output")
-            state["config"].pop("save_every")
-            state["config"].pop("num_epochs")
+            for flag in ("output", "save_every", "num_epochs"):
+                state["config"].pop(flag)
         assert_same(one, other, name)
     assert events_of(found) == events_of(wanted)

@@ -84,11 +84,8 @@ def broken_links(page: str, text: str) -> list[str]:
 def missing_files(text: str, run: Path) -> list[str]:
     """Files and folders in backticks that are neither in the repository nor in the run folder."""
     named = [q for q in quoted_in(text) if re.fullmatch(rf"[\w./-]+(/|\.({SUFFIXES}))", q)]
-    return [
-        name
-        for name in named
-        if name not in READERS_OWN and not (REPOSITORY / name).exists() and not (run / name).exists()
-    ]
+    there = [name for name in named if any((place / name).exists() for place in (REPOSITORY, run))]
+    return sorted({*named} - {*there} - READERS_OWN)
 
 
 def exists(name: str) -> bool:
@@ -204,7 +201,9 @@ def test_readme_keeps_its_length_its_set_up_and_the_published_commands():
     lines = text.splitlines()
     assert "pip install -r requirements.txt && python train_cifar.py --dataset digits" in lines
     assert "pip install -r tests/requirements.txt && pytest" in lines
-    published = [line for line in lines if line.startswith("python train_") and "--num_class" in line]
+    published = [
+        line for line in lines if line.startswith("python train_") and "--num_class" in line
+    ]
     assert len(published) == 4
 
 

@@ -1,8 +1,8 @@
-"""Whole epochs: order of passes, who trains on whose split, ramp, baselines (SPEC 3, 5, 6)."""
+"""Whole epochs: order of passes, who trains on whose split, ramp, baselines (method 3, 5, 6)."""
 
 import copy
+import itertools
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,11 +10,19 @@ import torch
 import torch.nn.functional as F
 from golden import OneBatch
 from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
-from torch import nn
 from torch.testing import assert_close
 
 import smr
+import smr.method as method
 from losses import NegEntropy
+from smr import meters
+from smr.data.loaders import Rows
+from smr.divide import split_statistics
+
+COUNTS = (
+    *("labelled", "unlabelled", "labelled_clean", "labelled_wrong"),
+    *("unlabelled_clean", "unlabelled_wrong"),
+)
 
 
 class Watched(TinyNet):
@@ -53,8 +61,7 @@ def test_step_passes_u1_u2_x1_x2_and_the_mixed_batch_in_this_order():
     reference = copy.deepcopy(pair.networks[0]).train()
     peer_before = state_copy(pair.networks[1])
     labelled, unlabelled = four_views()
-    with mock.patch.object(smr, "scorer", nn.Module.eval):  # unfolded, so that it can be watched
-        semi_supervised(pair, labelled, unlabelled)
+    semi_supervised(pair, labelled, unlabelled)
 
     own = [(mode, grad, images) for name, mode, grad, images in passes if name == "network"]
     (x1, x2, *_), (u1, u2) = labelled.batch, unlabelled.batch
@@ -125,16 +132,57 @@ def test_labelled_set_gives_the_steps_and_the_unlabelled_one_starts_again(images
 
 
 def test_figures_of_an_epoch_judge_the_targets_by_the_truth():
-    loader, recipe = tiny_loader(n=40, wrong=0), tiny_recipe()
-    labelled, unlabelled = loader.run("train", np.arange(40) < 20, np.ones(40), with_truth=True)
-    found = semi_supervised(tiny_pair(recipe), labelled, unlabelled)
-    assert found["refined_accuracy"] == 100  # probability 1 keeps the given labels, all right
-    assert 0 <= found["guessed_accuracy"] <= 100
-    without = loader.run("train", np.arange(40) < 20, np.ones(40))
-    assert (
-        not {"refined_accuracy", "guessed_accuracy"}
-        & semi_supervised(tiny_pair(recipe), *without).keys()
+    pair, recipe = tiny_pair(tiny_recipe()), tiny_recipe()
+    labelled, unlabelled = four_views(rows_x=9, rows_u=8)
+    network, peer = (copy.deepcopy(network) for network in pair.networks)
+    network.train(), peer.eval()
+    guessed = smr.guess(network, peer, *unlabelled.batch, recipe.T).argmax(dim=1)
+    refined = smr.refine(network, *labelled.batch, recipe.T).argmax(dim=1)
+    # Made up so that six of nine refined and two of eight guessed targets are right.
+    truth_x = torch.where(torch.arange(9) < 6, refined, (refined + 1) % 10)
+    truth_u = torch.where(torch.arange(8) < 2, guessed, (guessed + 1) % 10)
+    found = semi_supervised(
+        pair, OneBatch(*labelled.batch, truth_x), OneBatch(*unlabelled.batch, truth_u)
     )
+    assert found["refined_accuracy"] == pytest.approx(100 * 6 / 9)
+    assert found["guessed_accuracy"] == 25
+    assert found["images"] == 34
+    without = semi_supervised(tiny_pair(recipe), labelled, unlabelled)
+    assert without.keys() == found.keys() - {"refined_accuracy", "guessed_accuracy"}
+
+
+def test_figures_of_an_epoch_are_the_means_of_its_steps(monkeypatch):
+    results, original = [], method.mixmatch_loss
+    monkeypatch.setattr(
+        method, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
+    )
+    labelled, unlabelled = tiny_loader().run("train", np.arange(40) < 20, np.ones(40))
+    found = semi_supervised(tiny_pair(tiny_recipe()), labelled, unlabelled, epoch=10)
+    for name in ("loss", "loss_x", "loss_u", "lambda_u", "penalty"):
+        values = [float(torch.as_tensor(getattr(result, name)).detach()) for result in results]
+        assert len({*values}) == 3
+        assert found[name] == pytest.approx(sum(values) / 3)
+
+
+@pytest.mark.parametrize("epoch", [smr.warm_up_epoch, smr.cross_entropy_epoch])
+def test_supervised_passes_are_in_train_mode_and_move_the_weights_each_step(epoch):
+    passes: list = []
+    pair = tiny_pair(tiny_recipe(), lambda: Watched("network", passes))
+    (network, _), (optimiser, _) = pair.networks, pair.optimisers
+    weights, told = [], []
+
+    def note(step, steps, meter):
+        told.append((step, steps, meter.steps, meter.images))
+        weights.append(network.conv.weight.detach().clone())
+
+    batches = tiny_loader().run("warmup")
+    found = epoch(network.eval(), optimiser, batches, tiny_recipe(), note)
+    assert [(mode, grad) for _, mode, grad, _ in passes] == [("train", True)] * 3
+    assert network.bn.num_batches_tracked == 3
+    assert told == [(1, 3, 1, 16), (2, 3, 2, 32), (3, 3, 3, 40)]
+    assert not weights[0].equal(weights[1]) and not weights[1].equal(weights[2])
+    assert found.keys() == {"loss", "images", "seconds"}
+    assert found["images"] == 40
 
 
 class Spy:
@@ -157,28 +205,156 @@ def test_each_network_trains_on_the_other_s_split_made_before_either_trained():
     before = copy.deepcopy(pair)
     (result,) = smr.train(pair, spy, recipe)
     modes = [call[0] for call in spy.calls]
-    assert modes[0] == "eval_train"
-    assert modes[-3:] == ["train", "train", "test"]
-    first, second = spy.calls[-3][1:], spy.calls[-2][1:]
-    expected = smr.co_divide(before, tiny_loader().run("eval_train"), recipe)
+    assert modes == ["eval_train", "eval_train", "train", "train", "test"]
+    first, second = spy.calls[2][1:], spy.calls[3][1:]
+    expected = smr.co_divide(before, tiny_loader(), recipe)
     for call, split in ((first, expected[1]), (second, expected[0])):
-        assert (call[0] == split.labelled).all()
-        assert (call[1] == split.probability).all()
+        for given, wanted in zip(
+            call, (split.labelled, split.probability, split.index), strict=True
+        ):
+            assert given.tolist() == wanted.tolist()
     assert (first[1] != second[1]).any()
-    assert (result.splits[0].probability == expected[0].probability).all()
+    for k, split in enumerate(expected):
+        assert result.splits[k].probability.tolist() == split.probability.tolist()
+        assert result.metrics[f"split/net{k + 1}/labelled"] == split.labelled.sum()
+        judged = split_statistics(split.labelled, split.probability, tiny_loader().is_clean)
+        assert result.metrics[f"split/net{k + 1}/auc"] == judged["auc"]
+    assert result.metrics["split/net1/auc"] != result.metrics["split/net2/auc"]
+
+
+class Sampling(Spy):
+    """A loader of which each network scores a sample of its own."""
+
+    def __init__(self, loader, *samples):
+        super().__init__(loader)
+        self.samples = list(samples)
+
+    def run(self, mode, *arguments, **options):
+        batches = super().run(mode, *arguments, **options)
+        if mode == "eval_train":
+            batches.dataset = Rows(torch.tensor(self.samples.pop(0)))
+        return batches
+
+
+def test_each_network_trains_on_the_images_that_the_other_scored():
+    recipe, loader = tiny_recipe(num_epochs=0, warm_up=0), tiny_loader(wrong=20)
+    samples = list(range(0, 40, 2)), list(range(5, 35, 3))
+    spy = Sampling(loader, *samples)
+    (result,) = smr.train(tiny_pair(recipe), spy, recipe)
+    assert [split.index.tolist() for split in result.splits] == [*samples]
+    trained_on = [call[3].tolist() for call in spy.calls if call[0] == "train"]
+    assert trained_on == [samples[1], samples[0]]
+    for k, (split, sample) in enumerate(zip(result.splits, samples, strict=True), start=1):
+        found = {name: result.metrics[f"split/net{k}/{name}"] for name in COUNTS}
+        wrong = np.array(sample) < 20
+        assert found == {
+            "labelled": split.labelled.sum(),
+            "unlabelled": len(sample) - split.labelled.sum(),
+            "labelled_clean": (split.labelled & ~wrong).sum(),
+            "labelled_wrong": (split.labelled & wrong).sum(),
+            "unlabelled_clean": (~split.labelled & ~wrong).sum(),
+            "unlabelled_wrong": (~split.labelled & wrong).sum(),
+        }
+
+
+def test_recalibration_and_plain_cross_entropy_ask_for_their_own_batches():
+    def asked(**changes):
+        recipe = tiny_recipe(num_epochs=2, **changes)
+        spy = Spy(tiny_loader())
+        list(smr.train(tiny_pair(recipe), spy, recipe, first_epoch=2))
+        return [call[0] for call in spy.calls]
+
+    assert asked(warm_up=3) == ["warmup", "warmup", "test"]
+    assert asked(warm_up=1) == ["recalibrate", "recalibrate", "test"]
+    assert asked(method="ce") == ["warmup", "warmup", "test"]
+
+
+def test_an_epoch_s_figures_are_named_and_timed(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: 4.0 * next(ticks))
+    recipe = tiny_recipe(num_epochs=0, warm_up=0, p_threshold=0.3)
+    (result,) = smr.train(tiny_pair(recipe), tiny_loader(), recipe)
+    of_splits = {*COUNTS, "labelled_share", "auc", "precision", "recall"}
+    of_training = {"loss", "loss_x", "loss_u", "lambda_u", "penalty", "images"}
+    of_training |= {"refined_accuracy", "guessed_accuracy"}
+    of_test = {"accuracy", "precision", "recall", "f1", "net1/accuracy", "net2/accuracy"}
+    assert result.metrics.keys() == {
+        *{f"split/net{k}/{name}" for k in (1, 2) for name in of_splits},
+        *{f"train/net{k}/{name}" for k in (1, 2) for name in of_training},
+        *{f"test/{name}" for name in of_test},
+        *{"train/learning_rate", "time/train_seconds", "time/images_per_second"},
+    }
+    images = result.metrics["train/net1/images"] + result.metrics["train/net2/images"]
+    assert result.metrics["time/train_seconds"] == 8
+    assert result.metrics["time/images_per_second"] == images / 8
+
+
+class TwoTestSets(Spy):
+    """A loader whose first test set is the loader's and whose second its first five images."""
+
+    test_sets = ("webvision", "imagenet")
+
+    def run(self, mode, *arguments, **options):
+        if mode not in self.test_sets:
+            return super().run(mode, *arguments, **options)
+        self.calls.append((mode,))
+        batches = self.loader.run("test")
+        if mode == "imagenet":
+            batches.dataset = Rows(batches.dataset.index[:5])
+        return batches
+
+
+def test_each_test_set_has_its_figures_and_its_confusion():
+    recipe = tiny_recipe(num_epochs=0, top5=True)
+    pair, loader = tiny_pair(recipe), TwoTestSets(tiny_loader())
+    (result,) = smr.train(pair, loader, recipe)
+    assert [call[0] for call in loader.calls] == ["warmup", "warmup", "webvision", "imagenet"]
+    assert not [name for name in result.metrics if name.startswith("test/")]
+    for name, count in (("webvision", 20), ("imagenet", 5)):
+        figures, confusion = smr.test(pair.networks, loader.run(name), recipe)
+        assert {"accuracy", "top5", "net2/accuracy"} <= figures.keys()
+        found = {key: result.metrics[f"{name}/{key}"] for key in figures}
+        assert found == figures
+        assert result.confusions[name].tolist() == confusion.tolist()
+        assert confusion.sum() == count
+    assert result.confusions.keys() == {"webvision", "imagenet"}
+
+
+def test_training_needs_no_folder_and_writes_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny_recipe(num_epochs=3)
+    told = []
+    results = list(
+        smr.train(tiny_pair(recipe), tiny_loader(), recipe, progress=lambda *it: told.append(it))
+    )
+    assert [result.epoch for result in results] == [0, 1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    places = [(epoch, kind, network, step) for epoch, kind, network, step, _, _ in told]
+    assert places[:4] == [
+        *[(0, smr.WARM_UP, 1, step) for step in (1, 2, 3)],
+        (0, smr.WARM_UP, 2, 1),
+    ]
+    assert places[-1] == (3, smr.SEMI_SUPERVISED, 2, told[-1][4])
+
+
+def test_training_goes_on_from_the_first_epoch_that_is_asked_for():
+    recipe = tiny_recipe(num_epochs=5)
+    results = smr.train(tiny_pair(recipe), tiny_loader(), recipe, first_epoch=4)
+    assert [result.epoch for result in results] == [4, 5]
 
 
 def test_network_2_trains_beside_the_already_updated_network_1(monkeypatch):
     recipe = tiny_recipe(num_epochs=0, warm_up=0)
     pair, peers = tiny_pair(recipe), []
     start = [state_copy(network) for network in pair.networks]
-    original = smr.semi_supervised_epoch
+    original = method.semi_supervised_epoch
 
     def watched(network, peer, *rest):
         peers.append((network, peer, state_copy(peer)))
         return original(network, peer, *rest)
 
-    monkeypatch.setattr(smr, "semi_supervised_epoch", watched)
+    monkeypatch.setattr(method, "semi_supervised_epoch", watched)
     list(smr.train(pair, tiny_loader(), recipe))
     one, two = pair.networks
     assert [(a is one, a is two, b is one, b is two) for a, b, _ in peers] == [
@@ -211,8 +387,8 @@ def test_epochs_run_in_order_with_their_kind_and_learning_rate():
     for result in results:
         has_split = result.kind == smr.SEMI_SUPERVISED
         assert ("split/net1/auc" in result.metrics) == has_split == (result.splits is not None)
-        assert {"test/accuracy", "test/net2/accuracy", "time/seconds"} <= result.metrics.keys()
-    assert [len(history) for history in pair.histories] == [2, 2]
+        assert list(result.confusions) == ["test"]
+    assert [len(history) for history in pair.histories] == [1, 1]
 
 
 def test_optimisers_are_sgd_of_the_recipe_each_with_its_own_network():
@@ -261,7 +437,7 @@ def test_smr_warms_up_with_mixup():
 def test_warm_up_draws_one_weight_a_batch_and_takes_all_data_in_double_batches(monkeypatch):
     drawn, seen = [], []
     monkeypatch.setattr(
-        smr, "mixup_loss", lambda network, images, labels, weight, permutation: (
+        method, "mixup_loss", lambda network, images, labels, weight, permutation: (
             drawn.append((float(weight), permutation.tolist())),
             seen.append(len(images)),
             F.cross_entropy(network(images), labels),

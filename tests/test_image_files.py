@@ -1,8 +1,6 @@
-"""Decoding image files of any kind, and the cache beside them."""
+"""Decoding image files of any kind."""
 
 import io
-import os
-import pickle
 import threading
 
 import numpy as np
@@ -10,27 +8,21 @@ import pytest
 from photos import write_png
 from PIL import Image
 
-from support import image_files
+from smr.console import Console
+from smr.data import image_files
+from smr.data.listings import Listing
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
-def read(root, files, cache=None, size=64, threads=2):
-    """(what was decoded, lines said)"""
-    said = []
-    decoded = image_files.read_images(
-        root, files, size, threads, cache or root / "some.cache.npz", said.append
-    )
-    return decoded, said
+def listing_of(names, broken=None) -> Listing:
+    """These files, each labelled with its position."""
+    return Listing(list(names), np.arange(len(names)), broken or {})
 
 
-@pytest.fixture
-def three(tmp_path):
-    """A folder of three images of 64x64, and their names."""
-    names = [f"{i}.png" for i in range(3)]
-    for i, name in enumerate(names):
-        write_png(tmp_path / name, np.roll(PIXELS, i, axis=0))
-    return tmp_path, names
+def read(root, names, size=64, threads=2, broken=None):
+    """(images, Listing) of the files that are images."""
+    return image_files.read_images(root, listing_of(names, broken), size, threads, Console())
 
 
 def save(tmp_path, image, name, **options):
@@ -119,159 +111,64 @@ def test_a_large_jpeg_decoded_at_a_fraction_of_its_size_looks_the_same(tmp_path)
     assert np.abs(difference).max() <= 3
 
 
-def test_files_that_are_no_images_are_told_apart(tmp_path):
+def test_files_that_are_no_images_are_told_apart_and_left_out(tmp_path):
     write_png(tmp_path / "good.png", PIXELS)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.jpg").touch()
     whole = io.BytesIO()
     Image.fromarray(PIXELS).save(whole, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(whole.getvalue()[:-300])
-    decoded, _ = read(tmp_path, ["cut.jpg", "empty.jpg", "good.png", "text.png"])
-    assert np.array_equal(decoded.images, PIXELS[None])
-    assert decoded.kept.tolist() == [2]
-    assert decoded.broken.keys() == {0, 1, 3}
-    assert "truncated" in decoded.broken[0]
-    assert decoded.broken[1] == decoded.broken[3] == "no image"
+    names = ["text.png", "cut.jpg", "good.png", "empty.jpg", "gone.png"]
+    images, listing = read(tmp_path, names, broken={"misplaced": "in no class folder"})
+    assert np.array_equal(images, PIXELS[None])
+    assert listing.files == ["good.png"]
+    assert listing.labels.tolist() == [2]
+    truncated = listing.broken.pop("cut.jpg")
+    assert "truncated" in truncated
+    assert list(listing.broken.items()) == [
+        ("misplaced", "in no class folder"),
+        ("empty.jpg", "no image"),
+        ("gone.png", "No such file or directory"),
+        ("text.png", "no image"),
+    ]
 
 
-def test_images_stand_in_the_order_of_their_files_whatever_the_threads(tmp_path):
+def test_reasons_are_of_one_line_even_where_the_error_has_no_words():
+    assert image_files.reason_of(ValueError("first\nsecond")) == "first"
+    assert image_files.reason_of(ValueError()) == "ValueError"
+
+
+def test_images_stand_in_the_order_of_their_files_whatever_the_threads(tmp_path, capsys):
     names = [f"{i}.png" for i in range(250)]
     for i, name in enumerate(names):
         write_png(tmp_path / name, np.full((2, 2, 3), i, np.uint8))
-    decoded, said = read(tmp_path, names, threads=4, size=2)
-    assert np.array_equal(decoded.images[:, 0, 0, 0], np.arange(250))
-    assert said[0].startswith("decoded 250 images in")
+    images, listing = read(tmp_path, names, threads=4, size=2)
+    assert images[:, 0, 0, 0].tolist() == listing.labels.tolist() == list(range(250))
+    assert listing.files == names
+    said = capsys.readouterr().out
+    assert said.startswith("decoded 250 images in ") and said.endswith(" s, 4 threads\n")
 
 
-def test_the_second_start_decodes_nothing(three, monkeypatch):
-    root, names = three
-    first, _ = read(root, names)
-    monkeypatch.setattr(image_files, "decode", None)
-    second, said = read(root, names)
-    assert np.array_equal(first.images, second.images)
-    assert said == [f"3 decoded images from {root / 'some.cache.npz'}"]
+def test_progress_counts_the_images_decoded(tmp_path, capsys, monkeypatch):
+    names = [f"{i}.png" for i in range(230)]
+    for name in names:
+        write_png(tmp_path / name, PIXELS[:2, :2])
+    monkeypatch.setattr(Console, "due", lambda _: True)
+    read(tmp_path, names, threads=1, size=2)
+    done = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert done[-1] == 230
+    assert sorted(np.diff([0, *done])) == [30, 100, 100]
 
 
-def test_the_cache_remembers_what_is_broken(three):
-    root, names = three
-    (root / "1.png").write_text("no picture")
-    first, _ = read(root, names)
-    second, said = read(root, names)
-    assert "from" in said[0]
-    assert second.broken == first.broken == {1: "no image"}
-    assert second.kept.tolist() == [0, 2]
-
-
-def change_content(root):
-    write_png(root / "1.png", PIXELS[::-1].copy())
-
-
-def change_time_alone(root):
-    os.utime(root / "1.png", ns=(1, 1))
-
-
-@pytest.mark.parametrize("change", [change_content, change_time_alone])
-def test_a_changed_file_rebuilds_the_cache(three, change):
-    root, names = three
-    read(root, names)
-    change(root)
-    decoded, said = read(root, names)
-    assert said[0].startswith("decoded 3 images")
-    assert np.array_equal(decoded.images[1], np.asarray(Image.open(root / "1.png")))
-
-
-def test_another_list_of_files_or_size_rebuilds_the_cache(three):
-    root, names = three
-    read(root, names)
-    assert len(read(root, names[:2])[0].images) == 2
-    assert read(root, names[:2], size=32)[0].images.shape == (2, 32, 32, 3)
-
-
-def damage_a_byte(cache):
-    content = bytearray(cache.read_bytes())
-    content[len(content) // 2] ^= 1
-    cache.write_bytes(content)
-
-
-def cut(cache):
-    cache.write_bytes(cache.read_bytes()[:1000])
-
-
-def replace_images(cache):
-    with np.load(cache) as content:
-        parts = dict(content)
-    np.savez(cache, **parts | {"images": parts["images"][:, :32]})
-
-
-@pytest.mark.parametrize("damage", [damage_a_byte, cut, replace_images])
-def test_a_damaged_cache_is_built_anew(three, damage):
-    root, names = three
-    wanted = read(root, names)[0].images
-    damage(root / "some.cache.npz")
-    decoded, said = read(root, names)
-    assert said[0].startswith("decoded 3 images")
-    assert np.array_equal(decoded.images, wanted)
-
-
-def test_no_flipped_byte_of_a_cache_gets_through(three):
-    root, names = three
-    cache = root / "some.cache.npz"
-    wanted = read(root, names)[0].images
-    whole = cache.read_bytes()
-    fingerprint = image_files.fingerprint_of(root, names, 64)
-    for position in [*range(0, 400, 2), *range(len(whole) - 1200, len(whole), 5)]:
-        cache.write_bytes(
-            whole[:position] + bytes([whole[position] ^ 0x41]) + whole[position + 1 :]
-        )
-        found = image_files.read_cache(cache, fingerprint, 3, 64)
-        assert found is None or np.array_equal(found.images, wanted)
-
-
-class Planted:
-    """A pickle that would make a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_a_pickle_in_place_of_the_cache_is_not_run(three):
-    root, names = three
-    planted = Planted(root / "executed")
-    np.savez(root / "a.cache.npz", fingerprint=np.array([planted], dtype=object))
-    (root / "b.cache.npz").write_bytes(pickle.dumps(planted))
-    for name in ("a.cache.npz", "b.cache.npz"):
-        decoded, _ = read(root, names, root / name)
-        assert len(decoded.images) == 3
-    assert not (root / "executed").exists()
-
-
-def test_where_no_cache_can_be_written_a_note_says_so(three):
-    root, names = three
-    decoded, said = read(root, names, root / "missing folder" / "some.cache.npz")
-    assert len(decoded.images) == 3
-    assert said[1].startswith("note: ") and "decodes again" in said[1]
-
-
-def test_a_full_disk_leaves_no_half_cache(three, monkeypatch):
-    root, names = three
-
-    def full(file, **_):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    decoded, said = read(root, names)
-    assert len(decoded.images) == 3
-    assert "No space left on device" in said[1]
-    assert sorted(path.name for path in root.iterdir()) == names
+def test_no_files_are_no_images(tmp_path):
+    images, listing = read(tmp_path, [])
+    assert images.shape == (0, 64, 64, 3)
+    assert listing.files == []
 
 
 def test_an_interrupt_stops_the_decoding_threads(tmp_path, monkeypatch):
     names = [f"{i}.png" for i in range(5 * image_files.PORTION)]
-    calls = []
+    calls, before = [], threading.active_count()
 
     def interrupted(path, size):
         calls.append(path)
@@ -279,6 +176,6 @@ def test_an_interrupt_stops_the_decoding_threads(tmp_path, monkeypatch):
 
     monkeypatch.setattr(image_files, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        image_files.decode_all(tmp_path, names, 64, 1, print)
+        read(tmp_path, names, threads=1)
     assert len(calls) < 5
-    assert threading.active_count() < 5
+    assert threading.active_count() == before

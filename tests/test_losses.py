@@ -1,4 +1,4 @@
-"""The losses against their formulas, written out by hand (SPEC 3, 5 and 6)."""
+"""The losses against their formulas, written out by hand (method 3, 5 and 6)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""PreAct-ResNet-18's structure and its kept quirks (SPEC 2); its figures are in test_golden."""
+"""PreAct-ResNet-18's structure and its kept quirks (method 2); its figures are in test_golden."""
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ from torch.testing import assert_close
 from PreResNet import PreActBlock, ResNet18
 
 
-@pytest.mark.parametrize(("in_planes", "planes", "stride"), [(4, 4, 1), (4, 8, 1), (4, 4, 2)])
+@pytest.mark.parametrize(
+    ("in_planes", "planes", "stride"), [(4, 4, 1), (4, 8, 1), (4, 4, 2), (12, 24, 2)]
+)
 def test_shortcut_reads_the_activated_input(in_planes, planes, stride):
     block = PreActBlock(in_planes, planes, stride).eval()
     nn.init.zeros_(block.conv2.weight)  # leaves the shortcut alone
@@ -23,6 +25,16 @@ def test_shortcut_reads_the_activated_input(in_planes, planes, stride):
         assert weight.shape[2:] == (1, 1)
         expected = F.conv2d(activated, weight, stride=stride)
     assert_close(block(images), expected)
+
+
+@pytest.mark.parametrize("width", [2, 5, 8, 9])
+@pytest.mark.parametrize("size", [8, 15, 32])
+def test_memory_format_changes_no_logits(width, size):
+    network, images = ResNet18(width=width).eval(), torch.randn(3, 3, size, size)
+    expected = network(images)
+    channels_last = network.to(memory_format=torch.channels_last)
+    found = channels_last(images.to(memory_format=torch.channels_last))
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_block_adds_the_residual_of_two_pre_activated_convolutions():

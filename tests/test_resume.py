@@ -1,27 +1,39 @@
 """A run that is killed, stopped or extended goes on as if nothing had happened, bit for bit."""
 
+import copy
 import os
 import random
 import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import TinyNet, generator, tiny_loader, tiny_recipe
 from runs import (
+    KINDS,
     RUN_NAME,
-    SHORT_RUN,
     assert_same_run,
     events_of,
     finish,
     rows_of,
+    run_short,
     start,
 )
+from torch import nn
+from torch.optim import SGD
+from torch.testing import assert_close
 
+import smr
 import train_cifar
+from smr import files
+from smr.data import pickles
+from smr.record.log import Log
+from smr.run import checkpoints
 
-KILLS, STOPS = 10, 4
+LAST = len(KINDS) - 1
 
 
 @pytest.fixture(scope="module")
@@ -29,63 +41,111 @@ def straight(tmp_path_factory):
     """The folder of a run that nothing disturbed, and the seconds that it took."""
     output = tmp_path_factory.mktemp("straight")
     started = time.monotonic()
-    assert finish(start(output)) == 0, (output / "log.txt").read_text()
+    assert run_short(output) == 0
     return output / RUN_NAME, time.monotonic() - started
 
 
-def disturb(output, signal_number, times: int, seconds: float, *flags: str) -> list[int]:
-    """Send a signal to short runs, each resuming the one before, then let the last one finish.
+def epochs_shown(log: str) -> list[int]:
+    """Numbers of the epochs whose summary lines stand in a log."""
+    return [int(n) for n in re.findall(r"^ +(\d+) (?:warm|semi|recal)", log, re.M)]
 
-    Returns the exit statuses of those that were hit.
-    """
-    moments = random.Random(0)
-    statuses = []
-    while len(statuses) < times:
-        process = start(output, "--resume", *flags)
+
+@pytest.mark.slow
+def test_a_run_hit_by_signals_at_random_moments_ends_as_the_straight_one(straight, tmp_path):
+    folder, seconds = straight
+    moments, numbers = random.Random(0), [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+    log = tmp_path / "log.txt"
+    for number in numbers:
+        process = start(tmp_path, "--resume")
         process.join(moments.uniform(0.1, seconds / 3))
-        if process.exitcode is None:
-            os.kill(process.pid, signal_number)
-        status = finish(process)
-        if status:
-            statuses.append(status)
-        else:  # it had finished: on to another run
-            output = output.with_name(output.name + "x")
-    assert finish(start(output, "--resume", *flags)) == 0, (output / "log.txt").read_text()
-    return statuses
+        assert process.exitcode is None, "it finished before it was hit"
+        os.kill(process.pid, number)
+        # SIGTERM before main() runs ends the process as it does any other.
+        assert finish(process) == 128 + number, log.read_text()
+    assert finish(start(tmp_path, "--resume")) == 0, log.read_text()
+    assert_same_run(tmp_path / RUN_NAME, folder)
+    assert not list((tmp_path / RUN_NAME).glob(".*.new"))
 
 
-def disturbed_folders(tmp_path):
-    return [folder / RUN_NAME for folder in sorted(tmp_path.iterdir())]
+class Stopped(BaseException):
+    """Ends a run in this process as abruptly as a signal."""
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_ten_random_moments_ends_as_the_straight_one(straight, tmp_path):
-    folder, seconds = straight
-    statuses = disturb(tmp_path / "killed", signal.SIGKILL, KILLS, seconds)
-    assert statuses == [128 + signal.SIGKILL] * KILLS
-    for disturbed in disturbed_folders(tmp_path):
-        assert_same_run(disturbed, folder)
+def stopping_after(monkeypatch, name: str, times: int) -> None:
+    """Have the run stop once a file of this name has taken its place so many times."""
+    replace, left = os.replace, [times]
+
+    def stop(source, target):
+        replace(source, target)
+        left[0] -= Path(target).name == name
+        if not left[0]:
+            raise Stopped
+
+    monkeypatch.setattr(files.os, "replace", stop)
 
 
-@pytest.mark.slow
-def test_a_run_stopped_by_sigterm_loses_no_epoch_and_ends_as_the_straight_one(straight, tmp_path):
-    folder, seconds = straight
-    flags = ("--save_every", "4")  # so that the epochs between are held in memory alone
-    statuses = disturb(tmp_path / "stopped", signal.SIGTERM, STOPS, seconds, *flags)
-    assert statuses == [128 + signal.SIGTERM] * STOPS
-    for disturbed in disturbed_folders(tmp_path):
-        assert_same_run(disturbed, folder)
-        log = (disturbed.parent / "log.txt").read_text()
-        epochs = [int(n) for n in re.findall(r"^ +(\d+) (?:warm|semi|recal)", log, re.M)]
-        assert epochs == list(range(6)), "an epoch that had ended was done again"
+def test_a_run_stopped_after_any_of_its_files_ends_as_the_straight_one(straight, tmp_path):
+    # A start writes the earlier epochs' files anew, so that metrics.jsonl counts from 1 there.
+    for name, times, epoch in (
+        ("noisy_labels.json", 1, None),
+        ("metrics.jsonl", 2, -1),
+        ("best.pt", 1, -1),
+        ("last.pt", 2, 0),
+        ("stats.txt", 3, 1),
+        ("last.pt", 3, 4),
+        ("judged.json", 1, LAST),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            stopping_after(patch, name, times)
+            run_short(tmp_path, "--resume")
+        last = tmp_path / RUN_NAME / "last.pt"
+        assert epoch == (checkpoints.load(last)["epoch"] if last.exists() else None), name
+    assert run_short(tmp_path, "--resume") == 0
+    assert_same_run(tmp_path / RUN_NAME, straight[0])
+
+
+def stop_in_epoch(monkeypatch, stopped: int, number: signal.Signals) -> None:
+    """Have this process get a signal in the midst of an epoch, once."""
+
+    def progress(_, epoch, kind, network, step, *__):
+        if (epoch, network, step) == (stopped, 2, 1):
+            monkeypatch.undo()
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Log, "progress", progress)
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "save_every", "stopped", "again"),
+    [("SIGTERM", 1, 4, [4, 5]), ("SIGINT", 4, 3, [0, 1, 2, 3, 4, 5])],
+)
+def test_a_stopped_run_goes_on_from_its_last_checkpoint(
+    straight, tmp_path, monkeypatch, capsys, signal_name, save_every, stopped, again
+):
+    number, handler = signal.Signals[signal_name], signal.getsignal(signal.SIGTERM)
+    flags = ("--save_every", str(save_every))
+    stop_in_epoch(monkeypatch, stopped, number)
+    assert run_short(tmp_path, *flags) == 128 + number
+    said = capsys.readouterr()
+    assert said.err == f"train_cifar.py: stopped by {signal_name}; --resume goes on\n"
+    assert epochs_shown(said.out) == list(range(stopped))
+    assert [row["epoch"] for row in rows_of(tmp_path / RUN_NAME)] == list(range(stopped))
+    assert run_short(tmp_path, *flags, "--resume") == 0
+    said = capsys.readouterr().out
+    assert epochs_shown(said) == again
+    assert (f"resumed after epoch {again[0] - 1}" in said) == bool(again[0])
+    assert_same_run(tmp_path / RUN_NAME, straight[0])
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_straight_run_leaves_one_line_and_one_point_an_epoch(straight):
     folder, _ = straight
-    assert [row["epoch"] for row in rows_of(folder)] == list(range(6))
-    assert len((folder / "acc.txt").read_text().splitlines()) == 6
+    rows = rows_of(folder)
+    assert [(row["epoch"], row["kind"]) for row in rows] == list(enumerate(KINDS))
+    assert len((folder / "acc.txt").read_text().splitlines()) == len(KINDS)
     curves = events_of(folder)
-    assert [step for step, _ in curves["test/accuracy"]] == list(range(6))
+    for tag in ("test/accuracy", "train/net2/loss", "test/best_accuracy"):
+        assert curves[tag] == [(row["epoch"], pytest.approx(row[tag])) for row in rows]
 
 
 def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(straight):
@@ -93,29 +153,109 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(straight)
     last = torch.load(folder / "last.pt", weights_only=True)
     best = torch.load(folder / "best.pt", weights_only=True)
     accuracies = [row["test/accuracy"] for row in rows_of(folder)]
-    assert last["epoch"] == 5 and last["accuracy"] == accuracies[-1]
-    assert best["accuracy"] == max(accuracies) == accuracies[best["epoch"]]
-    assert set(best) == {"epoch", "config", "device", "noise_sha256", "networks", "accuracy"}
+    assert last["epoch"] == LAST and last["accuracy"] == accuracies[-1]
+    assert best["accuracy"] == max(accuracies)
+    assert best["epoch"] == accuracies.index(max(accuracies))
+    assert set(best) == {
+        *("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy"),
+    }
+    assert best["script"] == "train_cifar.py"
 
 
-def run(*flags: str) -> int:
-    """A short run in this process; its exit status."""
-    return train_cifar.main([*SHORT_RUN, *flags])
+def test_evaluate_gives_the_stored_accuracy_of_a_checkpoint_or_of_a_folder_s_last(
+    straight, tmp_path, capsys
+):
+    folder = Path(shutil.copytree(straight[0], tmp_path / RUN_NAME))  # for labels.csv is written
+    for path, name in ((folder / "best.pt", "best.pt"), (folder, "last.pt")):
+        state = torch.load(folder / name, weights_only=True)
+        assert train_cifar.main(["--evaluate", str(path)]) == 0
+        said, accuracy = capsys.readouterr().out, f"{state['accuracy']:.2f} %"
+        begin = f"{folder / name}, epoch {state['epoch']}: accuracy {accuracy} (stored {accuracy})"
+        assert said.startswith(begin)
+        row = rows_of(folder)[state["epoch"]]
+        assert (
+            f"network 1 {row['test/net1/accuracy']:.2f} %, "
+            f"network 2 {row['test/net2/accuracy']:.2f} %; "
+            f"macro precision {row['test/precision']:.2f} %, recall {row['test/recall']:.2f} %, "
+            f"F1 {row['test/f1']:.2f} %\n"
+        ) in said
+    assert (folder / "labels.csv").read_text() == (straight[0] / "labels.csv").read_text()
 
 
-def test_evaluate_gives_the_stored_accuracy(straight, tmp_path, capsys):
-    for name in ("last.pt", "best.pt"):
-        shutil.copy(straight[0] / name, tmp_path)  # beside it labels.csv is written
-        accuracy = torch.load(tmp_path / name, weights_only=True)["accuracy"]
-        assert train_cifar.main(["--evaluate", str(tmp_path / name)]) == 0
-        said = capsys.readouterr().out
-        assert f"accuracy {accuracy:.2f} % (stored {accuracy:.2f} %)" in said
+def test_a_run_that_is_resumed_with_more_epochs_is_the_longer_run(straight, tmp_path, monkeypatch):
+    assert run_short(tmp_path, "--num_epochs", "1") == 0
+    folder, read = tmp_path / RUN_NAME, []
+    load_archive = pickles.load_archive
+    monkeypatch.setattr(pickles, "load_archive", lambda p: (read.append(p), load_archive(p))[1])
+    assert train_cifar.main(["--resume", str(folder), "--num_epochs", str(LAST)]) == 0
+    assert read == [folder / "last.pt"]
+    assert_same_run(folder, straight[0])
 
 
-def test_a_run_that_is_resumed_with_more_epochs_is_the_longer_run(straight, tmp_path):
-    output = ("--output", str(tmp_path))
-    assert run(*output, "--num_epochs", "1") == 0
-    assert run("--resume", str(tmp_path / RUN_NAME), "--num_epochs", "5") == 0
-    assert rows_of(tmp_path / RUN_NAME) == rows_of(straight[0])
-    labels = [folder / "labels.csv" for folder in (tmp_path / RUN_NAME, straight[0])]
-    assert labels[0].read_text() == labels[1].read_text()
+def test_resuming_a_finished_run_trains_no_more_and_changes_none_of_its_results(
+    straight, tmp_path, capsys
+):
+    folder = Path(shutil.copytree(straight[0], tmp_path / RUN_NAME))
+    assert run_short(tmp_path, "--resume") == 0
+    assert epochs_shown(capsys.readouterr().out) == []
+    assert_same_run(folder, straight[0])
+
+
+# --- momentum in the other memory format ---
+
+
+class TwoConvolutions(TinyNet):
+    """TinyNet with a second convolution, whose weights lie otherwise in either format too."""
+
+    def __init__(self):
+        super().__init__()
+        second = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.conv = nn.Sequential(self.conv, nn.ReLU(), second)
+
+
+def steps(network: nn.Module, optimiser: SGD, numbers: range) -> None:
+    """Training steps on the batches of these numbers."""
+    network.train()
+    for number in numbers:
+        images = torch.randn(8, 3, 8, 8, generator=generator(number))
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(images), torch.arange(8) % 10).backward()
+        optimiser.step()
+
+
+def pair_in(channels_last: bool, recipe: smr.Recipe) -> smr.Pair:
+    torch.manual_seed(1)
+    return smr.new_pair(TwoConvolutions, recipe, torch.device("cpu"), channels_last)
+
+
+def after_unfused_sgd(network: nn.Module, recipe: smr.Recipe, numbers: range) -> nn.Module:
+    """A copy of the network in NCHW after these steps of plain SGD."""
+    network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    sgd = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    steps(network, SGD(network.parameters(), **sgd, foreach=False, fused=False), numbers)
+    return network
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["to NCHW", "to channels_last"])
+def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sgd(
+    tmp_path, channels_last
+):
+    recipe, loader, path = tiny_recipe(lr=0.05), tiny_loader(), tmp_path / "last.pt"
+    saved, resumed = pair_in(channels_last, recipe), pair_in(not channels_last, recipe)
+    wanted = [after_unfused_sgd(network, recipe, range(4)) for network in saved.networks]
+    for network, optimiser in zip(saved.networks, saved.optimisers, strict=True):
+        steps(network, optimiser, range(2))
+    state = checkpoints.training_state(
+        "train_cifar.py", saved, loader, {}, "labels", [], "test/accuracy", epoch=-1
+    )
+    checkpoints.save(state, path)
+    checkpoints.restore(checkpoints.load_training_state(path), resumed, loader, "labels", path)
+    for k, (network, optimiser) in enumerate(
+        zip(resumed.networks, resumed.optimisers, strict=True)
+    ):
+        assert optimiser.param_groups[0]["fused"]
+        weight = network.conv[2].weight
+        assert weight.is_contiguous() == channels_last
+        steps(network, optimiser, range(2, 4))
+        for name, tensor in network.state_dict().items():
+            assert_close(tensor, wanted[k].state_dict()[name], rtol=1e-4, atol=1e-6)

@@ -1,15 +1,17 @@
-"""The method part by part: phases, learning rate, co-divide, targets, test (SPEC 3 to 6)."""
+"""The method part by part: phases, learning rate, scoring, targets, steps, test (method 3 to 6)."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TinyNet, generator, tiny_loader, tiny_pair, tiny_recipe
+from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
 from sklearn import metrics
 from torch import nn
 from torch.testing import assert_close
 
 import smr
+from smr.divide import min_max_scale
+from smr.steps import mixup_weights
 from train_cifar import RECIPES
 
 
@@ -58,7 +60,7 @@ def test_learning_rate_takes_the_last_step_reached():
 
 
 def test_mixup_weight_is_the_larger_share_of_a_beta_draw():
-    weights = smr.mixup_weights(4.0, 20_000)
+    weights = mixup_weights(4.0, 20_000)
     assert weights.min() >= 0.5
     # Of Beta(4, 4): E max(l, 1-l) = 0.5 + E|l - 0.5| = 0.5 + 35/256.
     assert weights.mean() == pytest.approx(0.5 + 35 / 256, abs=0.003)
@@ -70,79 +72,91 @@ def test_mix_pairs_each_image_with_the_permuted_one():
     assert_close(found, torch.tensor([[0.5], [0.75], [1.75]]))
 
 
-def test_sample_losses_stand_at_their_index_and_leave_the_network_as_it_was():
-    loader, network = tiny_loader(n=23), TinyNet()
-    before = network.bn.running_mean.clone()
-    found = smr.sample_losses(network.train(), loader.run("eval_train"))
-    network.eval()
+def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was():
+    loader, network = tiny_loader(n=23), TinyNet().train()
+    before = state_copy(network)
+    found = smr.sample_losses(network, loader.run("eval_train"))
+    assert not network.training
     images = loader.train_images.plain(torch.arange(23))
-    expected = F.cross_entropy(network(images), loader.noisy_labels, reduction="none")
-    assert_close(found, expected.detach())
-    shuffled = smr.sample_losses(network, loader.run("warmup"))  # augmented, but in any order
-    assert not torch.equal(shuffled, found)
-    batches = list(loader.run("eval_train"))
-    assert_close(smr.sample_losses(network, batches[::-1]), expected.detach())
-    assert torch.equal(network.bn.running_mean, before)
+    expected = F.cross_entropy(network(images), loader.noisy_labels, reduction="none").detach()
+    assert found.index.tolist() == list(range(23))
+    assert_close(found.losses, expected)
+    assert not found.losses.requires_grad
+    mixed_up = [list(loader.run("eval_train"))[k] for k in (2, 0, 1)]
+    for sample, index in ((mixed_up, range(23)), (mixed_up[:2], [*range(8), *range(16, 23)])):
+        scores = smr.sample_losses(network, sample)
+        assert scores.index.tolist() == [*index]
+        assert_close(scores.losses, expected[[*index]])
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
-def test_losses_are_scaled_to_the_unit_range():
-    assert_close(smr.min_max_scale(torch.tensor([2.0, 6.0, 3.0])), torch.tensor([0, 1, 0.25]))
-    assert smr.min_max_scale(torch.tensor([0.7, 0.7])).tolist() == [0, 0]
+def test_scoring_gives_each_network_s_own_logits_of_each_batch_in_eval_mode():
+    loader, networks = tiny_loader(n=11), [TinyNet(), TinyNet()]
+    for network in networks:
+        network.train()
+    served = list(smr.score(networks, loader.run("eval_train")))
+    assert [logits.shape for logits, *_ in served] == [(2, 8, 10), (2, 3, 10)]
+    images = loader.train_images.plain(torch.arange(11))
+    for k, network in enumerate(networks):
+        assert not network.training
+        assert_close(torch.cat([logits[k] for logits, *_ in served]), network(images).detach())
+    assert torch.cat([labels for _, labels, _ in served]).equal(loader.noisy_labels)
+    assert torch.cat([index for *_, index in served]).tolist() == list(range(11))
 
 
-def two_heaps(n: int = 200) -> torch.Tensor:
-    """Losses, the first half low, the second high."""
-    noise = torch.rand(n, generator=generator())
-    return noise + 8 * (torch.arange(n) >= n // 2)
-
-
-def test_low_losses_are_labelled_whichever_component_comes_first():
-    for seed in range(6):
-        split = smr.divide([smr.min_max_scale(two_heaps())], tiny_recipe(seed=seed))
-        assert split.labelled.tolist() == [True] * 100 + [False] * 100
-        assert split.probability[:100].min() > 0.99
-        mirrored = smr.divide([smr.min_max_scale(-two_heaps())], tiny_recipe(seed=seed))
-        assert mirrored.labelled.tolist() == [False] * 100 + [True] * 100
-
-
-def test_only_probabilities_above_the_threshold_are_labelled():
-    history = [torch.rand(300, generator=generator())]
-    probability = smr.divide(history, tiny_recipe()).probability
-    for threshold in (0.0, 0.3, 0.9, 1.0, float(probability[7])):
-        split = smr.divide(history, tiny_recipe(p_threshold=threshold))
-        assert (split.labelled == (split.probability > threshold)).all()
-
-
-def test_equal_losses_tell_nothing():
-    split = smr.divide([torch.zeros(9)], tiny_recipe())
-    assert split.probability.tolist() == [0.5] * 9
-    assert not split.labelled.any()
-
-
-def test_heaviest_noise_averages_the_last_five_epochs():
-    recipe, history = tiny_recipe(r=0.9), []
-    source = generator()
-    drawn = [torch.rand(60, generator=source) for _ in range(7)]
-    for losses in drawn:
-        smr.add_losses(history, losses)
-    expected = torch.stack([smr.min_max_scale(losses) for losses in drawn[2:]]).mean(dim=0)
-    assert_close(torch.tensor(smr.divide(history, recipe).losses).float(), expected)
-    newest = smr.divide(history, tiny_recipe(r=0.8)).losses
-    assert_close(torch.tensor(newest).float(), smr.min_max_scale(drawn[6]))
-    assert_close(
-        torch.tensor(smr.divide(history[-1:], recipe).losses).float(), smr.min_max_scale(drawn[6])
+def test_scoring_in_bf16_is_rounded_and_given_as_float32():
+    loader, network = tiny_loader(n=8), TinyNet()
+    (exact, *_), (rounded, *_) = (
+        next(iter(smr.score([network], loader.run("eval_train"), amp))) for amp in (False, True)
     )
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().max() < 0.05
+    (both, _), (plain, _) = (
+        smr.test([network] * 2, loader.run("test"), tiny_recipe(amp=amp)) for amp in (True, False)
+    )
+    assert both.keys() == plain.keys()
+    losses = [smr.sample_losses(network, loader.run("eval_train"), amp) for amp in (True, False)]
+    assert 0 < (losses[0].losses - losses[1].losses).abs().max() < 0.05
 
 
-def test_each_network_is_divided_by_its_own_losses():
+class Counting:
+    """A loader that counts the passes asked of it, and gives each `eval_train` images anew."""
+
+    def __init__(self, loader, *samples):
+        self.loader, self.samples, self.calls = loader, list(samples), []
+
+    def run(self, mode):
+        self.calls.append(mode)
+        index = torch.tensor(self.samples.pop(0))
+        images = self.loader.train_images.plain(index)
+        return [(images, self.loader.noisy_labels[index], index)]
+
+
+def test_each_network_is_divided_by_its_own_losses_of_a_pass_of_its_own():
     loader, recipe = tiny_loader(), tiny_recipe()
-    pair = tiny_pair(recipe)
-    splits = smr.co_divide(pair, loader.run("eval_train"), recipe)
-    for network, history, split in zip(pair.networks, pair.histories, splits, strict=True):
-        scaled = smr.min_max_scale(smr.sample_losses(network, loader.run("eval_train")))
-        assert_close(history[0], scaled)
+    samples = [7, 3, 12, 30, 21, 1, 39], [5, 2, 31, 8, 20]
+    pair, counting = tiny_pair(recipe), Counting(loader, *samples)
+    splits = smr.co_divide(pair, counting, recipe)
+    assert counting.calls == ["eval_train", "eval_train"]
+    for network, history, split, sample in zip(
+        pair.networks, pair.histories, splits, samples, strict=True
+    ):
+        index = sorted(sample)
+        scores = smr.sample_losses(network, loader.run("eval_train"))
+        scaled = min_max_scale(scores.losses[index])
+        assert split.index.tolist() == history[0].index.tolist() == index
+        assert_close(history[0].losses, scaled)
         assert_close(torch.tensor(split.losses).float(), scaled)
-    assert not np.array_equal(splits[0].losses, splits[1].losses)
+        assert len(split.probability) == len(split.labelled) == len(index)
+
+
+def test_both_networks_of_the_whole_set_have_splits_of_their_own():
+    recipe = tiny_recipe()
+    pair = tiny_pair(recipe)
+    first, second = smr.co_divide(pair, tiny_loader(), recipe)
+    assert first.index.tolist() == second.index.tolist() == list(range(40))
+    assert not np.array_equal(first.losses, second.losses)
 
 
 class Fixed(nn.Module):
@@ -226,8 +240,8 @@ def test_labelled_rows_alone_still_mix_with_the_unlabelled():
     assert_close(result.penalty, (0.1 * torch.log(0.1 / mean)).sum())
 
 
-def test_metrics_are_scikit_learn_s_of_the_added_logits():
-    n, classes = 90, 5
+def two_networks_logits(n: int, classes: int) -> tuple[list[torch.Tensor], torch.Tensor, list]:
+    """Each network's logits [n, classes], the labels, and batches that `Fixed` networks take."""
     logits = [torch.randn(n, classes, generator=generator(seed)) for seed in (1, 2)]
     for own in logits:
         own[:, 3] = -9  # a class that is never predicted
@@ -236,7 +250,12 @@ def test_metrics_are_scikit_learn_s_of_the_added_logits():
         (images, y, None)
         for images, y in zip(positions(n).split(32), labels.split(32), strict=True)
     ]
-    found, confusion = smr.test([Fixed(own) for own in logits], batches)
+    return logits, labels, batches
+
+
+def test_metrics_are_scikit_learn_s_of_the_added_logits():
+    logits, labels, batches = two_networks_logits(n=90, classes=5)
+    found, confusion = smr.test([Fixed(own) for own in logits], batches, tiny_recipe())
     both = (logits[0] + logits[1]).argmax(dim=1)
     macro = {"average": "macro", "zero_division": 0}
     expected = {
@@ -250,3 +269,12 @@ def test_metrics_are_scikit_learn_s_of_the_added_logits():
     assert found == pytest.approx({name: 100 * value for name, value in expected.items()})
     assert len({found["accuracy"], found["net1/accuracy"], found["net2/accuracy"]}) == 3
     assert (confusion == metrics.confusion_matrix(labels, both)).all()
+
+
+def test_top5_is_scikit_learn_s_of_the_added_logits_and_there_only_where_asked():
+    logits, labels, batches = two_networks_logits(n=90, classes=12)
+    found, _ = smr.test([Fixed(own) for own in logits], batches, tiny_recipe(top5=True))
+    both = (logits[0] + logits[1]).numpy()
+    share = metrics.top_k_accuracy_score(labels, both, k=5, labels=range(12))
+    assert found["top5"] == pytest.approx(100 * share)
+    assert found["accuracy"] < found["top5"] < 100

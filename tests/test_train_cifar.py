@@ -1,29 +1,28 @@
 """train_cifar.py as a user runs it: what it refuses, resolves, shows and leaves."""
 
-import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import json
-import os
-import pty
 import re
 import shlex
-import subprocess
 import sys
 import tarfile
 import threading
 
 import pytest
 import torch
-from helpers import REPOSITORY, run_script, script_environment, write_cifar
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import TinyNet, run_script, write_cifar
+from runs import metrics_of, without_times
 from torchvision import datasets
 
 import train_cifar
-from batches import InputError
 from dataloader_cifar import noisy_labels
-from support import options, session
+from smr import console
+from smr.data.loaders import NoisyLoader
+from smr.errors import InputError
+from smr.run import options, session
 
 CPU = torch.device("cpu")
 # Epoch 0 warms up, 1 and 3 are semi-supervised, 2 recalibrates.
@@ -37,8 +36,14 @@ def run_short(data_path, cwd, *more, flags=SHORT):
 
 def run_here(data_path, output, *more: str) -> int:
     """The same in this process: what main() returns."""
-    flags = [*SHORT.split(), "--data_path", str(data_path), "--output", str(output), *more]
-    return train_cifar.main(flags)
+    flags = [*SHORT.split(), "--data_path", str(data_path), "--output", str(output)]
+    return train_cifar.main([*flags, "--review", "0", *more])
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """A network that trains in no time in place of the script's."""
+    monkeypatch.setattr(train_cifar, "build_network", lambda config: TinyNet(config["num_class"]))
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +52,11 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("cifar10")
     process = run_short(write_cifar(root / "data"), root, "--seed", 5, "--r", 0.45)
     assert process.returncode == 0, process.stderr
-    return process, root / "checkpoint" / "cifar10_0.45_sym_seed5"
+    return process, root / "checkpoint" / "cifar10_0.45_sym_smr_seed5"
 
 
 def data_of(finished):
     return finished[1].parent.parent / "data"
-
-
-def metrics_of(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(rows: list[dict]) -> list[dict]:
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
-    ]
 
 
 def test_run_leaves_its_records_and_checkpoints(finished):
@@ -132,19 +127,6 @@ def test_text_files_hold_the_published_lines_with_the_counts_of_the_metrics(fini
     assert (folder / "stats.txt").read_text() == "".join(expected)
 
 
-def test_tensorboard_holds_the_metrics_under_their_keys_and_the_hyper_parameters(finished):
-    events = EventAccumulator(str(finished[1])).Reload()
-    rows = metrics_of(finished[1])
-    keys = set().union(*(row.keys() for row in rows)) - {"epoch", "kind"}
-    assert keys <= set(events.Tags()["scalars"])
-    for key in keys:
-        scalars = [(event.step, event.value) for event in events.Scalars(key)]
-        assert scalars == [(r["epoch"], pytest.approx(r[key])) for r in rows if key in r]
-    table = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert b"p_threshold" in table
-    assert b"recalibrate_every" in table
-
-
 def test_output_tells_the_start_each_epoch_and_the_end(finished):
     process, folder = finished
     output, rows = process.stdout, metrics_of(folder)
@@ -154,11 +136,12 @@ def test_output_tells_the_start_each_epoch_and_the_end(finished):
         "cifar10:0.45-sym: 100 training and 40 test images of 32x32, 10 classes",
         f"wrong training labels: {100 * config['realised_noise_rate']:.2f} %",
         config["noise_sha256"],
-        "configuration: T=0.5",
-        "device: cpu",
+        "--seed 5",
+        "device: cpu, 1 threads",
+        f"run folder: checkpoint/{folder.name}\n",
     ):
         assert text in output
-    assert re.search(r"expect about \d+:\d\d:\d\d on this CPU \(\d+ images/s in a measured", output)
+    assert "resumed" not in output
     heading = next(line for line in output.splitlines() if line.startswith("epoch kind"))
     assert heading.split() == [
         "epoch", "kind", "lr", "Lx", "Lu", "w(Lu)", "labelled", "AUC", "prec", "test%", "best%",
@@ -175,16 +158,15 @@ def test_output_tells_the_start_each_epoch_and_the_end(finished):
 
 
 def test_same_seed_gives_the_same_numbers_in_another_process(finished, tmp_path):
-    again = run_short(data_of(finished), tmp_path, "--seed", 5, "--r", 0.45)
-    assert again.returncode == 0, again.stderr
-    found = metrics_of(tmp_path / "checkpoint" / finished[1].name)
+    assert run_here(data_of(finished), tmp_path, "--seed", "5", "--r", "0.45") == 0
+    found = metrics_of(tmp_path / finished[1].name)
     assert without_times(found) == without_times(metrics_of(finished[1]))
 
 
 def test_another_seed_gives_other_numbers(finished, tmp_path):
     flags = ("--seed", "6", "--r", "0.45", "--num_epochs", "0")
     assert run_here(data_of(finished), tmp_path, *flags) == 0
-    (other,) = metrics_of(tmp_path / "cifar10_0.45_sym_seed6")
+    (other,) = metrics_of(tmp_path / "cifar10_0.45_sym_smr_seed6")
     loss = metrics_of(finished[1])[0]["train/net1/loss"]
     assert other["train/net1/loss"] != pytest.approx(loss, rel=1e-4)
 
@@ -202,24 +184,24 @@ def test_second_run_into_the_same_folder_is_refused_and_changes_nothing(finished
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_missing_data_is_one_clear_line_and_status_2(tmp_path):
-    process = run_script("train_cifar.py", cwd=tmp_path)
-    assert process.returncode == 2
-    assert process.stdout == ""
-    (line,) = process.stderr.splitlines()
+def test_missing_data_is_one_clear_line_and_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        train_cifar.main([])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
     assert "looked for data_batch_1 in ./data/cifar-10-batches-py" in line
     for help_text in ("University of Toronto", "--download", "--dataset digits needs no data"):
         assert help_text in line
-    assert not list(tmp_path.rglob("config.json"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_cifar100_trains(tmp_path):
-    data = write_cifar(tmp_path / "data", "cifar100", 200, 100)
-    more = ("--dataset", "cifar100", "--noise_mode", "asym", "--r", 0.4, "--num_class", 100)
-    flags = "--num_epochs 1 --warm_up 1 --width 2 --batch_size 32 --device cpu"
-    process = run_short(data, tmp_path, *more, flags=flags)
-    assert process.returncode == 0, process.stderr
-    folder = tmp_path / "checkpoint" / "cifar100_0.4_asym_seed123"
+def test_cifar100_trains(cifar100_folder, tmp_path, tiny_network):
+    more = ("--dataset", "cifar100", "--noise_mode", "asym", "--r", "0.4", "--num_class", "100")
+    assert run_here(cifar100_folder, tmp_path, *more, "--num_epochs", "1") == 0
+    folder = tmp_path / "cifar100_0.4_asym_smr_seed123"
     config = json.loads((folder / "config.json").read_text())
     assert (config["num_class"], config["lambda_u"]) == (100, 0)
     assert config["realised_noise_rate"] == pytest.approx(0.4)
@@ -227,45 +209,44 @@ def test_cifar100_trains(tmp_path):
     assert [row["kind"] for row in metrics_of(folder)] == KINDS[:2]
 
 
-def test_digits_need_no_data_and_are_learnt(tmp_path):
-    flags = "--dataset digits --num_epochs 4 --warm_up 3 --width 8 --id try"
-    process = run_script("train_cifar.py", *flags.split(), cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    folder = tmp_path / "checkpoint" / "digits_0.5_sym_seed123_try"
+def test_digits_need_no_data_and_are_learnt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--dataset digits --num_epochs 4 --warm_up 3 --width 8 --id try --review 0"
+    assert train_cifar.main(flags.split()) == 0
+    folder = tmp_path / "checkpoint" / "digits_0.5_sym_smr_seed123_try"
     rows = metrics_of(folder)
     assert rows[-1]["kind"] == "semi-supervised"
     assert rows[-1]["test/accuracy"] > 40  # guessing gives 10
     assert rows[-1]["split/net1/auc"] > 0.75  # and 0.5
     config = json.loads((folder / "config.json").read_text())
-    assert (config["train_images"], config["test_images"], config["image_size"]) == (
-        1437,
-        360,
-        [8, 8],
-    )
-    assert config["realised_noise_rate"] == pytest.approx(0.45, abs=0.02)
+    assert (config["train_images"], config["test_images"]) == (1437, 360)
+    assert config["image_size"] == [8, 8]
+    assert config["realised_noise_rate"] == pytest.approx(647 / 1437)
 
 
-def test_progress_line_on_a_terminal_begins_as_the_published_one(tmp_path):
-    data = write_cifar(tmp_path / "data", "cifar10", 100, 10)
-    flags = f"--data_path {data} --num_epochs 1 --warm_up 2 --width 16 --batch_size 2 --device cpu"
-    command = [sys.executable, REPOSITORY / "train_cifar.py", *flags.split()]
-    terminal, slave = pty.openpty()
-    environment = script_environment() | {"COLUMNS": "200"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=slave)
-    os.close(slave)
-    shown = b""
-    # Linux answers with an error once the other end is closed.
-    with contextlib.suppress(OSError):
-        while chunk := os.read(terminal, 4096):
-            shown += chunk
-    os.close(terminal)
-    assert process.wait() == 0
-    lines = [line for line in re.split("\r\x1b\\[K|\r\n", shown.decode()) if "Iter" in line]
-    assert lines
-    for line in lines:
-        assert re.match(
-            r"cifar10:0\.5-sym \| Epoch \[  [01]/  1\] Iter\[[ \d]{3}/ 25\]  warm-up, net [12]  "
-            r"loss \d+\.\d{4}  \d+ images/s(, \d:\d\d:\d\d left)?$",
+class Terminal(io.StringIO):
+    """A text file that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_line_on_a_terminal_begins_as_the_published_one(
+    cifar10_folder, tmp_path, monkeypatch, tiny_network
+):
+    monkeypatch.setattr(console, "TERMINAL_PERIOD", 0)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    flags = ("--warm_up", "2", "--num_epochs", "1")
+    assert run_here(cifar10_folder, tmp_path / "out", *flags) == 0
+    shown = sys.stdout.getvalue()
+    lines = [line for line in re.split("\r\x1b\\[K|\n", shown) if "Iter" in line]
+    assert len(lines) == 2 * 2 * 4  # epochs, networks, steps of 32 among 100 images
+    for number, line in enumerate(lines):
+        epoch, network, step = number // 8, number // 4 % 2 + 1, number % 4 + 1
+        assert re.fullmatch(
+            rf"cifar10:0\.5-sym \| Epoch \[  {epoch}/  1\] Iter\[  {step}/  4\]  "
+            rf"warm-up, net {network}  loss \d+\.\d{{4}}  \d+ images/s",
             line,
         ), line
 
@@ -297,22 +278,42 @@ VERBATIM = {
 }  # fmt: skip
 
 
+class Begun(Exception):
+    """Raised in place of training."""
+
+
+@pytest.fixture
+def loaders(monkeypatch, tiny_network):
+    """The data of the runs that begin, each of which ends as it does, with Begun."""
+    begun: list[NoisyLoader] = []
+
+    def train(_pair, loader, *_):
+        begun.append(loader)
+        raise Begun
+
+    monkeypatch.setattr(session, "train", train)
+    return begun
+
+
 @pytest.mark.parametrize("command", VERBATIM)
-def test_published_commands_run_verbatim_with_the_published_values(command, tmp_path, monkeypatch):
+def test_published_commands_run_verbatim_with_the_published_values(
+    command, tmp_path, monkeypatch, loaders
+):
     expected = VERBATIM[command]
     write_cifar(tmp_path / "data", expected["dataset"])
     monkeypatch.chdir(tmp_path)
-    begun = []
-    monkeypatch.setattr(session, "train", lambda script, plan, loader: begun.append((plan, loader)))
-    train_cifar.main(shlex.split(command)[2:])
-    ((plan, loader),) = begun
+    with pytest.raises(Begun):
+        train_cifar.main(shlex.split(command)[2:])
     published = {
         "method": "smr", "num_epochs": 300, "batch_size": 128, "lr": 0.02, "weight_decay": 5e-4,
-        "lr_steps": ((150, 0.1),), "recalibrate_every": 30, "alpha": 4, "T": 0.5,
+        "lr_steps": [[150, 0.1]], "recalibrate_every": 30, "alpha": 4, "T": 0.5,
         "p_threshold": 0.5, "width": 64, "warmup_loss": "mixup", "seed": 123,
     }  # fmt: skip
     expected = expected | published
-    assert {key: plan.config[key] for key in expected} == expected
+    name = "{dataset}_{r}_{noise_mode}_smr_seed123".format(**expected)
+    config = json.loads((tmp_path / "checkpoint" / name / "config.json").read_text())
+    assert {key: config[key] for key in expected} == expected
+    (loader,) = loaders
     assert len(loader.train_images) == 100
     assert loader.batch_size == 128
 
@@ -382,7 +383,7 @@ def test_flags_that_contradict_data_or_method_are_refused(flags, message, capsys
 @pytest.mark.parametrize(
     "flags",
     ["--r 1.5", "--r nan", "--alpha 0", "--T 0", "--batch_size 0", "--lr -1", "--noise_mode odd",
-     "--lambda_u x", "--seed -1", "--id a/b", "--lr_steps 80", "--unknown 1"],
+     "--lambda_u x", "--seed -1", "--id a/b", "--lr_steps 80", "--unknown 1", "--train_images 1"],
 )  # fmt: skip
 def test_impossible_values_are_one_line_and_status_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -443,16 +444,20 @@ def md5(path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def test_download_fetches_the_official_archive_once(official_archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "train", lambda script, plan, loader: len(loader.train_images))
+def test_download_fetches_the_official_archive_once(
+    official_archive, tmp_path, monkeypatch, loaders
+):
     monkeypatch.chdir(tmp_path)
-    assert train_cifar.main(["--download"]) == 100
+    with pytest.raises(Begun):
+        train_cifar.main(["--download"])
     fetched, made = (tmp_path / f / "cifar-10-batches-py" for f in ("data", "made"))
     assert md5(fetched / "data_batch_3") == md5(made / "data_batch_3")
     # What is there is left alone, even where torchvision would not find it whole.
     official_archive.unlink()
     (fetched / "batches.meta").unlink()
-    assert train_cifar.main(["--download"]) == 100
+    with pytest.raises(Begun):
+        train_cifar.main(["--download", "--overwrite"])
+    assert [len(loader.train_images) for loader in loaders] == [100, 100]
 
 
 @pytest.mark.parametrize("fault", ["gone", "altered"])
@@ -472,7 +477,7 @@ def test_download_that_fails_is_one_line_and_status_2(
     assert not list(tmp_path.glob("data/**/data_batch_1"))
 
 
-def test_what_the_method_cannot_do_is_said_once(cifar10_folder, tmp_path, capsys):
+def test_what_the_method_cannot_do_is_said_once(cifar10_folder, tmp_path, capsys, tiny_network):
     assert run_here(cifar10_folder, tmp_path / "out", "--p_threshold", "1") == 0
     output = capsys.readouterr().out
     for k in (1, 2):
@@ -484,17 +489,17 @@ def test_what_the_method_cannot_do_is_said_once(cifar10_folder, tmp_path, capsys
     assert "Number of labelled samples:0   AUC:" in (folder / "stats.txt").read_text()
 
 
-def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys):
+def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys, tiny_network):
     assert run_here(cifar10_folder, tmp_path / "out", "--r", "0", "--num_epochs", "1") == 0
     (folder,) = (tmp_path / "out").iterdir()
-    assert folder.name == "cifar10_0.0_sym_seed123"
+    assert folder.name == "cifar10_0.0_sym_smr_seed123"
     assert "AUC" not in (folder / "stats.txt").read_text()
     assert not any("split/net1/auc" in row for row in metrics_of(folder))
     assert "wrong training labels: 0.00 %" in capsys.readouterr().out
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
-    cifar10_folder, tmp_path, capsys
+    cifar10_folder, tmp_path, capsys, tiny_network
 ):
     # Sound for an epoch.
     flags = ("--lr", "1e6", "--weight_decay", "1e6", "--lr_steps", "0:1e-15,1:1")

@@ -1,6 +1,7 @@
 """Image files of any format and size, decoded into one uint8 array."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -23,35 +24,69 @@ def read_images(
 
     Decoded in parallel, each into its place; Pillow's decoders leave the GIL.
     """
-    files, broken = listing.files, {}
-    images = np.empty((len(files), size, size, 3), dtype=np.uint8)
-    decoded = np.ones(len(files), dtype=bool)
+    images = np.empty((len(listing.files), size, size, 3), dtype=np.uint8)
 
-    def decode_portion(positions: range) -> int:
+    def look(position: int, path: Path) -> None:
+        images[position] = decode(path, size)
+
+    started = time.monotonic()
+    listing, decoded = looked_through(root, listing, look, threads, console, "decoding")
+    seconds = time.monotonic() - started
+    console.line(f"decoded {len(decoded)} images in {seconds:.1f} s, {threads} threads")
+    return images if decoded.all() else images[decoded], listing
+
+
+def checked_images(
+    root: Path, listing: Listing, whole: bool, threads: int, console: Console
+) -> Listing:
+    """The Listing of those files that are images: by their headers, or decoded if `whole`."""
+
+    def look(_position: int, path: Path) -> None:
+        with Image.open(path) as image:
+            if whole:
+                image.load()
+
+    return looked_through(root, listing, look, threads, console, "looking at")[0]
+
+
+def looked_through(
+    root: Path,
+    listing: Listing,
+    look: Callable[[int, Path], None],
+    threads: int,
+    console: Console,
+    doing: str,
+) -> tuple[Listing, np.ndarray]:
+    """Look at each file, in threads; the Listing of the files for which `look` raised nothing.
+
+    Args: look takes a file's position and path; doing, a word for the progress line. Also returns
+    bool [n], which files those are; the others join the Listing's broken ones.
+    """
+    files, broken = listing.files, {}
+    good = np.ones(len(files), dtype=bool)
+
+    def look_at_portion(positions: range) -> int:
         for position in positions:
             try:
-                images[position] = decode(root / files[position], size)
+                look(position, root / files[position])
             except Exception as error:  # Pillow's decoders raise whatever they stumble over
                 broken[files[position]] = reason_of(error)
-                decoded[position] = False
+                good[position] = False
         return len(positions)
 
-    started, done = time.monotonic(), 0
+    done = 0
     executor = ThreadPoolExecutor(max(1, threads))
     try:
         starts = range(0, len(files), PORTION)
         portions = [range(start, min(start + PORTION, len(files))) for start in starts]
-        for portion in as_completed([executor.submit(decode_portion, p) for p in portions]):
+        for portion in as_completed([executor.submit(look_at_portion, p) for p in portions]):
             done += portion.result()
             if console.due():
-                console.progress(f"decoding: {done} of {len(files)} images")
+                console.progress(f"{doing}: {done} of {len(files)} images")
     finally:
         executor.shutdown(cancel_futures=True)
-    seconds = time.monotonic() - started
-    console.line(f"decoded {len(files)} images in {seconds:.1f} s, {threads} threads")
-    images = images if decoded.all() else images[decoded]
     listing = replace(listing, broken=listing.broken | dict(sorted(broken.items())))
-    return images, listing.only(decoded)
+    return listing.only(good), good
 
 
 def decode(path: Path, size: int) -> np.ndarray:
@@ -59,13 +94,23 @@ def decode(path: Path, size: int) -> np.ndarray:
 
     A file of several pictures gives the first. Raises whatever Pillow raises.
     """
-    with Image.open(path) as image:
-        image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
-        upright = as_rgb(ImageOps.exif_transpose(image))
-    side = min(upright.size)
-    left, top = ((length - side) / 2 for length in upright.size)
+    image = upright(path, 2 * size)
+    side = min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
     box = (left, top, left + side, top + side)
-    return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, box))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+def upright(path: Path, least: int) -> Image.Image:
+    """The photo in RGB as a viewer shows it; a JPEG at a fraction of its size, yet `least` a side.
+
+    Raises whatever Pillow raises.
+    """
+    with Image.open(path) as image:
+        image.draft(None, (least, least))
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+    return as_rgb(image)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -75,7 +120,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode[-1] in "Aa" or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def reason_of(error: Exception) -> str:

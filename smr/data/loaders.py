@@ -1,6 +1,6 @@
 """What a data set is to the method, and one that is held whole on the training device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smr import ranks
 from smr.data.images import ImageSet, Views
 from smr.divide import split_statistics, statistics_line
 
@@ -48,7 +49,7 @@ class Loader(Protocol):
 
         'warmup', 'recalibrate': (images, noisy labels, index), augmented, in batches of 2B.
         'eval_train': the same not augmented; called once for each network, so that each may
-        score a sample of its own.
+        score a sample of its own. 'whole': the same, always of all training images.
         'train': a labelled iterable of (view 1, view 2, labels, probability) and an unlabelled one
         of (view 1, view 2), in batches of B. pred, bool [m], is True for labelled, and prob,
         float [m], the clean probability, of the images at positions `index`, int64 [m], in the
@@ -97,7 +98,7 @@ class Batches:
     """Batches of (view, …, column, …): `views` augmented views, or one plain one where views = 0.
 
     Each column is a tensor with a value for each image of the whole set. The last batch holds what
-    is left over; each iteration shuffles anew.
+    is left over; each iteration shuffles anew. Of several ranks each gets its part.
     """
 
     def __init__(
@@ -126,75 +127,76 @@ class Batches:
         if self.shuffle:
             device = self.images.device
             index = index[torch.randperm(len(index), generator=self.generator, device=device)]
-        for rows in index.split(self.batch_size) if len(index) else ():
-            if self.views:
-                views = [self.images.augmented(rows, self.generator) for _ in range(self.views)]
-            else:
-                views = [self.images.plain(rows)]
-            yield *views, *(column[rows] for column in self.columns)
+        batches = index.split(self.batch_size) if len(index) else ()
+        if not self.views:
+            for rows in ranks.own_batches(batches):
+                yield self.images.plain(rows), *(column[rows] for column in self.columns)
+            return
+        for rows in batches:
+            own = ranks.own_rows(len(rows))
+            views = [self.images.augmented(rows, self.generator, own) for _ in range(self.views)]
+            yield *views, *(column[rows[own]] for column in self.columns)
 
 
-class NoisyLoader:
-    """A `Loader` over images in memory: the whole set on the device, served by the batch.
+class BaseLoader:
+    """A `Loader` but for `thumbnails` and `_batches`: what images are, and how they are served.
 
-    Args: log, an open text file for a line about each split, as the DivideMix family's scripts
-    keep it, or None.
+    Args: train_images and those of `tests`, test set → (images, labels), are whatever `_batches`
+    serves and have a length; facts, clean_labels and files, see Loader; log, an open text file for
+    a line about each split, as the DivideMix family's scripts keep it, or None.
     """
-
-    test_sets = ("test",)
 
     def __init__(
         self,
-        data: ImageData,
-        views: Views,
+        train_images: Sized,
+        train_labels: np.ndarray,
+        tests: Mapping[str, tuple[Sized, np.ndarray]],
+        class_names: list[str],
         batch_size: int,
         seed: int,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
+        device: torch.device | str,
+        facts: dict,
+        clean_labels: np.ndarray | None = None,
+        files: list[str] | None = None,
         log=None,
     ):
         self.batch_size = batch_size
         self.log = log
-        self.class_names, self.files = data.class_names, data.files
-        self.clean_labels, self.is_clean = data.clean_labels, None
-        if data.clean_labels is not None:
-            self.is_clean = np.asarray(data.train_labels) == data.clean_labels
-        self.train_images = ImageSet(data.train_images, views, device, channels_last)
-        self.test_images = ImageSet(data.test_images, views.for_tests(), device, channels_last)
-        self.noisy_labels = torch.as_tensor(data.train_labels, device=device)
-        self.test_labels = torch.as_tensor(data.test_labels, device=device)
-        self.train_index = torch.arange(len(self.train_images), device=device)
-        self.test_index = torch.arange(len(self.test_images), device=device)
+        self.class_names, self.files = class_names, files
+        self.clean_labels, self.is_clean = clean_labels, None
+        if clean_labels is not None:
+            self.is_clean = np.asarray(train_labels) == clean_labels
+        self.train_images = train_images
+        self.noisy_labels = torch.as_tensor(train_labels, device=device)
+        self.device = self.noisy_labels.device
+        self.train_index = torch.arange(len(train_images), device=device)
+        self.tests = {
+            name: (images, torch.as_tensor(labels, device=device))
+            for name, (images, labels) in tests.items()
+        }
+        self.test_sets = tuple(tests)
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.facts = {
-            "train_images": len(self.train_images),
-            "test_images": len(self.test_images),
-            "image_size": [self.train_images.height, self.train_images.width],
-            "class_names": data.class_names,
-            "test_labels_are_noisy": data.test_labels_are_noisy,
-            "data_notes": data.notes,
-        }
+            "train_images": len(train_images),
+            "test_images": sum(len(images) for images, _ in tests.values()),
+            "class_names": class_names,
+        } | facts
 
     def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False):
         """The iterables of `mode`; see `Loader.run`. Raises ValueError."""
         if mode in ("warmup", "recalibrate"):
-            columns = self.noisy_labels, self.train_index
-            return self._training(self.train_index, columns, 1, 2 * self.batch_size)
-        if mode == "eval_train":
-            columns = self.noisy_labels, self.train_index
-            return self._plain(self.train_images, self.train_index, columns)
-        if mode == "test":
-            columns = self.test_labels, self.test_index
-            return self._plain(self.test_images, self.test_index, columns)
+            return self._supervised(self.train_index)
+        if mode in ("eval_train", "whole"):
+            return self._scoring(self.train_index)
+        if mode in self.tests:
+            images, labels = self.tests[mode]
+            index = torch.arange(len(images), device=self.device)
+            return self._batches(images, index, (labels, index), self.batch_size, 0, False)
         if mode == "train":
-            index = np.arange(len(self.train_images)) if index is None else np.asarray(index)
+            index = np.arange(len(self.noisy_labels)) if index is None else np.asarray(index)
             return self._split(np.asarray(pred, dtype=bool), np.asarray(prob), index, with_truth)
-        modes = "'warmup', 'recalibrate', 'eval_train', 'train' or 'test'"
+        modes = f"'warmup', 'recalibrate', 'eval_train', 'whole', 'train' or {self.test_sets}"
         raise ValueError(f"mode '{mode}': expected {modes}")
-
-    def thumbnails(self, index: np.ndarray) -> np.ndarray:
-        """The training images at these positions as they came, uint8 [k, h, w, 3]."""
-        return self.train_images.stored[torch.from_numpy(index)].cpu().numpy()
 
     def _split(self, pred: np.ndarray, prob: np.ndarray, index: np.ndarray, with_truth: bool):
         if not len(pred) == len(prob) == len(index):
@@ -206,8 +208,8 @@ class NoisyLoader:
             is_clean = None if self.is_clean is None else self.is_clean[index]
             self.log.write(statistics_line(split_statistics(pred, prob, is_clean)) + "\n")
             self.log.flush()
-        device = self.train_images.device
-        probability = torch.zeros(len(self.train_images), device=device)
+        device = self.device
+        probability = torch.zeros(len(self.noisy_labels), device=device)
         probability[torch.from_numpy(index).to(device)] = torch.as_tensor(
             prob, dtype=torch.float32, device=device
         )
@@ -220,8 +222,54 @@ class NoisyLoader:
             self._training(unlabelled, truth, 2, self.batch_size),
         )
 
-    def _training(self, index, columns, views: int, batch_size: int) -> Batches:
-        return Batches(self.train_images, index, columns, batch_size, views, True, self.generator)
+    def _supervised(self, index: Tensor):
+        columns = self.noisy_labels, self.train_index
+        return self._training(index, columns, 1, 2 * self.batch_size)
 
-    def _plain(self, images: ImageSet, index: Tensor, columns) -> Batches:
-        return Batches(images, index, columns, self.batch_size, 0, False, self.generator)
+    def _scoring(self, index: Tensor):
+        columns = self.noisy_labels, self.train_index
+        return self._batches(self.train_images, index, columns, self.batch_size, 0, False)
+
+    def _training(self, index: Tensor, columns: Sequence[Tensor], views: int, batch_size: int):
+        return self._batches(self.train_images, index, columns, batch_size, views, True)
+
+
+class NoisyLoader(BaseLoader):
+    """A `Loader` over images in memory: the whole set on the device, served by the batch.
+
+    Args: log, see BaseLoader.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        views: Views,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        log=None,
+    ):
+        images = ImageSet(data.train_images, views, device, channels_last)
+        test_images = ImageSet(data.test_images, views.for_tests(), device, channels_last)
+        super().__init__(
+            images,
+            data.train_labels,
+            {"test": (test_images, data.test_labels)},
+            *(data.class_names, batch_size, seed, device),
+            facts={
+                "image_size": [images.height, images.width],
+                "test_labels_are_noisy": data.test_labels_are_noisy,
+                "data_notes": data.notes,
+            },
+            clean_labels=data.clean_labels,
+            files=data.files,
+            log=log,
+        )
+
+    def thumbnails(self, index: np.ndarray) -> np.ndarray:
+        """The training images at these positions as they came, uint8 [k, h, w, 3]."""
+        return self.train_images.stored[torch.from_numpy(index)].cpu().numpy()
+
+    def _batches(self, images, index, columns, batch_size: int, views: int, shuffle: bool):
+        return Batches(images, index, columns, batch_size, views, shuffle, self.generator)

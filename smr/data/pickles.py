@@ -9,18 +9,49 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# NumPy has moved it, so that a file may use either name.
-RECONSTRUCT = np.empty(0).__reduce__()[0]
-RECONSTRUCT_NAMES = [f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")]
-ALLOWED = {
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "_codecs.encode": _codecs.encode,
-} | dict.fromkeys(RECONSTRUCT_NAMES, RECONSTRUCT)
-
 
 class Refused(ValueError):
     """What is wrong with a file, in words that follow its name."""
+
+
+class Kind:
+    """Stands for NumPy's dtype: one of plain numbers, without the flags that a file may add."""
+
+    def __init__(self, name: bytes | str, *_):
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in "biuf":
+            raise Refused("it holds an array that is not of numbers")
+
+    def __setstate__(self, state: tuple):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class Numbers(np.ndarray):
+    """Stands for NumPy's array, of which a file could make one of objects at any address."""
+
+    def __new__(cls, *_):
+        return super().__new__(cls, 0, np.uint8)
+
+    def __setstate__(self, state: tuple):
+        version, shape, kind, fortran, raw = state
+        super().__setstate__((version, shape, kind.dtype, fortran, raw))
+
+
+def from_buffer(raw: bytes | bytearray, kind: Kind, shape: tuple[int, ...], order: str):
+    """How protocol 5 makes an array."""
+    return np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
+
+
+# NumPy has moved its functions, so that a file may use either name.
+ALLOWED = {
+    "numpy.ndarray": Numbers,
+    "numpy.dtype": Kind,
+    "_codecs.encode": _codecs.encode,
+    "numpy.core.multiarray._reconstruct": Numbers,
+    "numpy._core.multiarray._reconstruct": Numbers,
+    "numpy.core.numeric._frombuffer": from_buffer,
+    "numpy._core.numeric._frombuffer": from_buffer,
+}
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -49,14 +80,12 @@ def load_archive(path: Path):
     """
     if not path.is_file():
         raise Refused("there is no such file")
-    dtypes = {type(np.dtype(kind)) for kind in np.typecodes["AllInteger"]}
-    named = [(RECONSTRUCT, name) for name in RECONSTRUCT_NAMES]
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch itself compares no checksum
         if damaged:
             raise Refused(f"it is damaged: {damaged} has another checksum")
-        with torch.serialization.safe_globals([np.ndarray, np.dtype, *dtypes, *named]):
+        with torch.serialization.safe_globals([(kind, name) for name, kind in ALLOWED.items()]):
             return torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, Refused):
         raise

@@ -15,12 +15,29 @@ from smr.record import pictures
 
 # Epochs between pictures, which are read less often than curves and cost more.
 PICTURE_PERIOD = 10
-# TensorBoard's table of runs: what tells them apart, and the figures to sort by.
-TABLE_COLUMNS = (
-    *("dataset", "method", "noise_mode", "r", "seed", "network", "image_size", "id"),
-    *("warmup_loss", "recalibrate_every", "lambda_u", "num_epochs", "batch_size", "lr"),
-)
+# TensorBoard's table of runs shows five columns unasked: the first of these that a run has. The
+# rest of what tells runs apart is in their names.
+TABLE_COLUMNS = ("dataset", "method", "noise_mode", "r", "network", "image_size", "seed")
 TABLE_METRICS = ("test/best_accuracy", "test/accuracy", "test/mean_of_last_ten", "test/f1")
+# The first charts of TensorBoard's page, which sorts by tag: the mean of these metrics.
+OVERVIEW = {
+    "overview/accuracy": ("test/accuracy",),
+    "overview/best_accuracy": ("test/best_accuracy",),
+    "overview/auc": ("split/net1/auc", "split/net2/auc"),
+    "overview/precision": ("split/net1/precision", "split/net2/precision"),
+}
+# Charts that the two networks share, on TensorBoard's page of custom scalars.
+SHARED = {
+    "accuracy": ["test/accuracy", "test/net1/accuracy", "test/net2/accuracy"],
+    **{
+        name: [f"{group}/net1/{name}", f"{group}/net2/{name}"]
+        for group, names in (
+            ("split", ("auc", "precision", "recall", "labelled")),
+            ("train", ("loss", "loss_x", "loss_u", "refined_accuracy", "guessed_accuracy")),
+        )
+        for name in names
+    },
+}
 
 
 class Board:
@@ -37,8 +54,14 @@ class Board:
     @contextmanager
     def writing(self) -> Iterator[SummaryWriter]:
         """The writer. One that failed once fails for ever, so then there is another next time."""
-        # A file of events supersedes what older ones hold of the rows that are not there.
-        writer = self.writer or SummaryWriter(str(self.folder), purge_step=self.rows_there)
+        writer = self.writer
+        if writer is None:
+            # A file of events supersedes what older ones hold of the rows that are not there.
+            writer = SummaryWriter(str(self.folder), purge_step=self.rows_there)
+            charts = {
+                name: ["Multiline", [f"^{tag}$" for tag in tags]] for name, tags in SHARED.items()
+            }
+            writer.add_custom_scalars({"both networks": charts})
         self.writer = None
         yield writer
         writer.flush()
@@ -50,8 +73,8 @@ class Board:
         """Add the rows of metrics.jsonl that are not there, now and then an epoch's pictures."""
         with self.writing() as writer:
             for row in rows[self.rows_there :]:
-                for tag in row.keys() - {"epoch", "kind"}:
-                    writer.add_scalar(tag, row[tag], row["epoch"])
+                for tag, value in curves(row).items():
+                    writer.add_scalar(tag, value, row["epoch"])
             if result.epoch % PICTURE_PERIOD == 0 or result.epoch == recipe.num_epochs:
                 add_histograms(writer, result, loader.is_clean)
                 drawn = pictures.epoch_pictures(result, loader.is_clean, loader.class_names)
@@ -61,21 +84,36 @@ class Board:
     def finish(self, config: dict, drawn: dict[str, np.ndarray]) -> None:
         """Add the run's line in the table of runs, and pictures uint8 [h, w, 3] of its end.
 
-        These stand a step later than the last epoch, where a resume supersedes them.
+        These stand at the last epoch, beside its own.
         """
-        given = {name: config[name] for name in TABLE_COLUMNS if config.get(name) not in (None, "")}
+        given = {name: config[name] for name in TABLE_COLUMNS if name in config}
+        given = dict(list(given.items())[:5])
         with self.writing() as writer:
             # Not `add_hparams`: it opens a second file of events, and TensorBoard, which follows
             # one file at a time, would miss what is still to come in the first.
             for summary in hparams(given, dict.fromkeys(TABLE_METRICS, 0.0)):
                 writer.file_writer.add_summary(summary)
-            add_pictures(writer, drawn, self.rows_there)
+            add_pictures(writer, drawn, self.rows_there - 1)
 
     def close(self) -> None:
         """Close the file of events."""
         if self.writer is not None:
             with suppress(OSError):
                 self.writer.close()
+
+
+def curves(row: dict) -> dict[str, float]:
+    """A row of metrics.jsonl by tag, but for memory, which is no curve; and OVERVIEW's means."""
+    shown = {
+        tag: value
+        for tag, value in row.items()
+        if tag not in ("epoch", "kind") and not tag.startswith("memory/")
+    }
+    for tag, metrics in OVERVIEW.items():
+        values = [row[metric] for metric in metrics if metric in row]
+        if values:
+            shown[tag] = sum(values) / len(values)
+    return shown
 
 
 def add_histograms(writer: SummaryWriter, result: EpochResult, is_clean: np.ndarray | None) -> None:

@@ -1,13 +1,17 @@
-"""Which training labels are wrong: `labels.csv`, two pictures, and a run's closing words.
+"""Which training labels are wrong: `labels.csv`, a page to decide on, and a run's closing words.
 
 Both networks judge every training image once, as they are at the end (method 4).
 """
 
 import csv
+import hashlib
 import io
+import json
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,65 +20,74 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from smr import ranks
 from smr.data.loaders import Loader
 from smr.divide import Scores, add_scores, divide
 from smr.errors import NonFiniteLoss
-from smr.files import replace_text
+from smr.files import replace_text, replacing
 from smr.method import Pair, score
 from smr.recipe import Recipe
-from smr.record import pictures
+from smr.record import pictures, review
 
 COLUMNS = (
-    "index",
-    "file",
-    "given",
-    "given_name",
-    "predicted",
-    "predicted_name",
-    "p_predicted",
-    "p_given",
-    "p_clean_net1",
-    "p_clean_net2",
-    "p_clean",
-    "rank",
-    "true",
+    *("index", "file", "given", "given_name", "predicted", "predicted_name"),
+    *("p_predicted", "p_given", "p_clean_net1", "p_clean_net2", "p_clean", "rank", "true"),
 )
 SUSPECTS_SHOWN = 64
 CONFUSIONS_NAMED = 3
+# Agreement with the given labels, 0 by chance and 1 for all, below which networks judge nothing.
+LEAST_KAPPA = 0.05
+# Of all predictions, in one class; and how many times more than are labelled so.
+LARGEST_SHARE, LARGEST_EXCESS = 0.5, 1.5
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What two networks hold of the training labels: arrays over the n images.
+    """What two networks hold of m training labels.
 
-    predicted int64: the likeliest class of the added logits, as in the test (method 3); p_predicted
-    and p_given float: the probability, by the mean logits, of that class and of the given label;
-    p_clean float [2, n]: each network's own mixture's probability that the label is right.
+    index int64 [m]: the images' positions in the training set, ascending; given int64 [m]: their
+    labels; probability float32 [m, classes]: softmax of the mean of both networks' logits, whose
+    likeliest class is that of the test (method 3); p_clean float [2, m]: each network's own
+    mixture's probability that the label is right.
     """
 
+    index: np.ndarray
     given: np.ndarray
-    predicted: np.ndarray
-    p_predicted: np.ndarray
-    p_given: np.ndarray
+    probability: np.ndarray
     p_clean: np.ndarray
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """int64 [m], the likeliest class."""
+        return self.probability.argmax(axis=1)
+
+    @cached_property
+    def p_predicted(self) -> np.ndarray:
+        """Float [m], the probability of the likeliest class."""
+        return self.probability.max(axis=1)
+
+    @cached_property
+    def p_given(self) -> np.ndarray:
+        """Float [m], the probability of the given label."""
+        return np.take_along_axis(self.probability, self.given[:, None], axis=1)[:, 0]
 
     @property
     def looks_wrong(self) -> np.ndarray:
-        """Bool [n]: the networks see another class, and hold the label rather for wrong."""
+        """Bool [m]: the networks see another class, and hold the label rather for wrong."""
         return (self.predicted != self.given) & (self.p_clean.mean(axis=0) < 0.5)
 
     @property
     def suspicion(self) -> np.ndarray:
-        """Float [n], how suspicious each label is: the best of what was tried (README's table).
+        """Float [m], how suspicious each label is: the best of what was tried (docs/labels.md).
 
         The mean clean probability tells how badly a label is learnt beside the others; the label's
         probability over that of the likeliest class, whether a better one is at hand.
         """
         return -(self.p_clean.mean(axis=0) + self.p_given / self.p_predicted)
 
-    @property
+    @cached_property
     def order(self) -> np.ndarray:
-        """The images' positions, the most suspicious label first."""
+        """int64 [m]: the rows in order of rank, the most suspicious label first."""
         return np.argsort(-self.suspicion, kind="stable")
 
 
@@ -85,57 +98,48 @@ def judge(pair: Pair, loader: Loader, recipe: Recipe) -> Judgement:
     pair keeps its own. Raises NonFiniteLoss.
     """
     parts, positions = [], []
-    for logits, labels, index in score(pair.networks, loader.run("eval_train"), recipe.amp):
+    for logits, labels, index in score(pair.networks, loader.run("whole"), recipe.amp):
         losses = [F.cross_entropy(each, labels, reduction="none") for each in logits]
         probability = torch.softmax(logits.mean(dim=0), dim=1)
-        p_predicted, predicted = probability.max(dim=1)
-        p_given = probability.gather(1, labels[:, None])[:, 0]
-        parts.append(torch.stack([*losses, predicted, p_predicted, p_given]))
+        parts.append(torch.cat([torch.stack(losses, dim=1), probability], dim=1))
         positions.append(index)
-    index, order = torch.cat(positions).sort()
-    *losses, predicted, p_predicted, p_given = torch.cat(parts, dim=1)[:, order]
-    if not all(torch.isfinite(each).all() for each in losses):
+    index, order = torch.cat(ranks.gathered(positions)).sort()
+    judged = torch.cat(ranks.gathered(parts))[order]
+    if not torch.isfinite(judged).all():
         raise NonFiniteLoss("the loss of a training image is not finite")
     p_clean = []
-    for history, latest in zip(pair.histories, losses, strict=True):
+    for history, latest in zip(pair.histories, judged.T[:2], strict=True):
         prolonged = list(history)
         add_scores(prolonged, Scores(index, latest), recipe.r)
         p_clean.append(divide(prolonged, recipe).probability)
     return Judgement(
-        loader.noisy_labels.cpu().numpy(),
-        predicted.long().cpu().numpy(),
-        p_predicted.cpu().numpy(),
-        p_given.cpu().numpy(),
+        index.cpu().numpy(),
+        loader.noisy_labels[index].cpu().numpy(),
+        judged[:, 2:].cpu().numpy(),
         np.stack(p_clean),
     )
 
 
 def labels_csv(judgement: Judgement, loader: Loader) -> str:
-    """The text of `labels.csv`: a line for each training image, in their order."""
+    """The text of `labels.csv`: a line for each image judged, in their order."""
     j = judgement
-    count = len(j.given)
-    rank = np.empty(count, dtype=np.int64)
-    rank[j.order] = np.arange(1, count + 1)
+    rank = np.empty(len(j.given), dtype=np.int64)
+    rank[j.order] = np.arange(1, len(rank) + 1)
     names = np.asarray(loader.class_names, dtype=object)
     rounded = [
         [f"{p:.6g}" for p in values]
         for values in (j.p_predicted, j.p_given, *j.p_clean, j.p_clean.mean(axis=0))
     ]
-    unknown = [""] * count
+    files, clean = loader.files, loader.clean_labels
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(
         zip(
-            range(count),
-            unknown if loader.files is None else loader.files,
-            j.given,
-            names[j.given],
-            j.predicted,
-            names[j.predicted],
-            *rounded,
-            rank,
-            unknown if loader.clean_labels is None else loader.clean_labels,
+            j.index,
+            [files[i] if files else "" for i in j.index],
+            *(j.given, names[j.given], j.predicted, names[j.predicted], *rounded, rank),
+            [""] * len(rank) if clean is None else clean[j.index],
             strict=True,
         )
     )
@@ -143,7 +147,7 @@ def labels_csv(judgement: Judgement, loader: Loader) -> str:
 
 
 def closing_words(judgement: Judgement, loader: Loader) -> list[str]:
-    """How many labels look wrong, the likeliest confusions, and how right that is if known."""
+    """What a reader should know of the candidates: how many, which, and how far to trust them."""
     j, names = judgement, loader.class_names
     wrong, count = int(j.looks_wrong.sum()), len(j.given)
     line = f"{wrong:,} of {count:,} training labels look wrong ({100 * wrong / count:.1f} %)"
@@ -155,15 +159,53 @@ def closing_words(judgement: Judgement, loader: Loader) -> list[str]:
         for (given, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
     ]
     words = [line + (", most often " + ", ".join(confusions) if confusions else "")]
-    is_clean = loader.is_clean
-    if is_clean is not None and not is_clean.all():
-        precision = average_precision_score(~is_clean, j.suspicion)
-        found = int((j.looks_wrong & ~is_clean).sum())
+    if doubt := doubts(j, names):
+        words.append(f"the networks have not learnt enough to judge labels: {doubt}")
+    if wrong:
+        least, most = likely_right(j)
         words.append(
-            f"by the true labels {int((~is_clean).sum()):,} are wrong, {found:,} of them among "
-            f"these; average precision of the ranking {precision:.3f}"
+            f"these are candidates: by the networks' own probabilities {least:,} to {most:,} of "
+            "them are right as they are, hard images among them; look before you change one"
+        )
+    is_wrong = None if loader.is_clean is None else ~loader.is_clean[j.index]
+    if is_wrong is not None and is_wrong.any():
+        precision = average_precision_score(is_wrong, j.suspicion)
+        found = int((j.looks_wrong & is_wrong).sum())
+        words.append(
+            f"by the true labels {int(is_wrong.sum()):,} are wrong, {found:,} of them among these "
+            f"(precision {found / max(wrong, 1):.3f}, recall {found / is_wrong.sum():.3f}); "
+            f"average precision of the ranking {precision:.3f}"
         )
     return words
+
+
+def likely_right(judgement: Judgement) -> tuple[int, int]:
+    """How many of the labels that look wrong are right, at least and at most.
+
+    The networks' probability of the label, and of all that is not the class they see: the true
+    number lay between the two sums in all runs where it was known.
+    """
+    j, chosen = judgement, judgement.looks_wrong
+    return round(float(j.p_given[chosen].sum())), round(float((1 - j.p_predicted[chosen]).sum()))
+
+
+def doubts(judgement: Judgement, names: list[str]) -> str:
+    """Why these predictions tell little about labels; empty where nothing is known against them."""
+    given, predicted = (
+        np.bincount(labels, minlength=len(names)) / len(judgement.given)
+        for labels in (judgement.given, judgement.predicted)
+    )
+    by_chance = float(given @ predicted)
+    agreement = float((judgement.predicted == judgement.given).mean())
+    most = int(predicted.argmax())
+    if predicted[most] > max(LARGEST_SHARE, LARGEST_EXCESS * given[most]):
+        return f"they see {names[most]} in {100 * predicted[most]:.0f} % of the images"
+    if agreement - by_chance < LEAST_KAPPA * (1 - by_chance):
+        return (
+            f"they agree with {100 * agreement:.0f} % of the labels, where chance gives "
+            f"{100 * by_chance:.0f} %"
+        )
+    return ""
 
 
 def draw(judgement: Judgement, loader: Loader) -> dict[str, np.ndarray]:
@@ -171,16 +213,90 @@ def draw(judgement: Judgement, loader: Loader) -> dict[str, np.ndarray]:
 
     Their tags come last in TensorBoard's alphabet, so that its first page shows curves.
     """
-    j, names = judgement, loader.class_names
+    j, names, clean = judgement, loader.class_names, loader.clean_labels
     first = j.order[:SUSPECTS_SHOWN]
+    index = j.index[first]
+    captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
     return {
         "wrong_labels/suspects": pictures.suspects(
-            loader.thumbnails(first), first, j.given[first], j.predicted[first], names
+            loader.thumbnails(index), captions, j.given[first], j.predicted[first], names
         ),
         "wrong_labels/transitions": pictures.transitions(
-            j.given, j.predicted, loader.clean_labels, names
+            j.given, j.predicted, None if clean is None else clean[j.index], names
         ),
     }
+
+
+def digest(raw: bytes) -> str:
+    """By which a list is known again as the run's own."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def read_judged(folder: Path) -> dict:
+    """The content of a run's `judged.json`; without a whole one, of a run that wrote no list."""
+    try:
+        return {"written": []} | json.loads((folder / "judged.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, TypeError, ValueError):
+        return {"written": []}
+
+
+def edited(folder: Path) -> list[Path]:
+    """The run folder's lists that a person edited, and the corrections that are kept there."""
+    written = read_judged(folder)["written"]
+    lists = [
+        path for path in folder.glob("labels*.csv") if digest(path.read_bytes()) not in written
+    ]
+    return sorted(lists) + sorted(folder.glob("correct*"))
+
+
+def list_path(folder: Path, written: list[str]) -> Path:
+    """The first of labels.csv, labels_2.csv, … that is not there or that no person has edited."""
+    path, number = folder / "labels.csv", 1
+    while path.exists() and digest(path.read_bytes()) not in written:
+        number += 1
+        path = folder / f"labels_{number}.csv"
+    return path
+
+
+def label_list(labels: list[int], dropped: list[int]) -> list[int | None]:
+    """The labels with null in the place of each dropped image, as --noise_file takes them."""
+    whole: list[int | None] = list(labels)
+    for position in sorted(dropped):
+        whole.insert(position, None)
+    return whole
+
+
+def checksum(path: Path) -> int | None:
+    """Of a file's content; None where it is no file of its own."""
+    try:
+        return zlib.crc32(path.read_bytes())
+    except OSError:
+        return None
+
+
+def write_list(judgement: Judgement, loader: Loader, folder: Path, root: Path | None) -> Path:
+    """Write `labels.csv`, over none that a person may have edited, and what goes with it; its path.
+
+    `judged.json` tells correct_labels.py what the run saw: labels, files and their content.
+    Raises OSError.
+    """
+    text, j = labels_csv(judgement, loader), judgement
+    mine, written = digest(text.encode()), read_judged(folder)["written"]
+    files = [loader.files[i] for i in j.index] if loader.files else None
+    judged = {
+        "written": written if mine in written else [*written, mine],
+        "index": j.index.tolist(),
+        "given": j.given.tolist(),
+        "files": files,
+        "crc32": [checksum(root / file) for file in files] if files and root else None,
+    }
+    path = list_path(folder, [*written, mine])
+    # First: a list whose checksum is not there would be taken for an edited one.
+    replace_text(folder / "judged.json", json.dumps(judged) + "\n")
+    replace_text(path, text)
+    with replacing(folder / "pred_probs.npy") as file:
+        np.save(file, j.probability)
+    return path
 
 
 def report(
@@ -189,10 +305,13 @@ def report(
     recipe: Recipe,
     folder: Path,
     line: Callable[[str], None],
+    root: Path | None = None,
+    shown: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Write `labels.csv` and its pictures to `folder` and say what they show; the pictures.
+    """Write `labels.csv`, its pictures and `labels.html`, say what they show; the pictures.
 
-    Where the networks cannot judge or the disk does not take it, a line says so.
+    Args: root, the folder of the image files; shown, how many labels `labels.html` shows. Where the
+    networks cannot judge or the disk does not take it, a line says so.
     """
     try:
         judgement = judge(pair, loader, recipe)
@@ -203,10 +322,22 @@ def report(
     for words in closing_words(judgement, loader):
         line(words)
     try:
-        replace_text(folder / "labels.csv", labels_csv(judgement, loader))
+        path = write_list(judgement, loader, folder, root)
+        if path.name != "labels.csv":
+            line(f"labels.csv was edited and stays as it is; the new list is {path.name}")
         for tag, picture in drawn.items():
             Image.fromarray(picture).save(folder / f"{tag.split('/')[1]}.png")
-        line(f"every label, with its rank of suspicion: {folder / 'labels.csv'}")
+        line(f"every label, with its rank of suspicion: {path}")
+        if shown:
+            rows = judgement.order[:shown]
+            text = review.page(
+                judgement.index[rows],
+                judgement.given[rows],
+                judgement.probability[rows],
+                *(loader, root, folder.resolve().name),
+            )
+            replace_text(folder / "labels.html", text)
+            line(f"the first {len(rows):,} to look at and decide: {folder / 'labels.html'}")
     except OSError as error:
         line(f"labels.csv was not written to {folder} ({error.strerror})")
     return drawn

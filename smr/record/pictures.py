@@ -18,6 +18,8 @@ BINS = 50
 # Up to so many classes a matrix's cells are large enough for a number in each.
 NUMBERED_CLASSES = 20
 GALLERY_COLUMNS = 8
+# Letters of a file's name.
+CAPTION_LENGTH = 24
 
 
 def font(size: float) -> ImageFont.FreeTypeFont:
@@ -183,12 +185,12 @@ def transitions(
 
 def suspects(
     images: np.ndarray,
-    index: np.ndarray,
+    captions: Sequence[str],
     given: np.ndarray,
     predicted: np.ndarray,
     names: Sequence[str],
 ) -> np.ndarray:
-    """Images uint8 [n, h, w, 3] in rows of eight, each over its index and its two labels."""
+    """Images uint8 [n, h, w, 3] in rows of eight, each over its rank, caption and two labels."""
     side, line, gap = 128, 20, 12
     rows = -(-len(images) // GALLERY_COLUMNS)
     picture, pen = blank(
@@ -199,12 +201,17 @@ def suspects(
         x, y = gap + column * (side + gap), gap + row * (side + 3 * line + gap + 4)
         enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
         picture.paste(enlarged, (x, y))
-        captions = (
-            (f"#{index[i]}", GREY),
+        lines = (
+            (f"{i + 1}  {shortened(captions[i])}", GREY),
             (f"given {names[given[i]]}", DARK_RED),
             (f"seen {names[predicted[i]]}", DARK_BLUE),
         )
-        for j, (text, colour) in enumerate(captions):
+        for j, (text, colour) in enumerate(lines):
             size = 16 * min(1.0, side / font(16).getlength(text))
             pen.text((x, y + side + 2 + j * line), text, colour, font(size))
     return np.asarray(picture)
+
+
+def shortened(name: str) -> str:
+    """A name that is readable below a picture: the middle of a long one gives way."""
+    return name if len(name) <= CAPTION_LENGTH else f"{name[:9]}…{name[10 - CAPTION_LENGTH :]}"

@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from smr.data import pickles
 from smr.data.loaders import Loader
 from smr.divide import Scores
-from smr.errors import InputError
+from smr.errors import InputError, NonFiniteLoss
 from smr.files import replacing
-from smr.method import Pair
+from smr.method import Pair, check_finite
 
 NETWORK_PARTS = ("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy")
 TRAINING_PARTS = ("optimisers", "histories", "random", "rows")
@@ -91,16 +91,6 @@ def networks_alone(state: dict) -> dict:
     return {key: state[key] for key in NETWORK_PARTS}
 
 
-def not_finite(state: dict) -> str | None:
-    """Names a network of a `training_state` that no longer holds finite numbers; None if none."""
-    for number, network in enumerate(state["networks"], start=1):
-        finite = torch.stack([torch.isfinite(tensor).all() for tensor in network.values()])
-        if not finite.all():
-            name = list(network)[int((~finite).nonzero()[0])]
-            return f"{name} of network {number} is not finite"
-    return None
-
-
 @contextmanager
 def fitting(path: Path, what: str) -> Iterator[None]:
     """Turn what torch, NumPy and Python raise on a state that is not theirs into an InputError."""
@@ -134,9 +124,10 @@ def restore_networks(state: dict, pair: Pair, path: Path) -> None:
     with fitting(path, "holds another network than these flags make"):
         for network, saved in zip(pair.networks, state["networks"], strict=True):
             network.load_state_dict(saved)
-        damage = not_finite(state)
-    if damage:
-        raise InputError(f"{path}: {damage}; use an older checkpoint")
+    try:
+        check_finite(pair)
+    except NonFiniteLoss as error:
+        raise InputError(f"{path}: {error}; use an older checkpoint") from error
 
 
 def restore_momentum(optimiser: Optimizer, saved: dict) -> None:

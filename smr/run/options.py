@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
+from smr import ranks
 from smr.errors import InputError
 from smr.run.devices import can_compile
 
@@ -31,6 +32,7 @@ DEFAULTS = {
     "gpuid": 0,
     "output": "./checkpoint",
     "save_every": 1,
+    "review": 500,
 }
 # Flags that say what to do with a run and are no part of its configuration.
 ACTIONS = ("resume", "overwrite", "evaluate")
@@ -39,6 +41,7 @@ SPEED = ("amp", "compile", "channels_last")
 # Flags that may change between the parts of a resumed run; num_epochs may grow.
 FREE = (
     *("device", "gpuid", "output", "id", "save_every", "data_path", "download", "num_workers"),
+    "review",
     "noise_file",  # the labels themselves are compared
     "num_epochs",
 )
@@ -111,7 +114,8 @@ def one_line_errors(prog: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        if ranks.is_first():
+            print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -221,6 +225,8 @@ def new_parser(
     add("--output", metavar="DIR", help="where the run folder is made (default: ./checkpoint)")
     about = "write last.pt after so many epochs (default: 1, nothing is lost)"
     add("--save_every", type=number(int, 1), metavar="EPOCHS", help=about)
+    about = "most suspicious images on the page labels.html, 0 for no page (default: 500)"
+    add("--review", type=number(int, 0), metavar="N", help=about)
     add = run.add_mutually_exclusive_group().add_argument
     about = "continue the run that this command line names, or the one at PATH"
     add("--resume", nargs="?", const=True, metavar="PATH", help=about)

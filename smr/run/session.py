@@ -7,18 +7,20 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from smr import ranks
+from smr.console import Console
 from smr.data.loaders import Loader
-from smr.errors import InputError, NonFiniteLoss
+from smr.errors import InputError, NonFiniteLoss, RankLost
 from smr.files import replace_json, replace_text
 from smr.method import EpochResult, Pair, new_pair, test, train
-from smr.recipe import recipe_of
+from smr.recipe import Recipe, recipe_of
 from smr.record import labels
 from smr.record.log import title
 from smr.record.records import Record, run_name
@@ -49,15 +51,19 @@ def main(script: Script, parser: options.Parser, argv: list[str] | None) -> int:
     args = parser.parse_args(argv)
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        with options.one_line_errors(script.name):
+        with options.one_line_errors(script.name), ranks.joined():
             if args.evaluate:
                 return evaluate(script, args)
             return start_or_resume(script, args)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         name = signal.Signals(number).name
-        print(f"{script.name}: stopped by {name}; --resume goes on", file=sys.stderr)
+        if ranks.is_first():
+            print(f"{script.name}: stopped by {name}; --resume goes on", file=sys.stderr)
         return 128 + number
+    except RankLost as error:
+        print(f"{script.name}: {error}; --resume goes on", file=sys.stderr)
+        return 1
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -78,18 +84,37 @@ def start_or_resume(script: Script, args: argparse.Namespace) -> int:
     else:
         config = script.resolve(given, device_of(given))
         path = Path(config["output"]) / run_name(config) / "last.pt"
-    with locked(path.parent):
-        if isinstance(args.resume, str) or (args.resume and path.exists()):
-            state = checkpoints.load_training_state(path)
+    with ExitStack() as held:
+        state = ranks.from_first(lambda: opened(path, args, held))
+        if state:
             device, config = go_on(script, state, given, path)
-            return run(script, config, device, path.parent, state)
-        refuse_a_run(path.parent, args)
-        return run(script, config, device_of(config), path.parent, None)
+        else:
+            device = device_of(config)
+        return run(script, config, given, device, path.parent, state)
+
+
+def opened(path: Path, args: argparse.Namespace, held: ExitStack) -> dict | None:
+    """Hold the run folder of this last.pt; the state to go on from, None to start anew.
+
+    Raises InputError.
+    """
+    held.enter_context(locked(path.parent))
+    if args.resume and path.exists():
+        return checkpoints.load_training_state(path)
+    refuse_a_run(path.parent, args)
+    return None
 
 
 def device_of(flags: dict) -> torch.device:
-    """The device that these flags, or the defaults, name. Raises InputError."""
+    """The device that these flags, or the defaults, name; under torchrun the rank's own.
+
+    Raises InputError.
+    """
     wanted = options.DEFAULTS | flags
+    if ranks.launched():
+        if wanted["gpuid"]:
+            raise InputError("--gpuid with torchrun: each rank takes the card of its own number")
+        wanted["gpuid"] = ranks.local_rank()
     return devices.find_device(wanted["device"], wanted["gpuid"])
 
 
@@ -115,6 +140,10 @@ def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
         raise InputError(
             f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
             "--id NAME starts another beside it"
+        )
+    if args.overwrite and (edited := labels.edited(folder)):
+        raise InputError(
+            f"--overwrite: {edited[0]} is a person's work, which a run never deletes; move it away"
         )
 
 
@@ -159,20 +188,32 @@ def clear_folder(folder: Path) -> None:
 
 
 def run(
-    script: Script, config: dict, device: torch.device, folder: Path, state: dict | None
+    script: Script,
+    config: dict,
+    given: dict,
+    device: torch.device,
+    folder: Path,
+    state: dict | None,
 ) -> int:
     """Train from the start or from a checkpoint's state; the exit status.
 
-    Raises OSError where the run folder takes no files at the start.
+    Args: given, the flags of the command line, for the log. Raises OSError where the run folder
+    takes no files at the start.
     """
-    loader = script.make_loader(config, device)
+    loader = ranks.in_turn(partial(script.make_loader, config, device))
     devices.seed_everything(config["seed"])
     recipe, pair, facts = recipe_of(config), make_pair(script, config, device), data_facts(loader)
     sha256, rows = facts["noise_sha256"], state["rows"] if state else []
     if state:
         checkpoints.restore(state, pair, loader, sha256, folder / "last.pt")
         state.clear()  # the networks hold it now: no second copy for the whole run
-    else:
+    done = len(rows) > recipe.num_epochs
+    if ranks.from_first(lambda: done and (folder / "labels.csv").exists()):
+        Console().line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
+        return 0
+    if not ranks.is_first():
+        return accompany(pair, loader, recipe, config, len(rows))
+    if not rows:
         clear_folder(folder)
     record = Record(folder, config, recipe, loader, rows)
     state_after = partial(
@@ -180,20 +221,18 @@ def run(
         *(script.name, pair, loader, config, sha256, record.rows, recipe.best_by),
     )
     machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
-    replace_json(folder / "config.json", config | facts | machine)
-    introduce(record, facts, device)
-    if len(rows) > recipe.num_epochs and (folder / "labels.csv").exists():
-        record.log.line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
-        return 0
+    replace_json(folder / "config.json", config | facts | machine | {"ranks": ranks.count()})
+    introduce(record, facts, given, device)
     if loader.clean_labels is not None:
-        replace_text(folder / "noisy_labels.json", json.dumps(loader.noisy_labels.tolist()))
+        noisy = labels.label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
+        replace_text(folder / "noisy_labels.json", json.dumps(noisy))
     if not rows:
         checkpoints.save(state_after(-1), folder / "last.pt")
     record.begin()
     results = train(pair, loader, recipe, len(rows), record.log.progress, record.log.note)
     try:
         follow(record, results, state_after, config["save_every"], device)
-        drawn = labels.report(pair, loader, recipe, folder, record.log.line)
+        drawn = report_labels(pair, loader, config, folder, record.log.line)
         record.finish(drawn)
         return 0
     except NonFiniteLoss as error:
@@ -201,6 +240,17 @@ def run(
         return 1
     finally:
         record.board.close()
+
+
+def accompany(pair: Pair, loader: Loader, recipe: Recipe, config: dict, first_epoch: int) -> int:
+    """Do another rank's part of the run that the first one records; the exit status."""
+    try:
+        for _ in train(pair, loader, recipe, first_epoch, note=lambda _: None):
+            pass
+        report_labels(pair, loader, config, Path(), print)
+        return 0
+    except NonFiniteLoss:  # the first rank has met the same, and says so
+        return 1
 
 
 def follow(
@@ -214,8 +264,6 @@ def follow(
     for result in results:
         record.add(result, devices.peak_memory(device))
         state = state_after(result.epoch)
-        if damage := checkpoints.not_finite(state):
-            raise NonFiniteLoss(f"after epoch {result.epoch} {damage}")
         if record.best_is_newest:
             keep_checkpoint(record, checkpoints.networks_alone(state), "best.pt")
         if (result.epoch + 1) % save_every == 0 or result.epoch == record.recipe.num_epochs:
@@ -256,7 +304,7 @@ def data_facts(loader: Loader) -> dict:
     return facts
 
 
-def introduce(record: Record, facts: dict, device: torch.device) -> None:
+def introduce(record: Record, facts: dict, given: dict, device: torch.device) -> None:
     """The lines at the start of a run's log."""
     line, config = record.log.line, record.config
     height, width = facts["image_size"]
@@ -272,7 +320,8 @@ def introduce(record: Record, facts: dict, device: torch.device) -> None:
             f"wrong training labels: {100 * facts['realised_noise_rate']:.2f} %, "
             f"sha256 of the labels {facts['noise_sha256']}"
         )
-    line("configuration: " + "  ".join(f"{k}={v}" for k, v in sorted(config.items()) if v != ""))
+    flags = "  ".join(f"--{flag} {options.shown(flag, given[flag])}" for flag in given)
+    line(f"flags: {flags or 'none'}; the recipe's values of all others are in config.json")
     line(f"device: {devices.hardware(device)}; run folder: {record.folder}")
     if record.rows:
         line(f"resumed after epoch {len(record.rows) - 1}")
@@ -284,7 +333,7 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
     path = path / "last.pt" if path.is_dir() else path
     state = checkpoints.load(path)
     device, config = go_on(script, state, options.given_flags(args), path)
-    loader = script.make_loader(config, device)
+    loader, line = ranks.in_turn(partial(script.make_loader, config, device)), Console().line
     pair, recipe = make_pair(script, config, device), recipe_of(config)
     checkpoints.restore_networks(state, pair, path)
     if "histories" in state:
@@ -294,12 +343,24 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
         stored = ""
         if recipe.best_by == f"{test_set}/accuracy":
             stored = f" (stored {state['accuracy']:.2f} %)"
-        print(
+        line(
             f"{path}, epoch {state['epoch']}: accuracy {figures['accuracy']:.2f} %{stored}, "
             f"network 1 {figures['net1/accuracy']:.2f} %, "
             f"network 2 {figures['net2/accuracy']:.2f} %; "
             f"macro precision {figures['precision']:.2f} %, recall {figures['recall']:.2f} %, "
             f"F1 {figures['f1']:.2f} %"
         )
-    labels.report(pair, loader, recipe, path.parent, print)
+    report_labels(pair, loader, config, path.parent, line)
     return 0
+
+
+def report_labels(
+    pair: Pair, loader: Loader, config: dict, folder: Path, line: Callable[[str], None]
+) -> dict:
+    """`labels.report` of a run with this configuration; ranks but the first judge alone."""
+    root = Path(config["data_path"])
+    if not ranks.is_first():
+        with suppress(NonFiniteLoss):
+            labels.judge(pair, loader, recipe_of(config))
+        return {}
+    return labels.report(pair, loader, recipe_of(config), folder, line, root, config["review"])

@@ -1,0 +1,361 @@
+"""correct_labels.py as a user runs it: what moves, what is refused, and that all comes back."""
+
+import csv
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+from photos import write_animals, write_photos
+
+import correct_labels
+from dataloader_animal10N import animal_dataloader
+from dataloader_cifar import cifar_dataloader
+from smr.record import labels
+
+CLASSES = {"cat": 4, "dog": 4, "fox": 3}
+
+
+def judge_by_hand(loader, folder, root, suggested: dict[int, int], **config) -> None:
+    """What a run leaves in its folder that sees these classes: position → class."""
+    folder.mkdir(parents=True)
+    given, classes = loader.noisy_labels.numpy(), len(loader.class_names)
+    probability = np.eye(classes, dtype=np.float32)[given] * 0.8 + 0.02
+    p_clean = np.full((2, len(given)), 0.9)
+    for rank, (row, label) in enumerate(suggested.items()):
+        probability[row] = 0.02
+        probability[row, label] = 0.9
+        p_clean[:, row] = 0.1 * rank  # the first is the most suspicious
+    judgement = labels.Judgement(np.arange(len(given)), given, probability, p_clean)
+    labels.write_list(judgement, loader, folder, root)
+    config |= {"data_path": str(root), "class_names": loader.class_names}
+    (folder / "config.json").write_text(json.dumps(config | loader.facts))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Eleven photos of three classes; of each class a file 0.png."""
+    return write_photos(tmp_path / "photos", CLASSES)
+
+
+@pytest.fixture
+def run(photos, tmp_path):
+    """A run's folder that suggests: cat/1 is a dog, dog/0 a fox, fox/2 a cat."""
+    write_photos(photos, {"cat": 1, "dog": 1, "fox": 1}, "testing")
+    loader = animal_dataloader(photos, 8, 1, dataset="folder", image_size=32)
+    judge_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
+    return tmp_path / "run"
+
+
+def write_corrections(path, *rows: str):
+    path.write_text(
+        "index,file,given,corrected,action\n" + "\n".join(rows) + "\n", encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture
+def corrections(tmp_path):
+    """One of each kind; two files of one name go to fox/, which has a file of that name."""
+    return write_corrections(
+        tmp_path / "corrections.csv",
+        "0,training/cat/0.png,cat,fox,other",
+        "1,training/cat/1.png,cat,dog,take",
+        "2,training/cat/2.png,cat,,drop",
+        "4,training/dog/0.png,dog,fox,take",
+        "10,training/fox/2.png,fox,fox,keep",
+    )
+
+
+def checksums(root) -> dict[str, str]:
+    """Of every file below a folder, and every folder."""
+    return {
+        str(path.relative_to(root)): path.is_file()
+        and hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+    }
+
+
+def call(*arguments) -> int:
+    return correct_labels.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line of a refusal."""
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and text.count("\n") == 1, text
+    return text
+
+
+MOVED = {
+    "training/cat/0.png": "training/fox/0_2.png",
+    "training/cat/1.png": "training/dog/1_2.png",
+    "training/cat/2.png": "dropped/cat/2.png",
+    "training/dog/0.png": "training/fox/0_3.png",
+}
+
+
+def assert_moved(before, after) -> None:
+    """Each file of MOVED is where it belongs, all others where they were."""
+    files = {name: content for name, content in before.items() if content}
+    expected = {MOVED.get(name, name): content for name, content in files.items()}
+    log = "corrections_run.log"
+    assert {name: content for name, content in after.items() if content and name != log} == expected
+
+
+def test_corrections_move_files_into_their_class_and_overwrite_none(run, photos, corrections):
+    before = checksums(photos)
+    assert call(run, corrections) == 0
+    assert_moved(before, checksums(photos))
+
+
+def test_undo_puts_everything_back_byte_for_byte(run, photos, corrections):
+    before = checksums(photos)
+    call(run, corrections)
+    assert checksums(photos) != before
+    assert call(run, "--undo") == 0
+    assert checksums(photos) == before
+
+
+def test_dry_run_says_what_would_move_and_does_nothing(run, photos, corrections, capsys):
+    before = checksums(photos)
+    call(run, corrections, "--dry_run")
+    output = capsys.readouterr().out
+    assert all(f"{source} → {target}\n" in output for source, target in MOVED.items())
+    assert output.startswith("3 labels to change, 1 images to drop\n")
+    assert "     1  cat → dropped\n" in output and "4 files would move" in output
+    call(run, corrections)
+    capsys.readouterr()
+    moved = checksums(photos)
+    call(run, "--undo", "--dry_run")
+    assert "training/fox/0_3.png → training/dog/0.png\n" in capsys.readouterr().out
+    assert checksums(photos) == moved != before
+
+
+@pytest.mark.parametrize("undoes", [False, True])
+@pytest.mark.parametrize("done", range(4))
+def test_a_half_finished_attempt_is_finished_or_undone(
+    run, photos, corrections, monkeypatch, capsys, done, undoes
+):
+    before, rename, calls = checksums(photos), os.rename, []
+
+    def full_disk(source, target):
+        calls.append(source)
+        if len(calls) > done:
+            raise OSError(28, "No space left on device", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full_disk)
+    assert f"{done} of 4 files were moved" in refused(capsys, run, corrections)
+    if undoes and done > 1:
+        calls[:] = calls[:1] * (done - 1)  # the undoing, too, stops half way
+        assert "--undo again goes on" in refused(capsys, run, "--undo")
+    monkeypatch.undo()
+    if undoes:
+        assert call(run, "--undo") == 0
+        assert checksums(photos) == before
+    else:
+        assert call(run, corrections) == 0
+        assert_moved(before, checksums(photos))
+        assert call(run, "--undo") == 0
+        assert checksums(photos) == before
+
+
+def test_the_same_corrections_again_do_nothing_more(run, photos, corrections, capsys):
+    call(run, corrections)
+    moved = checksums(photos)
+    assert call(run, corrections) == 0
+    assert checksums(photos).keys() == moved.keys()
+    assert "moved 0 files" in capsys.readouterr().out
+
+
+def test_undo_overwrites_no_file_that_took_the_old_place(run, photos, corrections, capsys):
+    call(run, corrections)
+    (photos / "training/cat/1.png").write_bytes(b"new")
+    moved = checksums(photos)
+    assert "training/cat/1.png: another file is there" in refused(capsys, run, "--undo")
+    assert checksums(photos) == moved
+
+
+ROW = "1,training/cat/1.png,cat,dog,take"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([ROW, ROW], "row 3: a second row of index 1"),
+        (["1,training/cat/1.png,cat,cow,other"], "row 2: 'cow': the run has no such class"),
+        (["1,training/cat/1.png,dog,cat,take"], "row 2: given 'dog': the run saw 'cat'"),
+        (["1,training/cat/1.png,cat,dog,keep"], "corrected 'dog' of a label to keep"),
+        (["1,training/cat/1.png,cat,dog,"], "action '': expected one of keep, take, other, drop"),
+        (["99,training/cat/1.png,cat,dog,take"], "index '99': the run judged no such image"),
+        (["1,../secret.png,cat,dog,take"], "'../secret.png': image 1 of the run is"),
+        (["1,training/cat/1.png"], "action '': expected one of"),
+    ],
+)
+def test_a_row_that_is_not_about_this_run_is_named_and_nothing_is_done(
+    run, photos, tmp_path, capsys, rows, words
+):
+    before = checksums(photos)
+    path = write_corrections(tmp_path / "c.csv", "4,training/dog/0.png,dog,,drop", *rows)
+    message = refused(capsys, run, path)
+    assert words.replace("row 3", "row 4").replace("row 2", "row 3") in message
+    assert checksums(photos) == before
+
+
+def test_a_file_that_changed_or_went_since_the_run_is_refused(run, photos, corrections, capsys):
+    image = photos / "training/dog/0.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + b"x")
+    before = checksums(photos)
+    assert "training/dog/0.png: changed since the run" in refused(capsys, run, corrections)
+    image.unlink()
+    assert "training/dog/0.png: No such file" in refused(capsys, run, corrections)
+    image.write_bytes(content)
+    assert checksums(photos).keys() == before.keys()
+    assert not (photos / "dropped").exists()
+
+
+def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_path, capsys):
+    outside = tmp_path / "outside"
+    (photos / "training/fox").rename(outside)
+    (photos / "training/fox").symlink_to(outside)
+    row = "4,training/dog/0.png,dog,fox,take"
+    assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
+    judged = json.loads((run / "judged.json").read_text())
+    judged["files"][4] = "training/../../outside/0.png"
+    (run / "judged.json").write_text(json.dumps(judged))
+    row = "4,training/../../outside/0.png,dog,cat,take"
+    assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
+    assert sorted(os.listdir(outside)) == ["0.png", "1.png", "2.png"]
+
+
+def edited_list(run, changes: dict[int, tuple[str, str]], delimiter=",", bom=False):
+    """labels.csv as a spreadsheet saves it, sorted by rank: index → (given, given_name)."""
+    with open(run / "labels.csv", encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    for row in rows:
+        row[2:4] = changes.get(int(row[0]), row[2:4])
+    rows.sort(key=lambda row: int(row[11]))
+    with open(
+        run / "labels.csv", "w", encoding="utf-8-sig" if bom else "utf-8", newline=""
+    ) as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return run / "labels.csv"
+
+
+@pytest.mark.parametrize(("delimiter", "bom"), [(",", False), (";", True), ("\t", True)])
+def test_a_list_edited_in_a_spreadsheet_by_number_or_by_name_is_taken(run, photos, delimiter, bom):
+    path = edited_list(run, {1: ("0", "dog"), 4: ("2", "dog"), 10: ("0", "cat")}, delimiter, bom)
+    before = checksums(photos)
+    assert call(run, path) == 0
+    gone = before.keys() - checksums(photos).keys()
+    assert gone == {"training/cat/1.png", "training/dog/0.png", "training/fox/2.png"}
+    assert {"training/dog/1_2.png", "training/fox/0_2.png", "training/cat/2_2.png"} <= set(
+        checksums(photos)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (("3", "cat"), "given '3': expected a number from 0 to 2"),
+        (("", "cat"), "given '': expected a number"),
+        (("0", "cow"), "'cow': the run has no such class"),
+        (("1", "fox"), "given 1 and given_name 'fox' are two classes"),
+    ],
+)
+def test_an_edited_row_that_means_no_class_is_named(run, capsys, cells, words):
+    message = refused(capsys, run, edited_list(run, {1: cells}))
+    assert f"row 2: {words}" in message  # index 1 has rank 1
+
+
+def test_a_list_in_another_encoding_says_how_to_save_it(run, capsys):
+    (run / "labels.csv").write_bytes("index;file;given\n1;Bär.png;0\n".encode("cp1252"))
+    assert "save it as 'CSV UTF-8'" in refused(capsys, run, run / "labels.csv")
+
+
+def test_accept_takes_the_first_suggestions_by_rank(run, photos):
+    before = checksums(photos)
+    assert call(run, "--accept", 2) == 0
+    gone = before.keys() - checksums(photos).keys()
+    assert gone == {"training/cat/1.png", "training/dog/0.png"}
+    assert "training/fox/0_2.png" in checksums(photos)
+
+
+def test_accept_below_takes_what_the_mixtures_hold_for_wrong(run, photos):
+    before = checksums(photos)
+    assert call(run, "--accept_below", 0.05) == 0
+    assert before.keys() - checksums(photos).keys() == {"training/cat/1.png"}
+
+
+def test_accept_refuses_a_list_that_a_person_edited(run, capsys):
+    edited_list(run, {1: ("1", "cat")})
+    assert "no labels.csv as the run wrote it" in refused(capsys, run, "--accept", 2)
+
+
+def test_animal10n_names_carry_the_new_label(tmp_path):
+    root = write_animals(tmp_path, "names")
+    loader = animal_dataloader(root, 8, 1)
+    judge_by_hand(loader, tmp_path / "run", root, {0: 5})
+    old = loader.files[0]
+    assert old.startswith("training/0_")
+    assert call(tmp_path / "run", "--accept", 1) == 0
+    assert not (root / old).exists() and (root / old.replace("/0_", "/5_")).exists()
+
+
+def test_animal10n_class_folders_are_found_by_what_they_hold(tmp_path):
+    root = write_animals(tmp_path, "classes")
+    loader = animal_dataloader(root, 8, 1)
+    judge_by_hand(loader, tmp_path / "run", root, {0: 9})
+    name = loader.files[0].split("/")[-1]
+    assert call(tmp_path / "run", "--accept", 1) == 0
+    assert (root / "training/guinea_pig" / name).exists()
+
+
+def digits(noise_file="") -> cifar_dataloader:
+    return cifar_dataloader("digits", 0.5, "sym", 64, 0, "", None, noise_file, seed=1)
+
+
+def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_path):
+    first, run = digits(), tmp_path / "run"
+    judge_by_hand(first, run, "", {})
+    given = first.noisy_labels.tolist()
+    wrong = (given[7] + 1) % 10
+    rows = [f"3,,{given[3]},,drop", f"7,,{given[7]},{wrong},other", f"8,,{given[8]},,drop"]
+    assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
+    second = digits(run / "corrected_labels.json")
+    expected = [*given[:3], *given[4:7], wrong, *given[9:]]
+    assert second.noisy_labels.tolist() == expected
+    assert second.facts["dropped_images"] == [3, 8]
+    kept = np.delete(np.arange(1437), [3, 8])
+    np.testing.assert_array_equal(second.thumbnails(np.arange(1435)), first.thumbnails(kept))
+    np.testing.assert_array_equal(second.clean_labels, first.clean_labels[kept])
+
+
+def test_a_second_round_keeps_what_the_first_dropped_and_overwrites_no_label_file(tmp_path):
+    labels_file = tmp_path / "first.json"
+    given = digits().noisy_labels.tolist()
+    labels_file.write_text(json.dumps([None, *given[1:5], None, *given[6:]]))
+    run = tmp_path / "run"
+    judge_by_hand(digits(labels_file), run, "", {})
+    (run / "corrected_labels.json").write_text("[]")
+    path = write_corrections(tmp_path / "c.csv", f"0,,{given[1]},,drop", f"4,,{given[6]},0,other")
+    assert call(run, path) == 0
+    assert (run / "corrected_labels.json").read_text() == "[]"
+    found = json.loads((run / "corrected_labels_2.json").read_text())
+    assert found == [None, None, *given[2:5], None, 0, *given[7:]]
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
+    assert "expected a run folder" in refused(capsys, tmp_path, "--accept", 1)
+    (tmp_path / "config.json").write_text("{}")
+    assert "--evaluate" in refused(capsys, tmp_path, "--accept", 1)
+
+
+def test_one_way_to_decide_is_wanted(run, capsys):
+    assert "give one of FILE" in refused(capsys, run)
+    assert "give one of FILE" in refused(capsys, run, "--accept", 1, "--undo")
