@@ -153,10 +153,10 @@ def show_machine(args: argparse.Namespace, rates: dict[str, float]) -> None:
     print("  ".join(f"{name} {version}" for name, version in devices.versions().items()))
     print(f"{devices.hardware(args.device)}, {processor()}")
     print("seconds are " + ("CPU seconds of the process" if args.cpu_time else "wall seconds"))
-    float32, bf16, memory = (f"{rates[name] / 1e9:,.0f}" for name in ("float32", "bf16", "memory"))
+    products = [f"{rates[name] / 1e9:,.0f} GFLOP/s in {name}" for name in rates if name != "memory"]
     print(
-        f"measured ceilings: matrix product {float32} GFLOP/s in float32, {bf16} in bf16; "
-        f"memory {memory} GB/s (copied: read and written)"
+        f"measured ceilings: matrix product {', '.join(products)}; "
+        f"memory {rates['memory'] / 1e9:,.0f} GB/s (copied: read and written)"
     )
 
 

@@ -33,6 +33,7 @@ class Recipe:
     amp: bool = False  # bf16 autocast
     top5: bool = False  # tests give the share of labels among the five likeliest classes too
     best_by: str = "test/accuracy"  # the metric whose highest value makes an epoch the best
+    select_on: str = ""  # the test set by which each network's best epoch is kept apart (method 9)
 
 
 def recipe_of(config: dict) -> Recipe:

@@ -1,5 +1,6 @@
 """Animal-10N in its three forms: reading, loader, network, recipe and runs."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,25 +10,24 @@ import pytest
 import torch
 from helpers import TinyNet, run_script
 from photos import animals, records, write_animals, write_png
+from runs import rows_of
 
-import experiment
 import smr
 import train_animal10N
-from batches import InputError
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
-from support import session
+from smr.console import Console
+from smr.errors import InputError
+from smr.recipe import recipe_of
+from smr.record.records import run_name
+from smr.run import options
 from vgg import vgg19_bn
 
 FORMS = ("names", "classes", "binary")
 CPU = torch.device("cpu")
 
 
-def silent(_):
-    """Takes a reader's lines and shows none."""
-
-
 def read(folder, skip_broken=False):
-    return read_animal10n(folder, 2, skip_broken, silent)
+    return read_animal10n(folder, 2, skip_broken, Console())
 
 
 def refusal(folder, skip_broken=False) -> str:
@@ -225,14 +225,17 @@ def test_a_training_view_is_the_image_or_its_mirror_image(tmp_path):
 
 def test_images_without_padding_are_held_once(tmp_path):
     loader = animal_dataloader(write_animals(tmp_path, "binary"), 30, 1)
-    held = loader.train_images.crops.untyped_storage().data_ptr()
-    assert held == loader.data.train_images.ctypes.data
+    stored, crops = loader.train_images.stored, loader.train_images.crops
+    assert stored.untyped_storage().data_ptr() == crops.untyped_storage().data_ptr()
+    assert crops.untyped_storage().nbytes() == 30 * 64 * 64 * 3
 
 
 def test_a_split_has_counts_alone_where_no_clean_label_is_known(tmp_path):
-    loader = animal_dataloader(write_animals(tmp_path, "binary"), 30, 1)
-    statistics = loader.split_statistics(np.arange(30) < 20, np.linspace(0, 1, 30))
-    assert statistics == {"labelled": 20, "unlabelled": 10, "labelled_share": 20 / 30}
+    log = io.StringIO()
+    loader = animal_dataloader(write_animals(tmp_path, "binary"), 30, 1, log=log)
+    assert loader.is_clean is None and loader.clean_labels is None
+    loader.run("train", np.arange(30) < 20, np.linspace(0, 1, 30))
+    assert log.getvalue() == ("Number of labelled samples:20   Number of unlabelled samples:10\n")
 
 
 # --- network and recipe ---
@@ -251,7 +254,7 @@ def test_vgg_has_torchvisions_names_and_a_fresh_last_layer():
 def resolved(*arguments) -> dict:
     """The configuration that a command line resolves to."""
     parser = train_animal10N.new_parser()
-    given = session.options.given_flags(parser.parse_args(arguments))
+    given = options.given_flags(parser.parse_args(arguments))
     return train_animal10N.resolve(given, CPU)
 
 
@@ -264,18 +267,18 @@ VERBATIM = (
 @pytest.mark.parametrize("arguments", [VERBATIM, ()])
 def test_the_recipe_is_the_published_one(arguments):
     config = resolved(*arguments)
-    recipe = session.options.recipe_of(config, smr.Recipe)
+    recipe = recipe_of(config)
     assert (recipe.batch_size, recipe.lr, recipe.weight_decay) == (128, 0.01, 1e-3)
     assert (recipe.num_epochs, recipe.warm_up, recipe.recalibrate_every) == (200, 30, 15)
     assert (recipe.alpha, recipe.T, recipe.p_threshold, recipe.lambda_u) == (4, 0.5, 0.5, 0)
     assert recipe.labelled_rows_only and not recipe.asymmetric and recipe.r == 0
     assert config["network"] == "vgg19_bn"
-    assert experiment.run_name(config) == "animal10N_seed123"
+    assert run_name(config) == "animal10N_smr_seed123"
 
 
 def test_the_learning_rate_is_the_published_one_and_can_be_the_meant_one():
     def rates(*arguments):
-        recipe = session.options.recipe_of(resolved(*arguments), smr.Recipe)
+        recipe = recipe_of(resolved(*arguments))
         return [smr.learning_rate(epoch, recipe) for epoch in (0, 79, 80, 139, 140, 200)]
 
     assert rates() == pytest.approx([0.01, 0.01, 0.01, 0.01, 1e-4, 1e-4])
@@ -284,7 +287,7 @@ def test_the_learning_rate_is_the_published_one_and_can_be_the_meant_one():
 
 
 def test_epochs_are_of_the_published_kinds():
-    recipe = session.options.recipe_of(resolved(), smr.Recipe)
+    recipe = recipe_of(resolved())
     kinds = [smr.kind_of_epoch(epoch, recipe) for epoch in range(201)]
     assert kinds[:30] == [smr.WARM_UP] * 30
     recalibrated = [epoch for epoch, kind in enumerate(kinds) if kind == smr.RECALIBRATION]
@@ -309,8 +312,19 @@ def test_flags_that_do_not_fit_are_refused(arguments, message):
         resolved(*arguments)
 
 
+@pytest.mark.parametrize("flag", ["--r", "--noise_mode", "--noise_file"])
+def test_flags_of_injected_noise_are_answered_with_why_there_are_none(flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_animal10N.main([flag, "0.2"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f": error: {flag}: there is no such flag; these labels are as people gave them, and no "
+        "noise is injected (--help lists the flags)\n"
+    )
+
+
 def test_only_the_labelled_rows_go_through_the_network_and_into_its_penalty():
-    recipe = session.options.recipe_of(resolved(), smr.Recipe)
+    recipe = recipe_of(resolved())
     network, peer = TinyNet(), TinyNet().eval()
     x1, x2, u1, u2 = torch.randn(4, 6, 3, 8, 8)
     labels, probability = torch.arange(6), torch.rand(6)
@@ -345,14 +359,6 @@ def run(folder: Path, output: Path, *arguments) -> int:
     )
 
 
-def figures(folder: Path) -> list[dict]:
-    """The metrics of a run's epochs, but for times and memory."""
-    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
-    ]
-
-
 @pytest.fixture
 def tiny_network(monkeypatch):
     """A network that trains in no time in place of the script's."""
@@ -363,7 +369,7 @@ def test_equal_images_give_equal_results_in_each_form(tmp_path, tiny_network):
     results = []
     for form in FORMS:
         assert run(write_animals(tmp_path, form), tmp_path / f"{form} runs") == 0
-        results.append(figures(tmp_path / f"{form} runs" / "animal10N_seed123"))
+        results.append(rows_of(tmp_path / f"{form} runs" / "animal10N_smr_seed123"))
     assert results[0] == results[1] == results[2]
     kinds = [row["kind"] for row in results[0]]
     assert kinds == ["warm-up", "semi-supervised", "recalibration", "semi-supervised"]
@@ -372,14 +378,14 @@ def test_equal_images_give_equal_results_in_each_form(tmp_path, tiny_network):
 
 def test_nothing_is_told_that_only_clean_labels_could_tell(tmp_path, tiny_network, capsys):
     assert run(write_animals(tmp_path, "binary"), tmp_path) == 0
-    folder = tmp_path / "animal10N_seed123"
+    folder = tmp_path / "animal10N_smr_seed123"
     heading = next(line for line in capsys.readouterr().out.splitlines() if "epoch kind" in line)
-    assert "labelled" in heading and "test%" in heading
-    assert "AUC" not in heading and "prec" not in heading
+    names = ["epoch", "kind", "lr", "Lx", "labelled", "test%", "best%", "seconds"]
+    assert heading.split() == names
     stats = (folder / "stats.txt").read_text()
     assert "Number of labelled samples" in stats and "AUC" not in stats and "clean" not in stats
     judged = {"auc", "precision", "recall", "labelled_clean", "refined_accuracy"}
-    for row in figures(folder):
+    for row in rows_of(folder):
         assert not judged & {k.rsplit("/")[-1] for k in row if not k.startswith("test/")}
     facts = json.loads((folder / "config.json").read_text())
     assert "realised_noise_rate" not in facts
@@ -395,15 +401,16 @@ def test_twelve_images_in_all_train_with_the_published_batch(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "7 training and 5 test images of 64x64, 10 classes" in result.stdout
     assert "data: classes without a training image: orangutan, hamster, guinea pig" in result.stdout
-    assert (tmp_path / "checkpoint" / "animal10N_seed123" / "best.pt").is_file()
+    assert (tmp_path / "checkpoint" / "animal10N_smr_seed123" / "best.pt").is_file()
 
 
-def test_bad_data_is_refused_in_one_line(tmp_path):
+def test_bad_data_is_refused_in_one_line(tmp_path, capsys):
     folder = write_animals(tmp_path, "names")
     (folder / "training" / "1_1000.png").write_text("no picture")
-    result = run_script("train_animal10N.py", "--data_path", folder, *TINY, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr == (
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path / "out")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
         f"train_animal10N.py: error: {folder}: 1 of 51 files cannot be read as images: "
         "training/1_1000.png (no image); mend or remove them, or leave them out with "
         "--skip_broken\n"
@@ -420,9 +427,9 @@ class DropoutNet(TinyNet):
 def test_a_run_with_dropout_resumes_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(train_animal10N, "build_network", lambda config: DropoutNet(10, 4))
     folder = write_animals(tmp_path, "binary")
-    run(folder, tmp_path / "straight")
-    run(folder, tmp_path / "parts", "--num_epochs", "1")
-    run(folder, tmp_path / "parts", "--resume")
-    runs = (tmp_path / name / "animal10N_seed123" for name in ("straight", "parts"))
-    straight, parts = (figures(run) for run in runs)
+    assert run(folder, tmp_path / "straight") == 0
+    assert run(folder, tmp_path / "parts", "--num_epochs", "1") == 0
+    assert run(folder, tmp_path / "parts", "--num_epochs", "3", "--resume") == 0
+    runs = (tmp_path / name / "animal10N_smr_seed123" for name in ("straight", "parts"))
+    straight, parts = (rows_of(run) for run in runs)
     assert straight == parts

@@ -13,10 +13,11 @@ from photos import write_photos
 from PIL import Image
 
 import train_animal10N
-from batches import InputError
-from dataloader_animal10N import Part, animal_dataloader, hold_out, read_folder
-from support import session
-from support.image_files import natural_order
+from dataloader_animal10N import animal_dataloader, read_folder
+from smr.console import Console
+from smr.data.listings import held_out, natural_order
+from smr.errors import InputError
+from smr.run import options
 
 TINY = (
     *("--batch_size", "8", "--image_size", "32"),
@@ -25,12 +26,8 @@ TINY = (
 COUNTS = {"apple": 12, "pear tree": 8, "плум": 5}
 
 
-def silent(_):
-    """Takes a reader's lines and shows none."""
-
-
 def read(root, size=32, val_fraction=0.2, seed=1, skip_broken=False):
-    return read_folder(root, size, val_fraction, seed, 2, skip_broken, silent)
+    return read_folder(root, size, val_fraction, seed, 2, skip_broken, Console())
 
 
 def refusal(root, **options) -> str:
@@ -59,7 +56,7 @@ def test_classes_are_the_folders_and_files_are_named(photos):
     assert data.test_labels.tolist() == [0] * 3 + [2] * 2
     assert data.files[:3] == [f"training/apple/{i}.png" for i in range(3)]
     assert data.files[11] == "training/apple/11.png"
-    assert not data.labels_are_noisy and data.clean_labels is None
+    assert not data.test_labels_are_noisy and data.clean_labels is None
     pixels = np.asarray(Image.open(photos / data.files[20]).resize((32, 32), 2, (5, 0, 45, 40)))
     assert np.array_equal(data.train_images[20], pixels)
 
@@ -78,7 +75,7 @@ def test_without_testing_a_share_of_each_class_is_held_out_and_said_to_be_noisy(
     data = read(photos, val_fraction=0.25)
     assert np.bincount(data.train_labels).tolist() == [9, 6, 4]
     assert np.bincount(data.test_labels).tolist() == [3, 2, 1]
-    assert data.labels_are_noisy
+    assert data.test_labels_are_noisy
     assert "6 training images are held out" in data.notes[1] and "noisy too" in data.notes[1]
     images = [Image.open(photos / name).resize((32, 32), 2, (5, 0, 45, 40)) for name in data.files]
     assert np.array_equal(data.train_images, np.stack(images))
@@ -122,12 +119,11 @@ def test_a_test_class_that_training_lacks_is_refused(photos):
 
 def test_what_is_no_image_is_named_and_left_out_on_request(photos):
     (photos / "training" / "apple" / "list.txt").write_text("no picture")
-    (photos / "training" / "apple" / "more").mkdir()
     (photos / "training" / "labels.csv").write_text("no picture")
     (photos / "training" / "apple" / "gone.png").symlink_to(photos / "nowhere")
     message = refusal(photos)
-    assert "4 of 29 files cannot be read as images" in message
-    assert "training/apple/gone.png (no file), training/apple/more (no file)" in message
+    assert "3 of 28 files cannot be read as images" in message
+    assert "training/apple/gone.png (no file)" in message
     assert "training/labels.csv (in no class folder)" in message
     assert "training/apple/list.txt (no image)" in message
     data = read(photos, skip_broken=True)
@@ -143,7 +139,7 @@ def test_a_name_that_cannot_be_printed_is_refused(photos):
 def test_a_folder_without_class_folders_is_refused(tmp_path, make):
     make(tmp_path / "photos")
     message = refusal(tmp_path / "photos")
-    assert message.startswith(f"{tmp_path / 'photos' / 'training'}: no class folders; expected")
+    assert message.startswith(f"{tmp_path / 'photos'}: no class folders; expected")
 
 
 def test_a_single_class_is_refused(tmp_path):
@@ -151,18 +147,27 @@ def test_a_single_class_is_refused(tmp_path):
     assert "only the class 'alone'" in message
 
 
-def test_a_training_view_is_a_crop_of_the_padded_image(photos):
+def test_a_training_view_is_a_crop_of_the_padded_image_or_of_its_mirror_image(photos):
     loader = animal_dataloader(photos, 8, 1, dataset="folder", image_size=32)
-    assert loader.train_images.padding == 4 and loader.test_images.padding == 0
-    images, _, _ = next(iter(loader.run("test")))
-    stored = torch.from_numpy(loader.data.test_images).permute(0, 3, 1, 2) / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    assert torch.allclose(images, (stored - mean[:, None, None]) / std[:, None, None], atol=1e-5)
+    plain, _, index = next(iter(loader.run("eval_train")))
+    stored = torch.from_numpy(loader.thumbnails(index.numpy())).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    assert torch.allclose(plain, (stored - mean) / std, atol=1e-5)
+    views, _, index = next(iter(loader.run("warmup")))
+    stored = torch.from_numpy(loader.thumbnails(index.numpy())).permute(0, 3, 1, 2) / 255
+    padded = (torch.nn.functional.pad(stored, (4, 4, 4, 4)) - mean) / std
+    windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # [16, 3, 9, 9, 32, 32]: each crop
+    crops = torch.cat([windows, windows.flip(5)], dim=2).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    distance = (crops - views[:, None]).abs().amax(dim=(2, 3, 4))
+    found = distance.argmin(dim=1)
+    assert distance.amin(dim=1).max() < 1e-5
+    assert len(set(found.tolist())) > 8, "each view has a crop of its own"
+    assert 0 < (found >= 81).sum() < 16, "some are mirrored and some are not"
 
 
 def resolved(*arguments) -> dict:
     """The configuration that a command line resolves to."""
-    given = session.options.given_flags(train_animal10N.new_parser().parse_args(arguments))
+    given = options.given_flags(train_animal10N.new_parser().parse_args(arguments))
     return train_animal10N.resolve(given, torch.device("cpu"))
 
 
@@ -204,7 +209,7 @@ def test_a_badly_labelled_collection_becomes_a_run(photos, tmp_path, monkeypatch
         in log
     )
     assert "labels are noisy too" in log
-    folder = tmp_path / "checkpoint" / "folder_seed123"
+    folder = tmp_path / "checkpoint" / "folder_smr_seed123"
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert facts["class_names"] == ["apple", "pear tree", "плум"]
     assert facts["test_labels_are_noisy"] is True
@@ -213,15 +218,11 @@ def test_a_badly_labelled_collection_becomes_a_run(photos, tmp_path, monkeypatch
     assert len(rows) == 22
     assert rows[-1]["file"].startswith("training/плум/") and rows[-1]["given_name"] == "плум"
     assert train_animal10N.main([*command, "--resume"]) == 0
-    assert "25 decoded images from" in capsys.readouterr().out
+    assert "finished at epoch 2" in capsys.readouterr().out
 
 
-def test_hold_out_shares_no_image():
-    labels = np.repeat([0, 1], 10)
-    files = [str(i) for i in range(20)]
-    images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
-    kept, held = hold_out(Part(images, labels, files), 0.3, seed=5)
-    assert sorted([*kept.files, *held.files], key=int) == files
-    for part in (kept, held):
-        assert [str(pixel) for pixel in part.images.ravel()] == part.files
-        assert np.array_equal(part.labels, labels[part.images.ravel()])
+def test_a_share_of_each_class_s_images_is_held_out():
+    labels = np.repeat([0, 1, 2], [10, 20, 1])
+    chosen = held_out(labels, 0.3, seed=5)
+    assert np.bincount(labels[chosen], minlength=3).tolist() == [3, 6, 0]
+    assert not np.array_equal(chosen, held_out(labels, 0.3, seed=6))

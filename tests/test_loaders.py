@@ -207,7 +207,7 @@ def test_loader_knows_which_given_labels_are_right():
 
 def test_facts_tell_what_the_data_is():
     loader = grey_loader(test_labels_are_noisy=True, notes=["a note"], files=["a.png"] * 20)
-    assert loader.facts == {
+    expected = {
         "train_images": 20,
         "test_images": 7,
         "image_size": [8, 8],
@@ -215,6 +215,7 @@ def test_facts_tell_what_the_data_is():
         "test_labels_are_noisy": True,
         "data_notes": ["a note"],
     }
+    assert {name: loader.facts[name] for name in expected} == expected
     assert loader.files == ["a.png"] * 20
     assert loader.class_names == list("abcdefghij")
     assert loader.batch_size == 4

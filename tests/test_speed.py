@@ -1,7 +1,7 @@
 """What makes it fast changes no numbers: formats, bf16, compilation, trailing batches."""
 
 import copy
-from functools import partial
+from functools import cache, partial
 from unittest import mock
 
 import pytest
@@ -195,6 +195,7 @@ def test_a_run_compiles_its_networks_for_the_sizes_of_full_batches(amp, monkeypa
     assert len(asked) == 2
 
 
+@cache
 def short_run(channels_last: bool, amp: bool) -> list[smr.EpochResult]:
     """A warm-up epoch and a semi-supervised one on 320 digits."""
     recipe = tiny_recipe(num_epochs=1, warm_up=1, batch_size=32, lr=0.05, amp=amp)

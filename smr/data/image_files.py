@@ -36,9 +36,7 @@ def read_images(
     return images if decoded.all() else images[decoded], listing
 
 
-def checked_images(
-    root: Path, listing: Listing, whole: bool, threads: int, console: Console
-) -> Listing:
+def checked_images(root: Path, listing: Listing, whole: bool, threads: int) -> Listing:
     """The Listing of those files that are images: by their headers, or decoded if `whole`."""
 
     def look(_position: int, path: Path) -> None:
@@ -46,7 +44,7 @@ def checked_images(
             if whole:
                 image.load()
 
-    return looked_through(root, listing, look, threads, console, "looking at")[0]
+    return looked_through(root, listing, look, threads, Console(), "looking at")[0]
 
 
 def looked_through(

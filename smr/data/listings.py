@@ -1,14 +1,21 @@
 """Which image files there are and what their names and folders say of them; opens none."""
 
 import os
+import posixpath
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from smr.errors import InputError
+
+# What people call the folders of class folders.
+TRAINING, TESTING = ("training", "train"), ("testing", "test", "val")
+# So many times larger a class is than another before a note says so.
+UNEVEN = 10
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,27 @@ def listing_of(found: list[tuple[int, tuple, str]], broken: dict[str, str]) -> L
     found = sorted(found)
     labels = np.array([label for label, *_ in found], dtype=np.int64)
     return Listing([name for *_, name in found], labels, broken)
+
+
+def lines_of(path: Path, about: str) -> list[str]:
+    """The lines of a data set's own list. Raises InputError, with `about`: where to get it."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; {about}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def names_and_labels(path: Path, about: str) -> list[tuple[str, int]]:
+    """(name, label) of a list's lines `name label`. Raises InputError; `about`, see `lines_of`."""
+    found = []
+    for number, line in enumerate(lines_of(path, about), start=1):
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isdecimal():
+            raise InputError(f"{path}: line {number} is '{line[:80]}', expected a path and a label")
+        found.append((name, int(label)))
+    return found
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
@@ -64,9 +92,25 @@ def has_class_folders(folder: Path) -> bool:
     return folder.is_dir() and any(entry.is_dir() for entry in entries(folder))
 
 
+def find_part(root: Path, names: Sequence[str]) -> str | None:
+    """The first of root's folders of these names that holds class folders; None if none does."""
+    return next((name for name in names if has_class_folders(root / name)), None)
+
+
+def same_name(name: str) -> str:
+    """What two spellings of a class's name share: cat and Cat, and ü in one or two characters."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
 def class_names(root: str | Path) -> list[str]:
-    """The classes of root/training/<class>/, in natural order. Raises InputError."""
-    folder = Path(root) / "training"
+    """The classes of root/training/<class>/, or of root/<class>/ itself, in natural order.
+
+    Raises InputError.
+    """
+    root = Path(root)
+    folder = root / (
+        find_part(root, TRAINING) or ("training" if (root / "training").is_dir() else "")
+    )
     if not has_class_folders(folder):
         raise InputError(
             f"{folder}: no class folders; expected {folder / '<class>' / '<images>'}, a folder for "
@@ -75,31 +119,53 @@ def class_names(root: str | Path) -> list[str]:
     names = [entry.name for entry in entries(folder) if entry.is_dir()]
     if len(names) < 2:
         raise InputError(f"{folder}: only the class '{names[0]}'; expected at least 2 folders")
+    spellings: dict[str, str] = {}
+    for name in names:
+        if (other := spellings.setdefault(same_name(name), name)) != name:
+            raise InputError(f"{folder}: are '{other}' and '{name}' one class? Rename one of them")
     return names
 
 
 def list_class_folders(root: Path, part: str, labels: Mapping[str, int]) -> Listing:
-    """The files of root/part/<class>/*, in ascending order of label and natural order of name.
+    """The files of root/part/<class>/ and of the folders inside, by label and natural order.
 
-    Args: labels, the label of each class folder's name. Raises InputError on another folder.
+    Args: part, "" for root itself; labels, the label of each class's name, however it is spelt.
+    Raises InputError on another folder.
     """
     found, broken = [], {}
+    spelt = {same_name(name): label for name, label in labels.items()}
     for folder in entries(root / part):
+        name = posixpath.join(part, folder.name)
         if not folder.is_dir():
-            broken[f"{part}/{folder.name}"] = "in no class folder"
+            broken[name] = "in no class folder"
             continue
-        if folder.name not in labels:
+        if same_name(folder.name) not in spelt:
             raise InputError(
                 f"{folder.path}: no class has this name, only {first_ten(list(labels))}; rename or "
                 "remove it"
             )
-        for entry in entries(Path(folder.path)):
-            name = f"{part}/{folder.name}/{entry.name}"
-            if entry.is_file():
-                found.append((labels[folder.name], natural_order(entry.name), name))
-            else:
-                broken[name] = "no file"
+        label = spelt[same_name(folder.name)]
+        for file in files_inside(Path(folder.path), broken, name):
+            found.append((label, natural_order(file.removeprefix(f"{name}/")), file))
     return listing_of(found, broken)
+
+
+def files_inside(
+    folder: Path, broken: dict[str, str], prefix: str, above: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    """Each file's name, `prefix` before it, in a folder and those inside; adds to `broken`."""
+    above |= {os.path.realpath(folder)}
+    for entry in entries(folder):
+        name = f"{prefix}/{entry.name}"
+        if entry.is_dir():
+            if os.path.realpath(entry.path) in above:
+                broken[name] = "a link to a folder that it lies in"
+            else:
+                yield from files_inside(Path(entry.path), broken, name, above)
+        elif entry.is_file():
+            yield name
+        else:
+            broken[name] = "no file"
 
 
 def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -133,10 +199,21 @@ def refuse_broken(root: Path, *parts: Listing, skip_broken: bool) -> list[str]:
 
 
 def class_notes(root: Path, train: Listing, test: Listing, classes: Sequence[str]) -> list[str]:
-    """A note on the classes without a training image. Raises InputError on an empty part."""
+    """Notes on classes without a training image, and on uneven ones.
+
+    Raises InputError on an empty part.
+    """
     for name, part in (("training", train), ("test", test)):
         if not part.files:
             raise InputError(f"{root}: no {name} image")
     counts = np.bincount(train.labels, minlength=len(classes))
     empty = [classes[label] for label in np.flatnonzero(counts == 0)]
-    return [f"classes without a training image: {', '.join(empty)}"] if empty else []
+    notes = [f"classes without a training image: {', '.join(empty)}"] if empty else []
+    filled = np.flatnonzero(counts)
+    least, most = filled[counts[filled].argmin()], counts.argmax()
+    if counts[most] > UNEVEN * counts[least]:
+        notes.append(
+            f"classes are uneven, from {counts[least]:,} images of {classes[least]} to "
+            f"{counts[most]:,} of {classes[most]}: a small class's labels are judged badly"
+        )
+    return notes

@@ -259,6 +259,8 @@ class NoisyLoader(BaseLoader):
             *(data.class_names, batch_size, seed, device),
             facts={
                 "image_size": [images.height, images.width],
+                "mean": views.mean,
+                "std": views.std,
                 "test_labels_are_noisy": data.test_labels_are_noisy,
                 "data_notes": data.notes,
             },

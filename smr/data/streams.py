@@ -7,7 +7,7 @@ loader's generator: neither the number of workers nor where a run was resumed ch
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from smr import ranks
 from smr.console import Console
 from smr.data.image_files import reason_of, upright
 from smr.data.images import Normaliser, Views, mirrored
 from smr.data.loaders import BaseLoader, Rows
 from smr.errors import InputError
+
+# ImageNet's constants, which torchvision's weights were trained with.
+IMAGENET_VIEWS = Views((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True)
 
 
 @dataclass(frozen=True)
@@ -221,10 +225,12 @@ class StreamBatches:
         return -(-len(self.dataset) // self.batch_size)
 
     def requests(self, index: np.ndarray, seed: int) -> Iterator[Request]:
-        """A pass over the photos at these positions."""
+        """A pass over the photos at these positions; of several ranks each asks for its part."""
         photos = self.photos
-        for start in range(0, len(index), self.batch_size):
+        starts = range(0, len(index), self.batch_size)
+        for start in starts if self.views else ranks.own_batches(starts):
             rows = index[start : start + self.batch_size]
+            rows = rows[ranks.own_rows(len(rows))] if self.views else rows
             paths = [f"{photos.root}/{photos.files[i]}" for i in rows]
             yield Request(paths, rows, self.views, seed, photos.frame)
 
@@ -270,7 +276,13 @@ class StreamLoader(BaseLoader):
         log=None,
     ):
         side = train.frame.crop
-        facts = {"image_size": [side, side], "data_notes": []} | (facts or {})
+        facts = {
+            "image_size": [side, side],
+            "mean": views.mean,
+            "std": views.std,
+            "frame": list(astuple(train.frame)),
+            "data_notes": [],
+        } | (facts or {})
         super().__init__(
             *(train, train_labels, tests, class_names, batch_size, seed, device, facts),
             files=train.files,
@@ -291,10 +303,10 @@ class StreamLoader(BaseLoader):
         shown[kept.numpy()] = pixels[:, 0].numpy()
         return shown
 
-    def new_seed(self) -> int:
-        """A pass's seed, the next of the loader's generator."""
-        device = self.device
-        return int(torch.randint(2**62, (), generator=self.generator, device=device))
+    def new_seed(self, generator: torch.Generator | None = None) -> int:
+        """A pass's seed, the next of the loader's generator, or of another."""
+        generator = generator or self.generator
+        return int(torch.randint(2**62, (), generator=generator, device=self.device))
 
     @contextmanager
     def team(self) -> Iterator[Team]:

@@ -9,7 +9,7 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from smr import ranks
+from smr.console import Console
 from smr.data.loaders import Loader
 from smr.divide import Scores, add_scores, divide
 from smr.errors import NonFiniteLoss
@@ -91,6 +92,15 @@ class Judgement:
         return np.argsort(-self.suspicion, kind="stable")
 
 
+def watched(batches: Sized) -> Iterator:
+    """The batches, with a line now and then on how many there are still to judge."""
+    console = Console()
+    for number, batch in enumerate(batches):
+        yield batch
+        if console.due():
+            console.progress(f"judging the labels: {number + 1} of {len(batches)} batches")
+
+
 def judge(pair: Pair, loader: Loader, recipe: Recipe) -> Judgement:
     """Judge every training label in one pass by both networks, in eval mode.
 
@@ -98,7 +108,7 @@ def judge(pair: Pair, loader: Loader, recipe: Recipe) -> Judgement:
     pair keeps its own. Raises NonFiniteLoss.
     """
     parts, positions = [], []
-    for logits, labels, index in score(pair.networks, loader.run("whole"), recipe.amp):
+    for logits, labels, index in score(pair.networks, watched(loader.run("whole")), recipe.amp):
         losses = [F.cross_entropy(each, labels, reduction="none") for each in logits]
         probability = torch.softmax(logits.mean(dim=0), dim=1)
         parts.append(torch.cat([torch.stack(losses, dim=1), probability], dim=1))

@@ -1,6 +1,7 @@
 """What a reader sees while a run goes on: its first lines, progress, a line an epoch, time left."""
 
 import time
+from collections.abc import Iterator, Sequence
 
 from smr.console import PLAIN_PERIOD, Console
 from smr.meters import Meter
@@ -15,7 +16,6 @@ COLUMNS = (
     ("labelled", 8, ".0f", ("split/net1/labelled", "split/net2/labelled")),
     ("AUC", 6, ".3f", ("split/net1/auc", "split/net2/auc")),
     ("prec", 6, ".3f", ("split/net1/precision", "split/net2/precision")),
-    ("test%", 6, ".2f", ("test/accuracy",)),
     ("best%", 6, ".2f", ("test/best_accuracy",)),
     ("seconds", 8, ".1f", ("time/seconds",)),
 )
@@ -36,8 +36,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def columns_of(recipe: Recipe, truth_known: bool) -> list[tuple]:
-    """Those of COLUMNS that a run has figures for."""
+def test_columns(recipe: Recipe, test_sets: Sequence[str]) -> Iterator[tuple]:
+    """The columns of each test set: its accuracy and, where it is taken, that of five guesses."""
+    for name in test_sets:
+        yield f"{name}%", max(6, len(name) + 1), ".2f", (f"{name}/accuracy",)
+        if recipe.top5:
+            yield f"{name}5%", max(6, len(name) + 2), ".2f", (f"{name}/top5",)
+
+
+def columns_of(recipe: Recipe, truth_known: bool, test_sets: Sequence[str]) -> list[tuple]:
+    """Those of COLUMNS that a run has figures for, and those of its test sets."""
     missing = set()
     if recipe.method == "ce":
         missing |= OF_SPLITS
@@ -45,7 +53,8 @@ def columns_of(recipe: Recipe, truth_known: bool) -> list[tuple]:
         missing |= {"Lu", "w(Lu)"}
     if not truth_known:
         missing |= {"AUC", "prec"}
-    return [column for column in COLUMNS if column[0] not in missing]
+    *shown, best, seconds = [column for column in COLUMNS if column[0] not in missing]
+    return [*shown, *test_columns(recipe, test_sets), best, seconds]
 
 
 def kind_costs(recipe: Recipe) -> dict[str, float]:
@@ -89,11 +98,11 @@ class TimeLeft:
 class Log:
     """A run's lines."""
 
-    def __init__(self, config: dict, recipe: Recipe, truth_known: bool):
+    def __init__(self, config: dict, recipe: Recipe, truth_known: bool, test_sets: Sequence[str]):
         self.title = title(config)
         self.last_epoch = recipe.num_epochs
         self.recipe = recipe
-        self.columns = columns_of(recipe, truth_known)
+        self.columns = columns_of(recipe, truth_known, test_sets)
         self.console = Console()
         self.noted: set[str] = set()
 

@@ -17,10 +17,11 @@ from smr.record.board import Board
 from smr.record.log import Log
 
 
-def run_name(config: dict) -> str:
-    """<dataset>_<r>_<noise_mode>_<method>_seed<seed>[_<id>], r exact."""
+def run_name(config: dict, with_method: bool = True) -> str:
+    """<dataset>_<r>_<noise_mode>_<method>_seed<seed>[_<id>], r exact; once without the method."""
     noise = f"{config['r']!r}_{config['noise_mode']}_" if "noise_mode" in config else ""
-    name = f"{config['dataset']}_{noise}{config['method']}_seed{config['seed']}"
+    method = f"{config['method']}_" if with_method else ""
+    name = f"{config['dataset']}_{noise}{method}seed{config['seed']}"
     return f"{name}_{config['id']}" if config["id"] else name
 
 
@@ -33,6 +34,20 @@ def stats_lines(epoch: int, metrics: dict) -> str:
         if found:
             lines += f"Epoch:{epoch}   Network:{network}   {statistics_line(found)}\n"
     return lines
+
+
+def accuracy_line(row: dict, config: dict) -> str:
+    """An epoch's line of `acc.txt`, in the published form: of one test set, or of several."""
+    titles = config.get("test_titles", {})
+    if not titles:
+        return f"Epoch:{row['epoch']}   Accuracy:{row['test/accuracy']:.2f}\n"
+    accuracies = [
+        f"{title} Acc: {row[f'{name}/accuracy']:.2f}%"
+        + (f" ({row[f'{name}/top5']:.2f}%)" if f"{name}/top5" in row else "")
+        for name, title in titles.items()
+        if f"{name}/accuracy" in row
+    ]
+    return " \t ".join([f"Epoch:{row['epoch']}", *accuracies]) + "\n"
 
 
 def memory_line(metrics: dict) -> str:
@@ -57,7 +72,7 @@ class Record:
         self.config = config
         self.recipe = recipe
         self.loader = loader
-        self.log = Log(config, recipe, loader.is_clean is not None)
+        self.log = Log(config, recipe, loader.is_clean is not None, loader.test_sets)
         self.rows = rows
         self.board = Board(folder, len(rows))
         self.epoch_ended = time.monotonic()
@@ -69,19 +84,22 @@ class Record:
         return [row[self.recipe.best_by] for row in self.rows]
 
     @property
-    def best_is_newest(self) -> bool:
-        """Whether the newest epoch is better than all before it."""
-        *before, newest = self.scores
-        return newest > max(before, default=-1.0)
+    def best_epochs(self) -> tuple[int, int]:
+        """Each network's best epoch, the first of equals.
+
+        Both have the same, unless the recipe selects each by its own accuracy on a test set.
+        """
+        names = [self.recipe.best_by] * 2
+        if self.recipe.select_on:
+            names = [f"{self.recipe.select_on}/net{k}/accuracy" for k in (1, 2)]
+        first, second = (int(np.argmax([row[name] for row in self.rows])) for name in names)
+        return first, second
 
     def write_texts(self) -> None:
         """Write the text files anew, so that none ever has a line cut off, lost or doubled."""
-        accuracies = zip(self.rows, self.scores, strict=True)
         contents = {
             "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in self.rows),
-            "acc.txt": "".join(
-                f"Epoch:{row['epoch']}   Accuracy:{score:.2f}\n" for row, score in accuracies
-            ),
+            "acc.txt": "".join(accuracy_line(row, self.config) for row in self.rows),
             "stats.txt": "".join(stats_lines(row["epoch"], row) for row in self.rows),
         }
         for name, content in contents.items():
@@ -129,6 +147,12 @@ class Record:
         )
         with self.going_on():
             self.board.finish(self.config, drawn)
+        runs = self.folder.parent
+        self.log.line(f"in {self.folder}: config.json, metrics.jsonl, acc.txt, best.pt, last.pt")
+        self.log.line(
+            f"next: tensorboard --logdir {runs} shows curves; python compare_runs.py {runs} makes "
+            "a table; the same command with --resume and a larger --num_epochs goes on"
+        )
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -5,6 +5,7 @@ torch.load(weights_only=True), so that reading a stranger's checkpoint runs no c
 """
 
 import io
+import json
 import random
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,11 @@ from smr.errors import InputError, NonFiniteLoss
 from smr.files import replacing
 from smr.method import Pair, check_finite
 
-NETWORK_PARTS = ("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy")
+NETWORK_PARTS = (
+    *("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy"),
+    "images",  # what the networks take, and what their outputs are called
+)
+IMAGE_FACTS = ("class_names", "image_size", "mean", "std", "frame")
 TRAINING_PARTS = ("optimisers", "histories", "random", "rows")
 
 
@@ -79,6 +84,7 @@ def training_state(
         "noise_sha256": noise_sha256,
         "networks": [network.state_dict() for network in pair.networks],
         "accuracy": rows[-1][best_by] if rows else 0.0,
+        "images": {name: loader.facts.get(name) for name in IMAGE_FACTS},
         "optimisers": [optimiser.state_dict() for optimiser in pair.optimisers],
         "histories": [[(s.index, s.losses) for s in history] for history in pair.histories],
         "random": random_states(loader),
@@ -174,11 +180,34 @@ def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except pickles.Refused as error:
         raise InputError(f"{path}: no checkpoint: {error}") from error
+    if isinstance(state, dict) and "script" not in state and "config" in state:
+        with fitting(path, "no checkpoint of this project"):
+            state = upgraded(state)
     if isinstance(state, dict) and "optimisers" in parts and "optimisers" not in state:
         raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
     lacking = [name for name in parts if not isinstance(state, dict) or name not in state]
     if lacking:
         raise InputError(f"{path}: no checkpoint of this project: it lacks {', '.join(lacking)}")
+    return state
+
+
+def upgraded(state: dict) -> dict:
+    """A checkpoint of before the package `smr`, in today's form."""
+    config = state["config"]
+    animals = config["dataset"] in ("animal10N", "folder")
+    words = {"on": True, "bf16": True, "off": False}
+    switches = {flag: words[config[flag]] for flag in ("amp", "compile", "channels_last")}
+    state |= {
+        "script": "train_animal10N.py" if animals else "train_cifar.py",
+        "config": config | switches,
+        "images": {},
+    }
+    if "histories" in state:
+        state["histories"] = [
+            [(torch.arange(len(losses)), losses) for losses in history]
+            for history in state["histories"]
+        ]
+        state["rows"] = [json.loads(row) for row in state["rows"]]
     return state
 
 

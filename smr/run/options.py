@@ -38,15 +38,20 @@ DEFAULTS = {
 ACTIONS = ("resume", "overwrite", "evaluate")
 # Flags of speed: they change figures within rounding, and suit one kind of device.
 SPEED = ("amp", "compile", "channels_last")
+# Values of the flags that say what networks start from, where a checkpoint holds the networks.
+FROM_CHECKPOINT = {"pretrained": False, "weights": ""}
 # Flags that may change between the parts of a resumed run; num_epochs may grow.
 FREE = (
     *("device", "gpuid", "output", "id", "save_every", "data_path", "download", "num_workers"),
     "review",
+    *("imagenet_path", "skip_broken", "check_images"),
     "noise_file",  # the labels themselves are compared
     "num_epochs",
 )
 # What the two words of a flag of speed stand for: False and True.
-SWITCHES = {"amp": ("off", "bf16"), "compile": ("off", "on"), "channels_last": ("off", "on")}
+SWITCHES = {"amp": ("off", "bf16")} | dict.fromkeys(
+    ("compile", "channels_last", "pretrained"), ("off", "on")
+)
 
 
 class Parser(argparse.ArgumentParser):

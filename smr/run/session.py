@@ -84,6 +84,9 @@ def start_or_resume(script: Script, args: argparse.Namespace) -> int:
     else:
         config = script.resolve(given, device_of(given))
         path = Path(config["output"]) / run_name(config) / "last.pt"
+        older = path.parent.with_name(run_name(config, with_method=False)) / path.name
+        if args.resume and older.exists() and not path.exists():
+            path = older
     with ExitStack() as held:
         state = ranks.from_first(lambda: opened(path, args, held))
         if state:
@@ -202,7 +205,8 @@ def run(
     """
     loader = ranks.in_turn(partial(script.make_loader, config, device))
     devices.seed_everything(config["seed"])
-    recipe, pair, facts = recipe_of(config), make_pair(script, config, device), data_facts(loader)
+    recipe, facts = recipe_of(config), data_facts(loader)
+    pair = make_pair(script, config | (options.FROM_CHECKPOINT if state else {}), device)
     sha256, rows = facts["noise_sha256"], state["rows"] if state else []
     if state:
         checkpoints.restore(state, pair, loader, sha256, folder / "last.pt")
@@ -234,6 +238,12 @@ def run(
         follow(record, results, state_after, config["save_every"], device)
         drawn = report_labels(pair, loader, config, folder, record.log.line)
         record.finish(drawn)
+        if recipe.select_on:
+            accuracy = test_selected(pair, loader, recipe, folder)
+            record.log.line(
+                f"selected by {recipe.select_on} accuracy: networks of epochs "
+                f"{' and '.join(map(str, record.best_epochs))}, test accuracy {accuracy:.2f} %"
+            )
         return 0
     except NonFiniteLoss as error:
         record.log.line(f"stopped: {error}; the last checkpoint stands; try a smaller --lr")
@@ -248,6 +258,8 @@ def accompany(pair: Pair, loader: Loader, recipe: Recipe, config: dict, first_ep
         for _ in train(pair, loader, recipe, first_epoch, note=lambda _: None):
             pass
         report_labels(pair, loader, config, Path(), print)
+        if recipe.select_on:
+            test_selected(pair, loader, recipe, Path())
         return 0
     except NonFiniteLoss:  # the first rank has met the same, and says so
         return 1
@@ -264,10 +276,29 @@ def follow(
     for result in results:
         record.add(result, devices.peak_memory(device))
         state = state_after(result.epoch)
-        if record.best_is_newest:
-            keep_checkpoint(record, checkpoints.networks_alone(state), "best.pt")
+        keep_best(record, checkpoints.networks_alone(state))
         if (result.epoch + 1) % save_every == 0 or result.epoch == record.recipe.num_epochs:
             keep_checkpoint(record, state, "last.pt")
+
+
+def keep_best(record: Record, state: dict) -> None:
+    """Save in best.pt those networks of the state whose newest epoch is their best."""
+    newest = [epoch == state["epoch"] for epoch in record.best_epochs]
+    path = record.folder / "best.pt"
+    if any(newest) and not all(newest):
+        kept = checkpoints.load(path)["networks"]
+        chosen = zip(newest, state["networks"], kept, strict=True)
+        state["networks"] = [new if is_best else old for is_best, new, old in chosen]
+    if any(newest):
+        keep_checkpoint(record, state, "best.pt")
+
+
+def test_selected(pair: Pair, loader: Loader, recipe: Recipe, folder: Path) -> float:
+    """The test accuracy of the networks in best.pt, each of its own best epoch (method 9)."""
+    path = folder / "best.pt"
+    checkpoints.restore_networks(ranks.from_first(lambda: checkpoints.load(path)), pair, path)
+    test_set, _ = recipe.best_by.split("/")
+    return test(pair.networks, loader.run(test_set), recipe)[0]["accuracy"]
 
 
 def keep_checkpoint(record: Record, state: dict, name: str) -> None:
@@ -334,7 +365,8 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
     state = checkpoints.load(path)
     device, config = go_on(script, state, options.given_flags(args), path)
     loader, line = ranks.in_turn(partial(script.make_loader, config, device)), Console().line
-    pair, recipe = make_pair(script, config, device), recipe_of(config)
+    pair = make_pair(script, config | options.FROM_CHECKPOINT, device)
+    recipe = recipe_of(config)
     checkpoints.restore_networks(state, pair, path)
     if "histories" in state:
         checkpoints.restore_histories(state, pair, loader, path)

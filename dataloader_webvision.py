@@ -1,0 +1,136 @@
+"""WebVision 1.0's first classes, and ImageNet's photos of the same (method 8).
+
+loader = webvision_dataloader("./data/WebVision1.0", "./data/imagenet/val", 50, 32, 8)
+for images, noisy_labels, index in loader.run("warmup"): ...
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from smr.data.image_files import checked_images
+from smr.data.listings import (
+    Listing,
+    class_notes,
+    entries,
+    first_ten,
+    lines_of,
+    names_and_labels,
+    refuse_broken,
+)
+from smr.data.streams import IMAGENET_VIEWS, Frame, Photos, StreamLoader
+from smr.errors import InputError
+
+WHERE = (
+    "WebVision 1.0 is on the dataset page (2017) of ETH Zurich's WebVision: unpack info/, the "
+    "validation images and google_resized_256.tar, the resized Google images that the papers used"
+)
+# Of the resized archive, which the papers used, and of the original one.
+VALIDATION_FOLDERS = ("val_images_256", "val_images")
+
+
+def listed(path: Path, num_class: int, prefix: str = "") -> Listing:
+    """The photos of a list whose label is below `num_class`, in its order. Raises InputError."""
+    rows = [(name, label) for name, label in names_and_labels(path, WHERE) if label < num_class]
+    files, labels = [prefix + name for name, _ in rows], [label for _, label in rows]
+    if absent := sorted(set(range(num_class)) - set(labels)):
+        raise InputError(
+            f"{path}: lists no photo of class {absent[0]}; --num_class {num_class} needs "
+            f"{len(absent)} classes more"
+        )
+    return Listing(files, np.array(labels, dtype=np.int64))
+
+
+def read_webvision(root: Path, num_class: int) -> tuple[Listing, Listing]:
+    """The training and the validation photos, relative to `root`. Raises InputError."""
+    train = listed(root / "info" / "train_filelist_google.txt", num_class)
+    folder = next((name for name in VALIDATION_FOLDERS if (root / name).is_dir()), None)
+    if folder is None:
+        raise InputError(f"{root / VALIDATION_FOLDERS[0]}: there is no such folder; {WHERE}")
+    return train, listed(root / "info" / "val_filelist.txt", num_class, f"{folder}/")
+
+
+def read_classes(root: Path, num_class: int) -> list[tuple[str, str]]:
+    """(synset, name) of each class. Raises InputError."""
+    path = root / "info" / "synsets.txt"
+    lines = [line.split(maxsplit=1) for line in lines_of(path, WHERE) if line.strip()]
+    if len(lines) < num_class:
+        raise InputError(f"{path}: {len(lines)} classes, expected {num_class}; {WHERE}")
+    return [
+        (synset, names[0].split(",")[0] if names else synset)
+        for synset, *names in lines[:num_class]
+    ]
+
+
+def read_imagenet(root: Path, synsets: list[str]) -> Listing:
+    """ImageNet's photos of these classes, in folders named by synset or by class number.
+
+    Raises InputError.
+    """
+    held = {entry.name for entry in entries(root)}
+    numbers = [str(label) for label in range(len(synsets))]
+    folders = synsets if synsets[0] in held else numbers
+    if absent := [name for name in folders if name not in held]:
+        raise InputError(
+            f"{root}: lacks the class folders {first_ten(absent)}; expected ImageNet's validation "
+            f"images (ILSVRC2012) in folders named by synset, such as {synsets[0]}, or by class "
+            "number, 0, 1, …"
+        )
+    rows = [
+        (f"{folder}/{entry.name}", label)
+        for label, folder in enumerate(folders)
+        for entry in entries(root / folder)
+    ]
+    return Listing([name for name, _ in rows], np.array([label for _, label in rows]))
+
+
+class webvision_dataloader(StreamLoader):
+    """Mini WebVision; `.run` is described in `smr.data.loaders.Loader`.
+
+    Args:
+        root, imagenet: the data's folders; without `imagenet`, "", there is one test set.
+        num_class: how many of WebVision's classes, the first ones.
+        frame, imagenet_frame: how photos become images, and how ImageNet's do in the test.
+        num_workers: processes that decode, and threads that look at the photos first.
+        check_images: decode all photos first, instead of reading their headers alone.
+    The others are those of StreamLoader.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        imagenet: str | Path,
+        num_class: int,
+        batch_size: int,
+        num_workers: int,
+        frame: Frame = Frame(320, 299),  # noqa: B008, it is frozen
+        imagenet_frame: Frame | None = None,
+        check_images: bool = False,
+        skip_broken: bool = False,
+        seed: int = 123,
+        **options,
+    ):
+        def good(folder: Path, *parts: Listing) -> list[Listing]:
+            found = [checked_images(folder, part, check_images, num_workers) for part in parts]
+            notes.extend(refuse_broken(folder, *found, skip_broken=skip_broken))
+            return found
+
+        root, notes = Path(root), []
+        synsets, names = zip(*read_classes(root, num_class), strict=True)
+        train, val = good(root, *read_webvision(root, num_class))
+        notes += class_notes(root, train, val, names)
+        tests = {"test": (Photos(root, val.files, frame), val.labels)}
+        if imagenet:
+            (found,) = good(Path(imagenet), read_imagenet(Path(imagenet), synsets))
+            photos = Photos(Path(imagenet), found.files, imagenet_frame or frame)
+            tests["imagenet"] = photos, found.labels
+        else:
+            notes.append("no ImageNet: WebVision's validation images are the only test set")
+        super().__init__(
+            *(Photos(root, train.files, frame), train.labels, tests, IMAGENET_VIEWS),
+            *(list(names), batch_size, seed),
+            workers=num_workers,
+            skip_broken=skip_broken,
+            facts={"data_notes": notes},
+            **options,
+        )

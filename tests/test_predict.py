@@ -1,0 +1,190 @@
+"""predict.py and smr.load: that photos are seen as the run saw them, and so by the exported one."""
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_recipe
+from photos import write_photos
+from PIL import Image
+
+import predict
+import smr
+from dataloader_animal10N import animal_dataloader
+from dataloader_cifar import cifar_dataloader
+from smr import networks
+from smr.run import checkpoints
+
+CLASSES = {"2": 3, "10": 3, "Bär, <b>": 2}  # in natural order, which is not that of strings
+
+
+def save_checkpoint(path, loader, **config):
+    """A run's checkpoint whose networks are random, but no one class; the networks."""
+    config = {"num_class": len(loader.class_names), "width": 2} | config
+    name = config.get("network", networks.PREACT)
+    pair = smr.new_pair(
+        lambda: networks.untrained(name, config["num_class"], config["width"]),
+        *(tiny_recipe(), torch.device("cpu"), False),
+    )
+    for network in pair.networks:
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data.mul_(8)
+    state = checkpoints.training_state(
+        "train_animal10N.py", pair, loader, config, "", [], "test/accuracy", 0
+    )
+    checkpoints.save(checkpoints.networks_alone(state), path)
+    return pair.networks
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photos of three classes that look like noise, in a folder of the training script's form."""
+    root = write_photos(tmp_path / "photos", CLASSES)
+    return write_photos(root, dict.fromkeys(CLASSES, 2), "testing")
+
+
+@pytest.fixture
+def loader(photos):
+    return animal_dataloader(photos, 4, 1, dataset="folder", image_size=32)
+
+
+@pytest.fixture
+def checkpoint(loader, tmp_path):
+    save_checkpoint(tmp_path / "best.pt", loader)
+    return tmp_path / "best.pt"
+
+
+def seen_in_training(loader, trained) -> torch.Tensor:
+    """The probabilities of the training images, as a run judges them."""
+    scored = [logits.mean(dim=0) for logits, _, _ in smr.score(trained, loader.run("whole"))]
+    return torch.softmax(torch.cat(scored), dim=1)
+
+
+def read_table(path) -> list[dict]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("network", ["preact_resnet18", "resnet18"])
+def test_photos_get_the_probabilities_that_the_run_gave_them(loader, photos, tmp_path, network):
+    path = tmp_path / "best.pt"
+    expected = seen_in_training(loader, save_checkpoint(path, loader, network=network))
+    model = smr.load(path)
+    images = np.stack([model.read(photos / file) for file in loader.files])
+    with torch.no_grad():
+        found = model(torch.from_numpy(images))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert found.std(dim=0).min() > 1e-4  # another image, another answer
+    assert model.classes == ["2", "10", "Bär, <b>"]
+
+
+def test_digits_are_seen_at_their_own_size_and_normalisation(tmp_path):
+    loader = cifar_dataloader("digits", 0.5, "sym", 64, 0, "", None)
+    expected = seen_in_training(loader, save_checkpoint(tmp_path / "best.pt", loader))
+    Image.fromarray(loader.thumbnails(np.array([5]))[0]).save(tmp_path / "5.png")
+    model = smr.load(tmp_path / "best.pt")
+    with torch.no_grad():
+        found = model(torch.from_numpy(model.read(tmp_path / "5.png"))[None])
+    torch.testing.assert_close(found, expected[5:6], atol=1e-5, rtol=1e-5)
+
+
+def test_the_table_has_the_two_likeliest_classes_of_each_photo_in_order(
+    loader, photos, checkpoint, tmp_path
+):
+    expected = seen_in_training(loader, smr.load(checkpoint).networks)
+    output = tmp_path / "p.csv"
+    arguments = [checkpoint, photos / "training", "--output", output, "--batch_size", 3]
+    assert predict.main([str(each) for each in arguments]) == 0
+    rows = {row["file"]: row for row in read_table(output)}
+    assert list(rows) == [
+        str(photos / "training" / name / f"{i}.png")
+        for name, n in CLASSES.items()
+        for i in range(n)
+    ]
+    for file, p in zip(loader.files, expected, strict=True):
+        first, second = p.topk(2).indices.tolist()
+        row = rows[str(photos / file)]
+        assert row["predicted"] == loader.class_names[first]
+        assert row["second"] == loader.class_names[second]
+        assert float(row["probability"]) == pytest.approx(float(p[first]), abs=1e-5)
+        assert float(row["p_second"]) == pytest.approx(float(p[second]), abs=1e-5)
+
+
+def test_the_exported_program_needs_none_of_this_code_and_gives_the_same(
+    loader, photos, checkpoint, tmp_path
+):
+    program, images, found = tmp_path / "model.pt2", tmp_path / "in.pt", tmp_path / "out.pt"
+    predict.main([str(checkpoint), str(photos / "training/2"), "--export", str(program)])
+    model = smr.load(checkpoint)
+    batch = torch.from_numpy(np.stack([model.read(photos / file) for file in loader.files]))
+    torch.save(batch, images)
+    code = (
+        "import sys, json, torch\n"
+        "_, program, images, found = sys.argv\n"
+        "names = {'classes.json': ''}\n"
+        "loaded = torch.export.load(program, extra_files=names).module()\n"
+        "batch = torch.load(images)\n"
+        "torch.save([loaded(batch), loaded(batch[:1])], found)\n"
+        "print(json.loads(names['classes.json']), 'smr' in sys.modules)\n"
+    )
+    arguments = [sys.executable, "-c", code, program, images, found]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout == "['2', '10', 'Bär, <b>'] False\n", done.stderr
+    expected = seen_in_training(loader, model.networks)
+    whole, one = torch.load(found)
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(one, expected[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_without_output_the_table_goes_to_standard_output(photos, checkpoint, capsys):
+    assert predict.main([str(checkpoint.parent), str(photos / "testing" / "2" / "1.png")]) == 0
+    header, row, *rest = capsys.readouterr().out.splitlines()
+    assert header == "file,predicted,probability,second,p_second"
+    assert row.startswith(str(photos / "testing" / "2" / "1.png")) and not rest
+
+
+def test_what_is_no_image_is_left_out_and_named_and_hidden_files_are_not_looked_at(
+    photos, checkpoint, tmp_path, capsys
+):
+    folder = photos / "testing" / "2"
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.png").write_text("no image")
+    Image.new("LA", (50, 20)).save(folder / "grey.webp", lossless=True)
+    assert predict.main([str(checkpoint), str(folder), "--output", str(tmp_path / "p.csv")]) == 0
+    assert "1 of 4 files are no images" in capsys.readouterr().err
+    assert [row["file"][-8:] for row in read_table(tmp_path / "p.csv")] == [
+        *("/2/0.png", "/2/1.png", "rey.webp"),
+    ]
+
+
+def refused(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(argument) for argument in arguments])
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and text.count("\n") == 1, text
+    return text
+
+
+def test_refusals_are_one_line(photos, checkpoint, tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("mine")
+    for arguments, words in (
+        ((checkpoint,), "give PHOTOS, --export FILE"),
+        ((checkpoint, tmp_path / "missing.png"), "there is no such file or folder"),
+        ((checkpoint, photos, "--output", tmp_path / "p.csv"), "is there already"),
+        ((tmp_path / "p.csv", photos), "no checkpoint"),
+        ((checkpoint, tmp_path / "p.csv"), "1 of 1 files are no images"),
+        ((checkpoint, photos, "--output", tmp_path / "no" / "p.csv"), "No such file"),
+    ):
+        assert words in refused(capsys, *arguments)
+    assert (tmp_path / "p.csv").read_text() == "mine"
+    state = checkpoints.load(checkpoint)
+    state["config"]["num_class"] = 4
+    checkpoints.save(state, tmp_path / "other.pt")
+    assert "holds another network" in refused(capsys, tmp_path / "other.pt", photos)
