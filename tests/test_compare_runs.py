@@ -6,7 +6,7 @@ import pytest
 from helpers import run_script
 
 import compare_runs
-from batches import InputError
+from smr.errors import InputError
 
 CONFIG = {
     "dataset": "cifar10",
@@ -120,20 +120,21 @@ def test_a_run_that_lacks_an_epoch_in_between_is_unfinished(write_run):
         compare_runs.compare([folder])
 
 
-def test_a_run_of_other_settings_than_most_is_named_and_not_averaged_in(write_run):
+def test_runs_of_other_settings_make_a_row_of_their_own_which_says_what_differs(write_run):
     usual = [write_run(str(seed), [50.0] * 12, seed=seed) for seed in (1, 2)]
-    other = write_run("other", [90.0] * 12, seed=3, width=32)
-    text = compare_runs.compare([other, *usual])
-    assert rows_of(text)[0][4:6] == ["2", "50.00 ± 0.00"]
-    assert f"- {other}: other settings (width 32, not 64)" in text
+    other = write_run("other", [90.0] * 12, seed=3, width=32, lr_steps=[[40, 0.1]])
+    apart = write_run("apart", [70.0] * 12, r=0.2, width=16)
+    rows = rows_of(compare_runs.compare([other, *usual, apart]))
+    assert sorted((row[1], row[2], row[4], row[5]) for row in rows) == [
+        ("sym 0.2", "smr", "1", "70.00"),
+        ("sym 0.5", "smr (lr_steps 40:0.1, width 32)", "1", "90.00"),
+        ("sym 0.5", "smr (lr_steps None, width 64)", "2", "50.00 ± 0.00"),
+    ]
 
 
-def test_runs_of_mixed_settings_without_a_majority_make_no_row(write_run):
-    clear = write_run("clear", [50.0] * 12, r=0.2)
-    one, two = write_run("one", [50.0] * 12), write_run("two", [90.0] * 12, seed=2, width=32)
-    text = compare_runs.compare([one, two, clear])
-    assert [row[1] for row in rows_of(text)] == ["sym 0.2"]
-    assert f"- {one}, {two}: mixed settings, no majority (width 32, not 64)" in text
+def test_a_folder_of_runs_stands_for_the_runs_in_it(write_run, tmp_path):
+    folders = [write_run(str(seed), [50.0] * 12, seed=seed) for seed in (1, 2)]
+    assert compare_runs.compare([tmp_path]) == compare_runs.compare(folders)
 
 
 def test_a_seed_counts_once(write_run):

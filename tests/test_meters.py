@@ -73,3 +73,18 @@ def test_hits_count_nothing_without_targets_or_truth():
     hits.add(None, [torch.tensor([0])])
     hits.add(torch.eye(3), [])
     assert hits.count == 0
+
+
+def test_figures_of_several_ranks_are_of_all_their_steps(monkeypatch):
+    def two_ranks(value):
+        """What this rank gives, and another rank whose figures are all 2 larger."""
+        if isinstance(value, dict):
+            return [value, {name: figure + 2 for name, figure in value.items()}]
+        return [value, value + 2]
+
+    meter, hits = meter_of(1.0, 2.0, 6.0), Hits()
+    hits.add(torch.eye(3)[:2], [torch.tensor([0, 2])])
+    monkeypatch.setattr(meters.ranks, "every", two_ranks)
+    found = meter.figures()
+    assert (found["loss"], found["weight"], found["images"]) == (4, 21, 12 + 14)
+    assert hits.percent() == pytest.approx(100 * (1 + 3) / (2 + 4))

@@ -13,13 +13,13 @@ import pytest
 import torch
 from helpers import write_cifar
 
-import experiment
 import train_cifar
-from batches import InputError
-from support import checkpoints, files, options, session
+from smr import files
+from smr.record.records import read_metrics
+from smr.run import checkpoints, devices, session
 
 TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
-RUN_NAME = "digits_0.5_sym_seed123"
+RUN_NAME = "digits_0.5_sym_ce_seed123"
 
 
 def run(output, *flags, epochs: int = 1) -> int:
@@ -91,7 +91,6 @@ def test_every_number_has_its_range_checked_before_any_data(flag, capsys):
         ("--dataset digits --noise_mode asym", "is not defined for digits: use sym"),
         ("--noise_file x.pt", "x.pt: not a .json list"),
         ("--noise_file nowhere.json", "--noise_file nowhere.json: there is no such file"),
-        ("--noise_file cifar10_sym_r0.5_seed7.json", "made for another data set, noise or seed"),
     ],
 )
 def test_combinations_that_name_no_noise_are_refused_before_any_data(flags, said, capsys):
@@ -171,20 +170,20 @@ def spoil(state, part: str, value: float) -> None:
     elif part == "momentum":
         state["optimisers"][0]["state"][0]["momentum_buffer"][0] = value
     else:
-        state["histories"][0].append(torch.full((1437,), value))
+        state["histories"][0].append((torch.arange(1437), torch.full((1437,), value)))
 
 
 def from_a_card(state) -> None:
     """Make the state one that was saved on a CUDA card with its flags of speed."""
     state["device"] = state["random"]["device"] = "cuda"
-    state["config"].update(amp="bf16", compile="on", channels_last="off")
+    state["config"].update(amp=True, compile=True, channels_last=False)
 
 
 def test_a_checkpoint_of_a_card_goes_on_with_the_cpu_s_own_flags_of_speed(folder):
     changed(folder / "last.pt", from_a_card)
     assert train_cifar.main(["--resume", str(folder), "--num_epochs", "2"]) == 0
     config = json.loads((folder / "config.json").read_text())
-    assert (config["amp"], config["compile"], config["channels_last"]) == ("off", "off", "on")
+    assert (config["amp"], config["compile"], config["channels_last"]) == (False, False, True)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
@@ -201,14 +200,25 @@ def test_flags_of_speed_of_the_same_kind_of_device_stay(folder, capsys):
 
 @pytest.mark.parametrize(
     ("dataset", "compiler", "expected"),
-    [("cifar10", "/bin/cc", "on"), ("cifar10", None, "off"), ("digits", "/bin/cc", "off")],
+    [("cifar10", "/bin/cc", True), ("cifar10", None, False), ("digits", "/bin/cc", False)],
 )
 def test_a_card_compiles_where_it_can_and_where_it_pays(dataset, compiler, expected, monkeypatch):
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(options, "has_triton", lambda: True)
-    monkeypatch.setattr(options.shutil, "which", lambda _: compiler)
+    monkeypatch.setattr(devices, "find_spec", lambda _: True)
+    monkeypatch.setattr(devices.shutil, "which", lambda _: compiler)
     config = train_cifar.resolve({"dataset": dataset}, torch.device("cuda"))
-    assert (config["amp"], config["compile"]) == ("bf16", expected)
+    assert (config["amp"], config["compile"]) == (True, expected)
+
+
+@pytest.mark.parametrize("lacking", ["compiler", "headers"])
+def test_compilation_that_is_asked_for_where_it_cannot_be_is_refused(lacking, monkeypatch, capsys):
+    monkeypatch.delenv("CXX", raising=False)
+    if lacking == "compiler":
+        monkeypatch.setattr(devices.shutil, "which", lambda _: None)
+    else:
+        monkeypatch.setattr(devices.sysconfig, "get_path", lambda _: "nowhere")
+    said = refused(capsys, *TINY, "--compile", "on")
+    assert "--compile on: this machine lacks a C compiler or Python's headers" in said
 
 
 @pytest.mark.parametrize(
@@ -217,20 +227,22 @@ def test_a_card_compiles_where_it_can_and_where_it_pays(dataset, compiler, expec
         (lambda s: spoil(s, "network", float("nan")), "linear.bias of network 2 is not finite"),
         (lambda s: spoil(s, "momentum", float("inf")), "an optimiser's momentum is not finite"),
         (lambda s: spoil(s, "history", float("nan")), "losses of the training images"),
-        (lambda s: s["histories"][0].append(torch.zeros(5)), "losses of the training images"),
+        (
+            lambda s: s["histories"][0].append((torch.arange(5), torch.zeros(4))),
+            "losses of the training images",
+        ),
         (lambda s: s["networks"].pop(), "holds another network"),
         (
             lambda s: s["networks"][0].update({"linear.weight": torch.zeros(100, 8)}),
             "size mismatch for linear.weight",
         ),
         (lambda s: s["config"].update(num_class=100), "--num_class 100: digits has 10"),
-        (lambda s: s["config"].update(width="1"), "--width: '1'"),
-        (lambda s: s["config"].update(width=10**9), "argument --width"),
-        (lambda s: s["config"].update(dataset="animal10N"), "argument --dataset"),
-        (lambda s: s["config"].update(lr=torch.zeros(1)), "its configuration is damaged"),
-        (lambda s: s.update(noise_sha256="0" * 64), "was trained on other labels"),
+        (lambda s: s["config"].update(dataset="animal10N"), "(the run has animal10N)"),
+        (lambda s: s["config"].pop("num_epochs"), "its configuration does not fit"),
+        (lambda s: s.update(script="train_animal10N.py"), "a run of train_animal10N.py; use that"),
+        (lambda s: s.update(noise_sha256="0" * 64), "the labels are not those of this run"),
         (lambda s: s["rows"].pop(), "lacks epochs of metrics.jsonl"),
-        (lambda s: s.update(epoch="1"), "it lacks epoch"),
+        (lambda s: s.update(epoch="1"), "a damaged checkpoint"),
         (lambda s: s["random"].pop("numpy"), "a damaged checkpoint"),
         (lambda s: s["random"].update(torch=torch.zeros(3, dtype=torch.uint8)), "a damaged check"),
         (lambda s: s.pop("networks"), "it lacks networks"),
@@ -287,7 +299,7 @@ def test_a_disk_full_for_an_epoch_is_reported_and_nothing_is_lost(tmp_path, caps
     assert run(tmp_path, epochs=3) == 0
     said = capsys.readouterr().out
     assert "the records were not written (No space left on device); the run goes on" in said
-    assert [row["epoch"] for row in experiment.read_metrics(tmp_path / RUN_NAME)] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in read_metrics(tmp_path / RUN_NAME)] == [0, 1, 2, 3]
     assert checkpoints.load(tmp_path / RUN_NAME / "last.pt")["epoch"] == 3
     assert not list((tmp_path / RUN_NAME).glob(".*.new"))
 
@@ -346,7 +358,8 @@ def test_networks_that_are_not_finite_are_never_saved(tmp_path, capsys):
     assert run(tmp_path, "--lr", "1e6", "--weight_decay", "1e6", epochs=3) == 1
     assert "the last checkpoint stands; try a smaller --lr" in capsys.readouterr().out
     state = checkpoints.load_training_state(tmp_path / RUN_NAME / "last.pt")
-    assert checkpoints.not_finite(state) is None
+    for network in state["networks"]:
+        assert all(torch.isfinite(tensor).all() for tensor in network.values())
 
 
 CIFAR = ("--width", "1", "--batch_size", "16", "--method", "ce", "--num_epochs", "0")
@@ -362,28 +375,21 @@ def test_spaces_and_letters_beyond_ascii_in_every_path_and_a_relative_one_work(
     monkeypatch.chdir(here)
     flags = ("--output", "läufe hier", "--noise_file", noise.name)
     assert train_cifar.main([*CIFAR, "--data_path", str(data.relative_to(here)), *flags]) == 0
-    monkeypatch.chdir(here / "läufe hier" / "cifar10_0.5_sym_seed123")
+    monkeypatch.chdir(here / "läufe hier" / "cifar10_0.5_sym_ce_seed123")
     capsys.readouterr()
     flags = ("--data_path", str(data), "--noise_file", str(noise))
     assert train_cifar.main(["--evaluate", "last.pt", *flags]) == 0
     assert "last.pt, epoch 0: accuracy 10.00 % (stored 10.00 %)" in capsys.readouterr().out
 
 
-def test_a_data_folder_that_cannot_be_written_gets_no_noise_cache(tmp_path, monkeypatch):
+def test_a_run_writes_nothing_into_the_data_folder(tmp_path):
     data = write_cifar(tmp_path / "data", "cifar10")
-    write_text = Path.write_text
-
-    def read_only(path, *text, **how):
-        if data in path.parents:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return write_text(path, *text, **how)
-
-    monkeypatch.setattr(Path, "write_text", read_only)
     before = contents(data)
     argv = [*CIFAR, "--data_path", str(data), "--output", str(tmp_path / "out")]
     assert train_cifar.main(argv) == 0
     assert contents(data) == before
-    assert (tmp_path / "out/cifar10_0.5_sym_seed123/cifar10_sym_r0.5_seed123.json").exists()
+    noise = tmp_path / "out" / "cifar10_0.5_sym_ce_seed123" / "noisy_labels.json"
+    assert len(json.loads(noise.read_text())) == 100
 
 
 def test_labels_that_do_not_fit_change_no_file(cifar10_folder, tmp_path, capsys):
@@ -403,11 +409,3 @@ def test_a_run_whose_reader_goes_away_goes_on(tmp_path):
     )
     subprocess.run(["bash", "-c", command], timeout=120, capture_output=True)
     assert len(read_lines(tmp_path / RUN_NAME / "metrics.jsonl")) == 2
-
-
-def test_stored_configurations_of_both_kinds_of_tuples_are_read_back(finished):
-    config = torch.load(finished / "last.pt", weights_only=True)["config"]
-    session.options.check_values(train_cifar.new_parser(), config)
-    with pytest.raises(InputError, match="--lr_steps"):
-        broken = config | {"lr_steps": ((1, 2, 3),)}
-        session.options.check_values(train_cifar.new_parser(), broken)

@@ -50,8 +50,10 @@ def random_states(loader: Loader) -> dict:
 def set_random_states(states: dict, loader: Loader) -> None:
     """Put back what `random_states` took, on another kind of device as far as that has the like."""
     random.setstate(states["python"])
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    kind, keys, position, *rest = states["numpy"]
+    if not 0 <= position <= len(keys):
+        raise ValueError("NumPy's random state")  # which NumPy would believe
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))
     torch.set_rng_state(states["torch"])
     device = loader.generator.device
     if device.type != states["device"]:

@@ -108,7 +108,7 @@ def shown(flag: str, value) -> str:
     """A flag's value as a command line gives it."""
     if flag in SWITCHES and isinstance(value, bool):
         return SWITCHES[flag][value]
-    if flag == "lr_steps":
+    if flag == "lr_steps" and value is not None:
         return ",".join(f"{epoch}:{factor:g}" for epoch, factor in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -127,7 +127,11 @@ def go_on(script: Script, state: dict, given: dict, path: Path) -> tuple[torch.d
         raise InputError(f"{path}: a run of {state['script']}; use that script")
     with checkpoints.fitting(path, "its configuration does not fit"):
         device = device_of(state["config"] | given)
-        return device, script.resolve(options.continued(state, given, device, str(path)), device)
+        flags = options.continued(state, given, device, str(path))
+        try:
+            return device, script.resolve(flags, device)
+        except InputError as error:
+            raise InputError(f"{path}: its configuration does not fit: {error}") from error
 
 
 def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
@@ -172,6 +176,8 @@ def locked(folder: Path) -> Iterator[None]:
             finally:
                 if [entry.name for entry in folder.iterdir()] == [lock.name]:
                     shutil.rmtree(folder)
+                    with suppress(OSError):  # it holds other runs
+                        folder.parent.rmdir()
     except BlockingIOError as error:
         raise InputError(f"{folder}: another process trains here; use another --id") from error
     except OSError as error:
@@ -227,7 +233,7 @@ def run(
     machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
     replace_json(folder / "config.json", config | facts | machine | {"ranks": ranks.count()})
     introduce(record, facts, given, device)
-    if loader.clean_labels is not None:
+    if not rows and loader.clean_labels is not None:
         noisy = labels.label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
         replace_text(folder / "noisy_labels.json", json.dumps(noisy))
     if not rows:

@@ -1,4 +1,4 @@
-"""What a run shows besides figures: pictures, labels.csv and the closing words."""
+"""Which labels look wrong: the judgement, labels.csv, the closing words, and a run's own."""
 
 import csv
 import json
@@ -6,14 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, run_script, tiny_recipe
+from helpers import TinyNet, run_script, tiny_pair, tiny_recipe
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import smr
-from batches import Augmentation, ImageData, NoisyLoader
-from support import pictures, report
+from smr.data.images import Views
+from smr.data.loaders import ImageData, NoisyLoader
+from smr.divide import Scores
+from smr.record import labels, pictures
 
 NAMES = [f"class {label}" for label in range(10)]
 
@@ -22,8 +24,7 @@ def loader_of(labels, clean, files=None) -> NoisyLoader:
     """A loader of as many 8x8 images of one brightness each as there are labels."""
     images = np.random.default_rng(5).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     data = ImageData(images, np.asarray(labels), images[:4], np.arange(4), NAMES, clean, files)
-    plain = Augmentation(0, False)
-    return NoisyLoader(data, (0.5,) * 3, (0.25,) * 3, plain, 16, 1, "cpu", False, None)
+    return NoisyLoader(data, Views((0.5,) * 3, (0.25,) * 3), 16, 1)
 
 
 @pytest.fixture
@@ -37,26 +38,31 @@ def noisy():
 
 @pytest.fixture
 def pair():
-    recipe = tiny_recipe()
-    return smr.new_pair(TinyNet, recipe, torch.device("cpu"), False)
+    return tiny_pair(tiny_recipe(), TinyNet)
 
 
-def judgement_of(given, predicted, p_given, p_clean, p_predicted=1.0) -> report.Judgement:
-    p_predicted = np.broadcast_to(p_predicted, len(given))
-    return report.Judgement(*map(np.asarray, (given, predicted, p_predicted, p_given, p_clean)))
+def judgement_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> labels.Judgement:
+    """Networks that give the label and the class seen these probabilities, and no other any."""
+    count = len(given)
+    probability = np.zeros((count, 10), np.float32)
+    probability[np.arange(count), predicted] = p_predicted
+    probability[np.arange(count), given] = p_given
+    return labels.Judgement(
+        np.arange(count), np.asarray(given), probability, np.asarray(p_clean, dtype=float)
+    )
 
 
 def test_judgement_is_what_the_networks_say_one_by_one(pair, noisy):
-    judgement = report.judge(pair, noisy, tiny_recipe())
+    judgement = labels.judge(pair, noisy, tiny_recipe())
     images = noisy.train_images.plain(noisy.train_index)
-    labels = noisy.noisy_labels
+    given = noisy.noisy_labels
     with torch.no_grad():
         logits = sum(network.eval()(images) for network in pair.networks)
     probability = torch.softmax(logits / 2, dim=1).numpy()
     np.testing.assert_array_equal(judgement.predicted, logits.argmax(dim=1))
     np.testing.assert_allclose(judgement.p_predicted, probability.max(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(judgement.p_given, probability[np.arange(50), labels], rtol=1e-5)
-    splits = smr.co_divide(pair, noisy.run("eval_train"), tiny_recipe())
+    np.testing.assert_allclose(judgement.p_given, probability[np.arange(50), given], rtol=1e-5)
+    splits = smr.co_divide(pair, noisy, tiny_recipe())
     np.testing.assert_allclose(judgement.p_clean, [s.probability for s in splits], rtol=1e-4)
 
 
@@ -64,17 +70,17 @@ def test_judging_at_r_09_uses_the_history_and_leaves_it_alone(pair, noisy):
     recipe = tiny_recipe(r=0.9)
     for _ in range(5):
         for history in pair.histories:
-            history.append(torch.rand(50))
+            history.append(Scores(torch.arange(50), torch.rand(50)))
     before = [[id(losses) for losses in history] for history in pair.histories]
-    judgement = report.judge(pair, noisy, recipe)
+    judgement = labels.judge(pair, noisy, recipe)
     assert [[id(losses) for losses in history] for history in pair.histories] == before
-    splits = smr.co_divide(pair, noisy.run("eval_train"), recipe)
+    splits = smr.co_divide(pair, noisy, recipe)
     np.testing.assert_allclose(judgement.p_clean, [s.probability for s in splits], rtol=1e-4)
 
 
 def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noisy):
-    judgement = report.judge(pair, noisy, tiny_recipe())
-    rows = list(csv.DictReader(report.labels_csv(judgement, noisy).splitlines()))
+    judgement = labels.judge(pair, noisy, tiny_recipe())
+    rows = list(csv.DictReader(labels.labels_csv(judgement, noisy).splitlines()))
     assert ",".join(rows[0]) == (
         "index,file,given,given_name,predicted,predicted_name,p_predicted,p_given,"
         "p_clean_net1,p_clean_net2,p_clean,rank,true"
@@ -93,7 +99,7 @@ def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noi
 
 def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
     loader = loader_of(np.arange(20) % 10, None)
-    rows = report.labels_csv(report.judge(pair, loader, tiny_recipe()), loader).splitlines()
+    rows = labels.labels_csv(labels.judge(pair, loader, tiny_recipe()), loader).splitlines()
     row = next(csv.DictReader(rows))
     assert row["file"] == "" and row["true"] == ""
 
@@ -117,19 +123,19 @@ def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions(
     judgement = judgement_of(
         [0] * 6, [1, 1, 1, 2, 0, 3], [0, 0.1, 0.2, 0.3, 0.9, 0.8], [[0, 0, 0.1, 0.2, 0.9, 0.9]] * 2
     )
-    words = report.closing_words(judgement, loader)
+    words = labels.closing_words(judgement, loader)
     assert words[0] == (
         "4 of 6 training labels look wrong (66.7 %), most often class 0 that looks like class 1 "
         "(3), class 0 that looks like class 2 (1)"
     )
-    assert words[1] == (
-        "by the true labels 4 are wrong, 4 of them among these; average precision of the ranking "
-        "1.000"
+    assert words[-1] == (
+        "by the true labels 4 are wrong, 4 of them among these (precision 1.000, recall 1.000); "
+        "average precision of the ranking 1.000"
     )
 
 
 def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
-    words = report.closing_words(
+    words = labels.closing_words(
         judgement_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
     )
     assert words == ["0 of 2 training labels look wrong (0.0 %)"]
@@ -138,7 +144,7 @@ def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
 def test_networks_that_are_not_finite_judge_nothing_and_say_so(pair, noisy, tmp_path):
     pair.networks[1].linear.weight.data.fill_(float("nan"))
     said = []
-    assert report.report(pair, noisy, tiny_recipe(), tmp_path, said.append) == {}
+    assert labels.report(pair, noisy, tiny_recipe(), tmp_path, said.append) == {}
     assert said == ["labels.csv was not written: the loss of a training image is not finite"]
     assert not list(tmp_path.iterdir())
 
@@ -147,93 +153,26 @@ def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the
     pair, noisy, tmp_path
 ):
     said = []
-    drawn = report.report(pair, noisy, tiny_recipe(), tmp_path / "missing", said.append)
+    drawn = labels.report(pair, noisy, tiny_recipe(), tmp_path / "missing", said.append)
     assert said[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
     assert set(drawn) == {"wrong_labels/suspects", "wrong_labels/transitions"}
 
 
-def split_of(losses) -> smr.Split:
-    return smr.divide([torch.as_tensor(losses)], tiny_recipe())
-
-
-def colour_count(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
-    return int((picture == np.array(colour)).all(axis=2).sum())
-
-
-def test_mixture_densities_integrate_to_one_and_the_clean_component_comes_first():
-    losses = np.concatenate([np.random.normal(0.2, 0.04, 600), np.random.normal(0.7, 0.05, 400)])
-    points = np.linspace(-1, 2, 3001)
-    densities = pictures.mixture_densities(split_of(losses).mixture, points)
-    areas = densities.sum(axis=1) * (points[1] - points[0])
-    assert areas == pytest.approx([0.6, 0.4], abs=0.02)
-    assert points[densities.argmax(axis=1)] == pytest.approx([0.2, 0.7], abs=0.15)
-
-
-def test_loss_histogram_shows_right_and_wrong_labels_by_their_share():
-    losses = np.concatenate([np.full(300, 0.1), np.full(100, 0.8), [0.0, 1.0]])
-    is_clean = losses < 0.5
-    split = split_of(losses)
-    apart = pictures.loss_histogram(split, is_clean, "")
-    together = pictures.loss_histogram(split, None, "")
-    assert apart.dtype == np.uint8 and apart.shape == together.shape
-    below_legend, low, high = slice(180, 360), slice(60, 340), slice(510, 525)  # 0 to 0.5; 0.8
-    assert colour_count(apart[below_legend, high], pictures.RED) > 100
-    assert colour_count(apart[below_legend, low], pictures.RED) == 0
-    assert colour_count(apart[below_legend, low], pictures.BLUE) > 100
-    assert colour_count(together, pictures.RED) == 0
-
-
-def test_loss_histogram_of_equal_losses_has_no_mixture_to_draw():
-    split = split_of(np.full(50, 0.3))
-    picture = pictures.loss_histogram(split, None, "")
-    assert split.mixture is None and colour_count(picture, pictures.DARK_RED) == 0
-
-
-def test_matrix_is_darker_where_more_of_a_row_lies():
-    counts = np.array([[60, 30, 10], [0, 5, 0], [0, 0, 0]])
-    picture = pictures.matrix(counts, ["a", "b", "c"], "", "", "")
-    faint = tuple(int(255 + 0.3**0.5 * (c - 255)) for c in pictures.DARK_BLUE)
-    full_cell, faint_cell = (
-        np.argwhere((picture == colour).all(axis=2)) for colour in (pictures.DARK_BLUE, faint)
-    )
-    assert len(full_cell) > 1000 and len(faint_cell) > 1000
-    below, beside = full_cell.mean(axis=0) - faint_cell.mean(axis=0)
-    assert below == pytest.approx(46, abs=2) and beside == pytest.approx(0, abs=2)
-
-
-@pytest.mark.parametrize("classes", [10, 100])
-def test_matrix_of_a_class_without_images_and_of_many_classes_is_drawn(classes):
-    picture = pictures.matrix(np.zeros((classes, classes), int), ["name"] * classes, "", "", "")
-    assert picture.shape[0] > classes * 12
-
-
-def test_transitions_are_wider_where_the_true_noise_is_known():
-    given, predicted = np.array([0, 1, 1]), np.array([0, 0, 1])
-    found = pictures.transitions(given, predicted, None, ["a", "b"])
-    both = pictures.transitions(given, predicted, predicted, ["a", "b"])
-    assert both.shape[1] > 1.5 * found.shape[1]
-
-
-def test_noise_found_has_predicted_classes_as_rows_and_given_labels_as_columns():
-    given, predicted, names = np.array([1, 1, 1, 0]), np.zeros(4, int), ["a", "b"]
-    expected = pictures.matrix(
-        np.array([[1, 3], [0, 0]]),
-        names,
-        "Noise found, % of each predicted class",
-        "predicted",
-        "given",
-        as_percent=True,
-    )
-    found = pictures.transitions(given, predicted, None, names)
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_suspects_of_fewer_images_than_a_row_are_drawn_in_their_colours():
-    images = np.zeros((3, 8, 8, 3), np.uint8)
-    images[1] = (0, 200, 0)
-    labels = np.array([0, 1, 0])
-    picture = pictures.suspects(images, np.arange(3), labels, labels, ["a" * 40, "b"])
-    assert colour_count(picture, (0, 200, 0)) == 128 * 128
+def test_suspects_are_the_most_suspicious_first_with_the_given_label_and_the_one_seen(
+    noisy, monkeypatch
+):
+    asked = {}
+    monkeypatch.setattr(pictures, "suspects", lambda *given: asked.update(given=given))
+    p_given = np.linspace(0.9, 0.01, 50)
+    given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
+    judgement = judgement_of(given, predicted, p_given, [np.linspace(0.9, 0.1, 50)] * 2)
+    labels.draw(judgement, noisy)
+    images, captions, shown_given, shown_predicted, names = asked["given"]
+    assert captions[:3] == ["image 49.png", "image 48.png", "image 47.png"]
+    np.testing.assert_array_equal(images, noisy.thumbnails(np.arange(49, -1, -1)))
+    assert shown_given.tolist() == given[::-1].tolist()
+    assert shown_predicted.tolist() == predicted[::-1].tolist()
+    assert names == NAMES
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +182,7 @@ def finished_run(tmp_path_factory):
     arguments = ["--dataset", "digits", "--width", "2", "--warm_up", "1", "--num_epochs", "2"]
     done = run_script("train_cifar.py", *arguments, "--output", "out", cwd=root, timeout=300)
     assert done.returncode == 0, done.stderr
-    return root / "out" / "digits_0.5_sym_seed123", done.stdout
+    return root / "out" / "digits_0.5_sym_smr_seed123", done.stdout
 
 
 def read_labels(folder):
@@ -255,7 +194,7 @@ def test_a_run_ends_with_labels_csv_and_says_in_words_what_it_found(finished_run
     folder, output = finished_run
     rows = read_labels(folder)
     assert len(rows) == 1437
-    noisy = json.loads((folder / "digits_sym_r0.5_seed123.json").read_text())
+    noisy = json.loads((folder / "noisy_labels.json").read_text())
     assert [int(row["given"]) for row in rows] == noisy
     wrong = [row["given"] != row["true"] for row in rows]
     assert sum(wrong) / 1437 == pytest.approx(0.4502, abs=1e-4)
@@ -284,7 +223,13 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
     tags = events.Tags()
     metrics = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
     curves = {tag for row in metrics for tag in row} - {"epoch", "kind"}
-    assert curves == set(tags["scalars"])
+    memory = {tag for tag in curves if tag.startswith("memory/")}
+    overview = {f"overview/{name}" for name in ("accuracy", "best_accuracy", "auc", "precision")}
+    assert set(tags["scalars"]) == curves - memory | overview
+    assert min(tags["scalars"]) == "overview/accuracy"  # the first chart of the page
+    aucs = [[m[f"split/net{k}/auc"] for k in (1, 2)] for m in metrics if "split/net1/auc" in m]
+    means = [e.value for e in events.Scalars("overview/auc")]
+    assert means == pytest.approx([sum(pair) / 2 for pair in aucs])
     assert {"split/net2/auc", "train/net1/refined_accuracy", "time/images_per_second"} <= curves
     assert {
         "test/confusion",
@@ -311,8 +256,8 @@ def test_the_table_of_runs_sorts_by_method_noise_and_final_accuracies(finished_r
         )
         for part in ("experiment", "session_start_info")
     )
-    shown = {info.name for info in table.experiment.hparam_infos if info.differs}
-    assert shown == {"dataset", "method", "noise_mode", "r", "seed"}
+    shown = {info.name for info in table.experiment.hparam_infos}
+    assert shown == {"dataset", "method", "noise_mode", "r", "seed"}  # five are shown unasked
     assert "test/best_accuracy" in {m.name.tag for m in table.experiment.metric_infos}
     given = start.session_start_info.hparams
     assert given["method"].string_value == "smr" and given["r"].number_value == 0.5
