@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import reproduce
 
 import train_cifar
+from smr.run.devices import can_compile
 
 TINY = ["--width", "2", "--warm_up", "1", "--batch_size", "32", "--device", "cpu"]
 
@@ -29,8 +30,8 @@ def test_a_cell_leaves_its_records_and_a_row_beside_the_published_figure(tmp_pat
     results = tmp_path / "results"
     flags = [*tiny_flags(tmp_path), "--num_epochs", "1", "--results", str(results)]
     assert reproduce.main(["asym40", *flags]) == 0
-    folder = results / "full" / "cifar10_0.4_asym_seed123_smr_full"
-    assert {path.name for path in folder.iterdir()} == {"config.json", *reproduce.RECORDS}
+    folder = results / "full" / "cifar10_0.4_asym_smr_seed123_full"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl"}
     assert str(tmp_path) not in (folder / "config.json").read_text()
     assert json.loads((folder / "config.json").read_text())["lambda_u"] == 0
     table = (results / "full" / "table.md").read_text()
@@ -44,8 +45,10 @@ def test_the_same_command_goes_on_and_ends_at_once_when_done(tmp_path, capsys):
     assert reproduce.main([*flags, "--num_epochs", "0"]) == 0
     assert reproduce.main([*flags, "--num_epochs", "1"]) == 0
     assert "resumed after epoch 0" in capsys.readouterr().out
-    kept = tmp_path / "results" / "full" / "cifar10_0.5_sym_seed123_smr_full" / "acc.txt"
-    assert [line.split()[0] for line in kept.read_text().splitlines()] == ["Epoch:0", "Epoch:1"]
+    kept = tmp_path / "results" / "full" / "cifar10_0.5_sym_smr_seed123_full" / "metrics.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert all(len(f"{row['train/net1/loss']:.10g}") <= 8 for row in rows), "six digits are kept"
     assert reproduce.main([*flags, "--num_epochs", "1"]) == 0
     assert "finished at epoch 1" in capsys.readouterr().out
 
@@ -65,6 +68,25 @@ def test_every_cell_is_the_published_recipe_but_for_what_short_says(cell, short,
         assert "num_epochs" not in given
 
 
+@pytest.mark.parametrize("method", ["smr", "dividemix", "ce"])
+def test_the_small_protocol_is_one_for_every_method_but_for_what_a_method_has_not(method):
+    kept = []
+    with mock.patch.object(reproduce, "reproduce", lambda *given: kept.extend(given) or 0):
+        assert reproduce.main(["sym50", "--small", "--method", method, "--seed", "3"]) == 0
+    flags, results = kept
+    given = train_cifar.options.given_flags(train_cifar.new_parser().parse_args(flags))
+    config = train_cifar.resolve(given, torch.device("cpu"))
+    wanted = {
+        "train_images": 5000, "width": 16, "batch_size": 64, "num_epochs": 60, "lr": 0.02,
+        "lr_steps": ((40, 0.1),), "r": 0.5, "lambda_u": 25.0, "seed": 3, "id": "small",
+    }  # fmt: skip
+    assert {name: config[name] for name in wanted} == wanted
+    own = {"smr": (10, 15), "dividemix": (10, 0), "ce": (0, 0)}
+    assert (config["warm_up"], config["recalibrate_every"]) == own[method]
+    assert results.name == "small"
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
 @pytest.mark.slow
 def test_parity_puts_float32_and_the_fast_setting_side_by_side(tmp_path, capsys):
     fast = {"fast": ["--amp", "bf16", "--compile", "on"]}
