@@ -19,7 +19,7 @@ from dataloader_cifar import HUMAN_LABELS
 from smr.errors import InputError
 from smr.record.log import duration
 from smr.record.records import read_metrics
-from smr.run.options import FREE, Parser, one_line_errors, shown
+from smr.run.options import FREE, SPEED, Parser, one_line_errors, shown
 
 HEADINGS = (
     *("data set", "noise", "method", "num_epochs", "seeds"),
@@ -29,7 +29,7 @@ HEADINGS = (
 # the seed.
 NO_SETTINGS = {
     *FREE,
-    *("seed", "amp", "compile", "channels_last", "noise_file"),
+    *("seed", *SPEED, "ranks", "noise_file"),
     *("noise_sha256", "realised_noise_rate", "versions", "hardware"),
 } - {"num_epochs"}
 # Method 7: what papers report for a cell, by the method that reports it.
@@ -142,6 +142,20 @@ def differing(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
     )
 
 
+def mixed(runs: Sequence[FinishedRun]) -> list[str]:
+    """A note where the runs of a row had different numbers of processes (docs/reproduce.md)."""
+    numbers = sorted({run.config.get("ranks", 1) for run in runs})
+    if len(numbers) == 1:
+        return []
+    counts = " and ".join(map(str, numbers))
+    return [f"{', '.join(runs[0].cell)}: runs of {counts} processes, which differ within noise"]
+
+
+def listed(heading: str, notes: Sequence[str]) -> str:
+    """The notes below a heading; '' without any."""
+    return f"\n{heading}:\n\n" + "".join(f"- {note}\n" for note in notes) if notes else ""
+
+
 def mean_and_deviation(values: Sequence[float]) -> str:
     """`mean ± standard deviation` of the sample; the mean alone of one value."""
     mean = f"{statistics.mean(values):.2f}"
@@ -190,14 +204,15 @@ def compare(paths: Sequence[Path]) -> str:
         rows.setdefault(run.row, []).append(run)
     if not rows:
         raise InputError("no finished run: " + "; ".join(notes))
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
+    lines, warnings = [HEADINGS, tuple("---" for _ in HEADINGS)], []
     for _, runs in sorted(rows.items()):
         kept, doubled = one_a_seed(runs)
         notes += doubled
+        warnings += mixed(kept)
         cell = [run for run in finished if run.cell == kept[0].cell]
         lines.append(table_row(kept, differing(kept[0], cell)))
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + ("\nNot averaged in:\n\n" if notes else "") + "".join(f"- {n}\n" for n in notes)
+    return table + listed("Averaged together", warnings) + listed("Not averaged in", notes)
 
 
 def main(argv: list[str] | None = None) -> int:

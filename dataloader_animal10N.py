@@ -1,4 +1,4 @@
-"""Animal-10N, and any folder of class folders: photos with wrong labels (method 1).
+"""Animal-10N: photos with labels as people gave them (method 1).
 
 loader = animal_dataloader("./data/Animal-10N", 128, 4)
 for images, noisy_labels, index in loader.run("warmup"): ...
@@ -6,7 +6,6 @@ for images, noisy_labels, index in loader.run("warmup"): ...
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +17,10 @@ from smr.data.image_files import read_images
 from smr.data.images import Views
 from smr.data.listings import (
     Listing,
-    class_names,
     class_notes,
     entries,
     first_ten,
     has_class_folders,
-    held_out,
     list_class_folders,
     listing_of,
     natural_order,
@@ -53,12 +50,6 @@ RECORD = np.dtype(
 ANIMAL_VIEWS = Views((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214), flip=True)
 
 
-def folder_views(size: int) -> Views:
-    """ImageNet's constants, as is usual for photos; CIFAR's crops, 4 of 32 pixels."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Views(mean, std, padding=round(size / 8), flip=True)
-
-
 def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Console) -> ImageData:
     """Animal-10N in any of its forms; which one, is found out by looking (method 1).
 
@@ -82,62 +73,12 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Console
         form = f"binaries {', '.join(names)} and test_batch.bin"
         console.line(f"{root}: {form}")
         train, test = read_binaries(root, names), read_binaries(root, ["test_batch.bin"])
-    return as_data(root, train, test, list(ANIMALS), skip_broken, [f"form: {form}"])
-
-
-def read_folder(
-    root: Path,
-    size: int,
-    val_fraction: float,
-    seed: int,
-    threads: int,
-    skip_broken: bool,
-    console: Console,
-) -> ImageData:
-    """Photos in root/training/<class>/ and, where it is there, root/testing/<class>/.
-
-    Without root/testing, `val_fraction` of each class is held out, chosen by `seed`.
-    Raises InputError.
-    """
-    classes = class_names(root)
-    wanted = ["training", "testing"] if (root / "testing").is_dir() else ["training"]
-    form = " and ".join(f"{part}/<class>/" for part in wanted)
-    console.line(f"{root}: {form}, {len(classes)} classes")
-    labels = {name: label for label, name in enumerate(classes)}
-    train, *test = (
-        read_images(root, list_class_folders(root, part, labels), size, threads, console)
-        for part in wanted
-    )
-    notes = [f"form: {form}"]
-    if test:
-        return as_data(root, train, test[0], classes, skip_broken, notes)
-    images, listing = train
-    chosen = held_out(listing.labels, val_fraction, seed)
-    notes.append(
-        f"no testing/: {chosen.sum()} training images are held out for the test; their labels are "
-        "noisy too, so that test accuracy counts agreement with wrong labels as well"
-    )
-    train = images[~chosen], listing.only(~chosen)
-    test = images[chosen], replace(listing.only(chosen), broken={})
-    data = as_data(root, train, test, classes, skip_broken, notes)
-    data.test_labels_are_noisy = True
-    return data
-
-
-def as_data(
-    root: Path,
-    train: tuple[np.ndarray, Listing],
-    test: tuple[np.ndarray, Listing],
-    classes: list[str],
-    skip_broken: bool,
-    notes: list[str],
-) -> ImageData:
-    """Both parts, each its images and their Listing, as ImageData. Raises InputError."""
     (images, listing), (test_images, test_listing) = train, test
-    left_out = refuse_broken(root, listing, test_listing, skip_broken=skip_broken)
-    notes = notes + left_out + class_notes(root, listing, test_listing, classes)
+    notes = [f"form: {form}"]
+    notes += refuse_broken(root, listing, test_listing, skip_broken=skip_broken)
+    notes += class_notes(root, listing, test_listing, ANIMALS)
     return ImageData(
-        *(images, listing.labels, test_images, test_listing.labels, classes),
+        *(images, listing.labels, test_images, test_listing.labels, list(ANIMALS)),
         files=listing.files,
         notes=notes,
     )
@@ -211,15 +152,12 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
 
 
 class animal_dataloader(NoisyLoader):
-    """Animal-10N or a folder of class folders; `.run` is described in `smr.data.loaders.Loader`.
+    """Animal-10N; `.run` is described in `smr.data.loaders.Loader`.
 
     Args:
         root: the data's folder.
         num_workers: threads that decode images.
         paths: accepted for the family's sake; which images there are, the folder tells.
-        dataset: 'animal10N' or 'folder'.
-        image_size, val_fraction: of 'folder' alone: the images' side, and the share held out
-            where there is no testing/.
         skip_broken: leave out what is no image instead of refusing it.
         log: an open text file for a line about each split, or None.
         device, channels_last: where images are served, and in which memory format.
@@ -231,20 +169,11 @@ class animal_dataloader(NoisyLoader):
         batch_size: int,
         num_workers: int,
         paths: Sequence[str] = (),
-        dataset: str = "animal10N",
-        image_size: int = ANIMAL_SIZE,
-        val_fraction: float = 0.1,
         skip_broken: bool = False,
         seed: int = 123,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         log=None,
     ):
-        root, threads, console = Path(root), num_workers, Console()
-        if dataset == "folder":
-            views = folder_views(image_size)
-            data = read_folder(root, image_size, val_fraction, seed, threads, skip_broken, console)
-        else:
-            views = ANIMAL_VIEWS
-            data = read_animal10n(root, threads, skip_broken, console)
-        super().__init__(data, views, batch_size, seed, device, channels_last, log)
+        data = read_animal10n(Path(root), num_workers, skip_broken, Console())
+        super().__init__(data, ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)

@@ -5,12 +5,13 @@
     python train_animal10N.py --dataset folder --data_path ./photos
 
 The first reproduces a figure of the paper, on data that its authors hand out on request; the
-second takes your own photos, photos/training/<class>/*. A flag that is not given takes its value
-from the data set's recipe.
+second takes your own photos, photos/<class>/* or photos/training/<class>/*, with a recipe that
+suits their number. A flag that is not given takes its value from the data set's recipe.
 """
 
 import os
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":
     # Before torch is loaded: its threads shall not spin on cores that other runs need.
@@ -19,14 +20,14 @@ if __name__ == "__main__":
 import torch
 
 import dataloader_animal10N as data
-from PreResNet import ResNet18
-from smr.data.listings import class_names
+from dataloader_folder import VAL_FRACTION, folder_dataloader, list_folder
+from smr.data.loaders import Loader
 from smr.errors import InputError
-from smr.run import options, session
-from vgg import vgg19_bn
+from smr.run import devices, options, photos, session
+from smr.run.photos import build_network
 
 # Method 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
-ANIMAL_RECIPE = {
+ANIMAL_RECIPE = photos.RECIPE | {
     "num_epochs": 200,
     "batch_size": 128,
     "lr": 0.01,
@@ -34,17 +35,42 @@ ANIMAL_RECIPE = {
     "weight_decay": 1e-3,
     "warm_up": 30,
     "recalibrate_every": 15,
-    "lambda_u": 0.0,
-    "image_size": data.ANIMAL_SIZE,
+    **dict.fromkeys(("image_size", "resize"), data.ANIMAL_SIZE),
     "network": "vgg19_bn",
-    "width": 64,
-    "num_workers": os.cpu_count() or 1,
+    "data_path": "./data/Animal-10N",
 }
-RECIPES = {
-    "animal10N": ANIMAL_RECIPE | {"data_path": "./data/Animal-10N"},
-    # The only published recipe for labels that people gave.
-    "folder": ANIMAL_RECIPE | {"data_path": "", "val_fraction": 0.1},
+# Clothing1M's, published for labels that people gave and a trained network to start from.
+FOLDER_RECIPE = photos.RECIPE | {
+    "lr": 0.002,
+    "weight_decay": 1e-3,
+    "warm_up": 1,
+    "alpha": 0.5,
+    # The smallest of the usual ones: on two CPU cores a run takes an hour, not a night.
+    "network": "resnet18",
+    "pretrained": True,
+    "data_path": "",
 }
+USUAL_PHOTOS, USUAL_EPOCHS = 2000, 6
+RECIPES = {"animal10N": ANIMAL_RECIPE, "folder": FOLDER_RECIPE}
+OF_FOLDER = ("image_size", "resize", "val_fraction", "pretrained", "weights", "check_images")
+
+
+def recipe_for(count: int, device: torch.device) -> dict:
+    """The folder recipe's values that depend on the number of training photos and the device."""
+    # 2,000 photos take about an hour on two CPU cores. Fewer need more epochs for as many steps,
+    # yet repeat themselves: the root is between as many epochs and as many steps.
+    num_epochs = min(max(round(USUAL_EPOCHS * (USUAL_PHOTOS / count) ** 0.5), 4), 40)
+    batch_size = 32
+    while batch_size > 8 and count < 16 * batch_size:
+        batch_size //= 2
+    return FOLDER_RECIPE | {
+        "num_epochs": num_epochs,
+        "batch_size": batch_size,
+        "lr_steps": ((-(-num_epochs // 2), 0.1),),
+        # Clothing1M's every 10 of 80 epochs, but never so often that no other epoch is left.
+        "recalibrate_every": max(3, num_epochs // 8),
+        "image_size": 224 if device.type == "cuda" else 128,
+    }
 
 
 NOISE_FLAGS = ("--r", "--noise_mode", "--noise_file")
@@ -52,72 +78,60 @@ NO_NOISE = "these labels are as people gave them, and no noise is injected"
 
 
 def new_parser() -> options.Parser:
-    """The shared flags, and those of image files and their networks."""
+    """The shared flags, and those of photos."""
     parser = options.new_parser(__doc__, RECIPES, dict.fromkeys(NOISE_FLAGS, NO_NOISE))
     add = options.add_data_flags(
         parser,
-        "folder is any DIR/training/<class>/* (default: animal10N)",
+        "folder is any DIR/<class>/* or DIR/training/<class>/* (default: animal10N)",
         "DIR holds training/ and testing/, or the binaries (default: ./data/Animal-10N)",
     )
-    about = "side to which a folder's images are scaled and cropped (default: 64)"
-    add("--image_size", type=options.number(int, 32, 1024), metavar="PIXELS", help=about)
-    about = "share of a folder without testing/ that is held out as test images (default: 0.1)"
+    about = f"""share of a folder without testing/ that is held out as test images (default:
+        {VAL_FRACTION})"""
     add("--val_fraction", type=options.number(float, 0, 0.5, open_low=True), help=about)
-    about = "leave out files that are no images (default: refuse them, naming the first ten)"
-    add("--skip_broken", action="store_true", default=None, help=about)
-    about = "threads that decode images (default: one for each core)"
-    add("--num_workers", type=options.number(int, 0), help=about)
-    about = """preact_resnet18 has a twelfth of the weights, and trains on a CPU if --width is
-        small (default: vgg19_bn, the published one)"""
-    add("--network", choices=("vgg19_bn", "preact_resnet18"), help=about)
+    photos.add_flags(parser, add)
     return parser
 
 
 def resolve(given: dict, device: torch.device) -> dict:
     """The run's configuration (`options.resolve`), with the consequences of the data."""
     dataset = given.get("dataset", "animal10N")
-    config = options.resolve(given, {"dataset": dataset} | RECIPES[dataset], device)
-    if dataset == "animal10N":
-        classes = len(data.ANIMALS)
-        for flag in given.keys() & {"image_size", "val_fraction"}:
-            if given[flag] != RECIPES[dataset].get(flag):
-                raise InputError(f"--{flag}: only with --dataset folder")
-    elif config["data_path"]:
-        classes = len(class_names(config["data_path"]))
+    if dataset == "folder":
+        if not given.get("data_path"):
+            raise InputError("--dataset folder needs --data_path DIR, with DIR/<class>/*")
+        found = list_folder(Path(given["data_path"]), given.get("val_fraction"), 0)
+        recipe, classes = recipe_for(len(found.train.files), device), len(found.class_names)
     else:
-        raise InputError("--dataset folder needs --data_path DIR, with DIR/training/<class>/*")
-    if config["network"] == "vgg19_bn" and config["width"] != RECIPES[dataset]["width"]:
-        raise InputError("--width: only with --network preact_resnet18")
+        recipe, classes = ANIMAL_RECIPE, len(data.ANIMALS)
+        for flag in OF_FOLDER:
+            if given.get(flag, recipe.get(flag)) != recipe.get(flag):
+                raise InputError(f"--{flag}: only with --dataset folder")
+    config = options.resolve(given, {"dataset": dataset} | recipe, device)
     options.settle_num_class(config, classes, config["data_path"])
-    if device.type == "cpu" and "channels_last" not in given:
+    if device.type == "cpu" and dataset == "animal10N" and "channels_last" not in given:
         # On a CPU it gains little.
         config["channels_last"] = False
-    # Kept: without a weight on their loss, the other rows skip the network (method 5).
-    config["labelled_rows_only"] = config["lambda_u"] == 0
+    photos.settle(config)
     return config
 
 
-def make_loader(config: dict, device: torch.device) -> data.animal_dataloader:
+def make_loader(config: dict, device: torch.device) -> Loader:
     """The data of a configuration."""
-    return data.animal_dataloader(
-        root=config["data_path"],
-        batch_size=config["batch_size"],
-        num_workers=config["num_workers"],
-        dataset=config["dataset"],
-        image_size=config["image_size"],
-        val_fraction=config.get("val_fraction", 0.0),
-        skip_broken=config.get("skip_broken", False),
-        seed=config["seed"],
-        device=device,
-        channels_last=config["channels_last"],
+    shared = photos.loader_options(config, device)
+    if config["dataset"] == "animal10N":
+        shared.pop("check_images")  # each is decoded at the start
+        return data.animal_dataloader(config["data_path"], **shared)
+    loader = folder_dataloader(
+        config["data_path"],
+        frame=photos.frame(config, square=True),
+        memory=devices.memory_of(device),
+        val_fraction=config.get("val_fraction"),
+        **shared,
     )
-
-
-def build_network(config: dict) -> torch.nn.Module:
-    """One untrained network."""
-    if config["network"] == "vgg19_bn":
-        return vgg19_bn(config["num_class"])
-    return ResNet18(config["num_class"], config["width"])
+    chosen = ("num_epochs", "batch_size", "lr", "lr_steps", "warm_up", "recalibrate_every")
+    chosen += ("network", "pretrained", "image_size")
+    values = "  ".join(f"--{flag} {options.shown(flag, config[flag])}" for flag in chosen)
+    loader.facts["data_notes"].append(f"the recipe for so many photos, or the flags: {values}")
+    return loader
 
 
 def main(argv: list[str] | None = None) -> int:

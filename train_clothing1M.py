@@ -19,6 +19,7 @@ import torch
 
 from dataloader_clothing1M import CLASSES, clothing_dataloader
 from smr.run import options, photos, session
+from smr.run.photos import build_network
 
 RECIPES = {
     "clothing1M": photos.RECIPE
@@ -76,7 +77,7 @@ def make_loader(config: dict, device: torch.device) -> clothing_dataloader:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    script = session.Script("train_clothing1M.py", resolve, make_loader, photos.build_network)
+    script = session.Script("train_clothing1M.py", resolve, make_loader, build_network)
     return session.main(script, new_parser(), argv)
 
 

@@ -20,6 +20,7 @@ import torch
 
 from dataloader_webvision import webvision_dataloader
 from smr.run import options, photos, session
+from smr.run.photos import build_network
 
 RECIPES = {
     "webvision": photos.RECIPE
@@ -82,7 +83,7 @@ def make_loader(config: dict, device: torch.device) -> webvision_dataloader:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    script = session.Script("train_webvision.py", resolve, make_loader, photos.build_network)
+    script = session.Script("train_webvision.py", resolve, make_loader, build_network)
     return session.main(script, new_parser(), argv)
 
 

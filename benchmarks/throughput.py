@@ -124,10 +124,10 @@ def show_steps(turns: dict[str, list[dict]], args: argparse.Namespace, rates: di
     show_table(*rows)
     for name, own in turns.items():
         print(f"{name}: {memory_line(own[0]['memory'])}")
-    if args.profile:
-        for step in STEPS:
-            largest = turns[name][0][step]["costliest"]
-            show_table((f"{step}, {name}", "share"), *((op, f"{s:.1f} %") for op, s in largest))
+    newest = list(turns)[-1]
+    for step in STEPS if args.profile else ():
+        shares = ((row, f"{share:.1f} %") for row, share in turns[newest][0][step]["costliest"])
+        show_table((f"{step}, {newest}", "share"), *shares)
 
 
 def show_epoch(found: dict, images: int) -> None:

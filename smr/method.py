@@ -75,12 +75,9 @@ def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=amp)
 
 
-def optimise(loss: Tensor, rows: int, optimiser: Optimizer) -> None:
-    """One step of the optimiser down the gradient of `loss`, from and to no gradients.
-
-    Args: loss, a mean over `rows` rows, which weigh alike on whichever rank they are.
-    """
-    (loss * ranks.share(rows, loss.device)).backward()
+def optimise(loss: Tensor, optimiser: Optimizer) -> None:
+    """One step of the optimiser down the gradient of `loss`, from and to no gradients."""
+    loss.backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)  # at once: the next forward pass needs the memory
 
@@ -112,8 +109,8 @@ def supervised_epoch(
     device, meter = device_of(network), Meter()
     for step, (images, labels, _) in enumerate(batches):
         with autocast(device, recipe.amp):
-            loss = batch_loss(step, images, labels)
-        optimise(loss, len(images), optimiser)
+            loss = ranks.weighed(batch_loss(step, images, labels), len(images))
+        optimise(loss, optimiser)
         meter.add(loss, {"loss": loss}, len(images))
         progress(step + 1, len(batches), meter)
     ranks.average_buffers(network)
@@ -205,7 +202,7 @@ def semi_supervised_epoch(
                 epoch + step / ramp_steps,
                 recipe,
             )
-        optimise(result.loss, len(x1), optimiser)
+        optimise(result.loss, optimiser)
         figures = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
         meter.add(result.loss, {name: getattr(result, name) for name in figures}, images)
         hits["refined_accuracy"].add(result.targets_x, truth_x)
@@ -234,12 +231,12 @@ def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> S
 
     In ascending order of index, in whatever order the batches come.
     """
-    losses, positions = [], []
+    losses, positions, device = [], [], device_of(network)
     for (logits,), labels, index in score([network], batches, amp):
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
         positions.append(index)
-    index, order = torch.cat(ranks.gathered(positions)).sort()
-    return Scores(index, torch.cat(ranks.gathered(losses))[order])
+    index, order = torch.cat(ranks.gathered(positions, device)).sort()
+    return Scores(index, torch.cat(ranks.gathered(losses, device))[order])
 
 
 def co_divide(pair: Pair, loader: Loader, recipe: Recipe) -> tuple[Split, Split]:
@@ -268,6 +265,7 @@ def test(
     labels, columns the predictions.
     """
     predicted, given, among_five, classes = [], [], [], 0
+    device = device_of(networks[0])
     for logits, labels, _ in score(networks, batches, recipe.amp):
         both = logits.sum(dim=0)
         predicted.append(torch.cat([both[None], logits]).argmax(dim=2))
@@ -276,8 +274,8 @@ def test(
         if recipe.top5:
             among_five.append((both.topk(5, dim=1).indices == labels[:, None]).any(dim=1))
     classes = max(ranks.every(classes))
-    labels = torch.cat(ranks.gathered(given)).cpu().numpy()
-    both, *each = torch.cat(ranks.gathered(predicted), dim=1).cpu().numpy()
+    labels = torch.cat(ranks.gathered(given, device)).cpu().numpy()
+    both, *each = torch.cat(ranks.gathered(predicted, device), dim=1).cpu().numpy()
     confusion = np.bincount(labels * classes + both, minlength=classes**2).reshape(classes, classes)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, both, average="macro", zero_division=0
@@ -289,7 +287,7 @@ def test(
         "f1": f1,
     }
     if recipe.top5:
-        figures["top5"] = torch.cat(ranks.gathered(among_five)).float().mean()
+        figures["top5"] = torch.cat(ranks.gathered(among_five, device)).float().mean()
     figures |= {f"net{k}/accuracy": (own == labels).mean() for k, own in enumerate(each, 1)}
     return {name: 100 * float(value) for name, value in figures.items()}, confusion
 
@@ -313,6 +311,7 @@ def train(
     """
     for epoch in range(first_epoch, recipe.num_epochs + 1):
         kind = kind_of_epoch(epoch, recipe)
+        ranks.draw_apart(loader.generator)
         set_learning_rate(pair, learning_rate(epoch, recipe))
         with located(f"epoch {epoch}, {kind}"):
             splits = co_divide(pair, loader, recipe) if kind == SEMI_SUPERVISED else None

@@ -49,9 +49,13 @@ def check_name(name: str) -> None:
 
 def check_size(name: str, num_class: int, width: int, size: int) -> None:
     """Raise InputError where the network takes no images of `size` a side. Computes nothing."""
-    network = untrained(name, num_class, width).to("meta").eval()
     try:
-        network(torch.empty(1, 3, size, size, device="meta"))
+        with torch.device("meta"):
+            network = untrained(name, num_class, width)
+    except NotImplementedError:  # RegNets compute their widths
+        network = untrained(name, num_class, width).to("meta")
+    try:
+        network.eval()(torch.empty(1, 3, size, size, device="meta"))
     except Exception as error:  # whatever the network's own code stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -123,6 +127,15 @@ def pass_lone_images_twice(network: nn.Module) -> None:
         return plain(images)
 
     network.forward = forward
+
+
+def joint_statistics(network: nn.Module) -> nn.Module:
+    """The network with its BN over the rows of all ranks, each of which has a CUDA card."""
+    if type(network).__module__.startswith("timm."):
+        from timm.layers import convert_sync_batchnorm as convert  # torch's loses timm's ReLUs
+    else:
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    return convert(network)
 
 
 def fetched_weights(name: str) -> dict[str, Tensor]:

@@ -5,8 +5,10 @@ was given.
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -18,6 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from smr.errors import InputError, RankLost
 
 T = TypeVar("T")
+# How long a rank waits for the others. One that ends is noticed at once: this is for the first one,
+# which may have to fetch and look through a large data set before the rest can begin.
+PATIENCE = timedelta(hours=4)
 
 
 def launched() -> bool:
@@ -37,13 +42,14 @@ def joined() -> Iterator[None]:
         yield
         return
     cards = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo", timeout=PATIENCE)
     try:
         yield
     except RuntimeError as error:
         if not any(word in str(error) for word in ("gloo", "NCCL", "onnection")):
             raise
-        raise RankLost("another rank is gone") from error
+        reason = str(error).splitlines()[0]
+        raise RankLost(f"another rank is gone, or cannot be reached ({reason})") from error
     dist.destroy_process_group()  # not where an exception passes: the others would wait for it
 
 
@@ -53,8 +59,8 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the rank that writes and speaks."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this is the rank that writes and speaks; known before they have joined."""
+    return not launched() or os.environ["RANK"] == "0"
 
 
 def own_rows(batch_size: int) -> slice:
@@ -74,46 +80,34 @@ def own_batches(batches: Sequence[T]) -> Iterator[T]:
     return islice(batches, dist.get_rank(), None, count()) if count() > 1 else iter(batches)
 
 
-def share(rows: int, device: torch.device) -> Tensor | float:
-    """What the mean over this rank's rows counts beside an equal part of the batch."""
+def weighed(value: Tensor, rows: int) -> Tensor:
+    """A mean over this rank's rows, times what they count: the ranks' mean is then all rows'."""
     if count() == 1:
-        return 1.0
-    total = torch.tensor(float(rows), device=device)
+        return value
+    total = torch.full((), float(rows), device=value.device)
     dist.all_reduce(total)
-    return rows * count() / total
-
-
-class RanksMean(torch.autograd.Function):
-    """The mean over ranks, of values forward and of their gradients backward.
-
-    Each rank's loss is a function of that mean; DistributedDataParallel then takes the mean of
-    what reaches the weights, which is the gradient of the one loss.
-    """
-
-    @staticmethod
-    def forward(_, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total / count()
-
-    @staticmethod
-    def backward(_, gradient: Tensor) -> Tensor:
-        return RanksMean.forward(_, gradient)
+    return value * (rows * count() / total.clamp(min=1))
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean of the ranks' values; gradients flow through it to each rank's own."""
-    return RanksMean.apply(values) if count() > 1 else values
+    """The mean of the ranks' values; gradients flow to this rank's own.
+
+    A loss of that mean is the same on all ranks, and DistributedDataParallel takes the mean of what
+    reaches the weights: its gradient.
+    """
+    if count() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / count() + (values - values.detach())
 
 
-def gathered(parts: list[Tensor]) -> list[Tensor]:
-    """The tensors of every rank, on this rank's device; for passes whose order does not matter."""
+def gathered(parts: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors of every rank, on `device`; for passes whose order does not matter."""
     if count() == 1:
         return parts
-    found: list = [None] * count()
-    dist.all_gather_object(found, [part.cpu() for part in parts])
-    device = parts[0].device if parts else "cpu"
-    return [part.to(device) for of_rank in found for part in of_rank]
+    of_ranks = every([part.cpu() for part in parts])
+    return [part.to(device) for of_rank in of_ranks for part in of_rank]
 
 
 def every(value: T) -> list[T]:
@@ -126,7 +120,10 @@ def every(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on the first rank, handed to all. Its InputError is raised on all."""
+    """What `make` gives on the first rank, handed to all. Its InputError ends them all.
+
+    The first one says why, and the others leave in silence.
+    """
     if count() == 1:
         return make()
     box: list = [None, None]
@@ -137,15 +134,34 @@ def from_first(make: Callable[[], T]) -> T:
             box[1] = error
     dist.broadcast_object_list(box)
     if box[1]:
-        raise box[1]
+        raise box[1] if is_first() else SystemExit(2)
     return box[0]
 
 
 def in_turn(make: Callable[[], T]) -> T:
-    """What `make` gives on each rank, the first one first: what it fetches, the others find."""
+    """What `make` gives on each rank, of which it calls the first one first.
+
+    Then the first one of each other machine, then the rest: what one fetches, the next ones find.
+    """
+    if count() == 1:
+        return make()
     made: list[T] = []
     from_first(lambda: made.append(make()))
-    return made[0] if made else make()
+    for its_turn in (local_rank() == 0, True):
+        if its_turn and not made:
+            made.append(make())
+        every(None)
+    return made[0]
+
+
+def draw_apart(shared: torch.Generator) -> None:
+    """Have each rank draw mixing partners and dropout of its own, as `shared` and its number say.
+
+    Nothing else does: the first one draws on as a single process would, and a run that is resumed
+    as if it had not been stopped.
+    """
+    if not is_first():
+        torch.manual_seed(zlib.crc32(shared.get_state().numpy().tobytes()) + dist.get_rank())
 
 
 def parallel(network: nn.Module) -> nn.Module:
@@ -154,7 +170,9 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     device = next(network.parameters()).device
     cards = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=cards, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(network, device_ids=cards)
+    wrapped.broadcast_buffers = False  # else each pass would begin with the first rank's statistics
+    return wrapped
 
 
 def average_buffers(network: nn.Module) -> None:

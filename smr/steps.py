@@ -114,7 +114,9 @@ def mixmatch_loss(
         epoch,
         recipe.warm_up,
     )
-    penalty = prior_penalty(ranks.mean(torch.softmax(logits, dim=1).mean(dim=0)))
+    loss_x, loss_u = ranks.weighed(loss_x, rows_x), ranks.weighed(loss_u, len(logits) - rows_x)
+    softmax = ranks.weighed(torch.softmax(logits, dim=1).mean(dim=0), len(logits))
+    penalty = prior_penalty(ranks.mean(softmax))
     loss = loss_x + lambda_u * loss_u + penalty
     return MixMatchLoss(
         loss, loss_x, loss_u, lambda_u, penalty, logits, mixed_targets, targets_x, targets_u

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 COLOURS = np.random.default_rng(0).integers(30, 226, (20, 3))
-SIZES = ((60, 48), (48, 64), (100, 80), (50, 50))
+SIZES = ((60, 48), (48, 64), (78, 60), (50, 50))
 
 
 def write_photo(path: Path, label: int, number: int) -> None:

@@ -164,3 +164,13 @@ def test_without_a_finished_run_the_script_says_so_in_one_line(tmp_path, capsys)
         compare_runs.main([str(tmp_path)])
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no finished run" in error
+
+
+def test_runs_of_other_numbers_of_processes_share_a_row_and_are_named(write_run):
+    alone = write_run("a", [90.0] * 12)
+    shared = [write_run(f"b{n}", [90.0] * 12, seed=n, ranks=n, sync_bn=True) for n in (2, 3)]
+    text = compare_runs.compare([alone, *shared])
+    assert [row[4] for row in rows_of(text)] == ["3"]
+    assert "\nAveraged together:\n\n- cifar10, sym 0.5, smr: runs of 1 and 2 and 3 pro" in text
+    assert "together" not in compare_runs.compare([alone])
+    assert "together" not in compare_runs.compare(shared[:1])

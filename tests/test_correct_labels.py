@@ -12,6 +12,8 @@ from photos import write_animals, write_photos
 import correct_labels
 from dataloader_animal10N import animal_dataloader
 from dataloader_cifar import cifar_dataloader
+from dataloader_folder import folder_dataloader
+from smr.data.streams import Frame
 from smr.record import labels
 
 CLASSES = {"cat": 4, "dog": 4, "fox": 3}
@@ -43,7 +45,7 @@ def photos(tmp_path):
 def run(photos, tmp_path):
     """A run's folder that suggests: cat/1 is a dog, dog/0 a fox, fox/2 a cat."""
     write_photos(photos, {"cat": 1, "dog": 1, "fox": 1}, "testing")
-    loader = animal_dataloader(photos, 8, 1, dataset="folder", image_size=32)
+    loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
     judge_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
     return tmp_path / "run"
 

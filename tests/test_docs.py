@@ -32,7 +32,11 @@ READERS_OWN = {
     *("corrections.csv", "corrected_labels.json", "labels_2.csv"),
 }
 # Flags of other people's programs.
-OTHERS_FLAGS = {"--logdir"}
+OTHERS_FLAGS = {
+    "--logdir",
+    *("--nproc_per_node", "--nnodes", "--node_rank", "--master_addr"),  # torchrun
+    *("--job", "--array", "--gpus", "--cpus", "--time", "--requeue", "--signal", "--open"),  # Slurm
+}
 SUFFIXES = "py|md|toml|ini|txt|json|jsonl|csv|html|png|pt|npy|npz|bin"
 
 
@@ -42,7 +46,8 @@ def text_of(page: str) -> str:
 
 def blocks_of(text: str, language: str = "") -> list[str]:
     """The contents of a page's fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [content for of, content in blocks if of == language]
 
 
 def prose_of(text: str) -> str:

@@ -121,7 +121,7 @@ def small_run(folder: Path):
     pair = session.make_pair(script, config, cpu)
     images = loader.train_images.plain(torch.arange(4))
     for network, optimiser in zip(pair.networks, pair.optimisers, strict=True):
-        optimise(network(images).sum() / 1000, 4, optimiser)
+        optimise(network(images).sum() / 1000, optimiser)
     index = torch.arange(1437)
     pair.histories = [[Scores(index, torch.rand(1437))], [Scores(index, torch.rand(1437))]]
     rows = [{"epoch": 0, "kind": "warm-up", "test/accuracy": 10.0}]

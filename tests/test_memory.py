@@ -59,7 +59,7 @@ def test_a_step_frees_its_gradients():
     weight, bias = network.linear.weight, network.linear.bias
     wanted = weight.detach() - 0.1 * 3
     optimiser = torch.optim.SGD([weight, bias], lr=0.1)
-    optimise(3 * weight.sum() + bias.sum(), 1, optimiser)
+    optimise(3 * weight.sum() + bias.sum(), optimiser)
     assert torch.allclose(weight, wanted)
     assert weight.grad is bias.grad is None
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 import predict
 import smr
-from dataloader_animal10N import animal_dataloader
 from dataloader_cifar import cifar_dataloader
+from dataloader_folder import folder_dataloader
 from smr import networks
+from smr.data.streams import Frame
 from smr.run import checkpoints
 
 CLASSES = {"2": 3, "10": 3, "Bär, <b>": 2}  # in natural order, which is not that of strings
@@ -51,7 +52,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def loader(photos):
-    return animal_dataloader(photos, 4, 1, dataset="folder", image_size=32)
+    return folder_dataloader(photos, 4, 1, Frame(37, 32, square=True), memory=2**30)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def step_of(channels_last: bool, recipe: smr.Recipe, compiled: bool = False):
         result = smr.mixmatch_loss(
             network, peer, labelled, (u1, u2), 0.7, permutation, 40.0, recipe
         )
-    optimise(result.loss, 4, pair.optimisers[0])
+    optimise(result.loss, pair.optimisers[0])
     return result, flat_parameters(network) - before
 
 

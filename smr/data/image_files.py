@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,23 @@ PORTION = 100
 
 
 def read_images(
-    root: Path, listing: Listing, size: int, threads: int, console: Console
+    root: Path,
+    listing: Listing,
+    size: int,
+    threads: int,
+    console: Console,
+    read: Callable[[Path], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Listing]:
     """The images uint8 [m, size, size, 3] of those files that are images, and their Listing.
 
-    Decoded in parallel, each into its place; Pillow's decoders leave the GIL.
+    Decoded in parallel, each into its place; Pillow's decoders leave the GIL. Args: read gives a
+    file's image; `decode` by default.
     """
+    read = read or partial(decode, size=size)
     images = np.empty((len(listing.files), size, size, 3), dtype=np.uint8)
 
     def look(position: int, path: Path) -> None:
-        images[position] = decode(path, size)
+        images[position] = read(path)
 
     started = time.monotonic()
     listing, decoded = looked_through(root, listing, look, threads, console, "decoding")

@@ -98,7 +98,8 @@ class ImageSet:
 
     def plain(self, index: Tensor) -> Tensor:
         """The images of int64 `index` [b], not augmented (method 1: `test` and `eval`)."""
-        return self.normalised(self._cropped(index, self.margin // 2, self.margin // 2))
+        middle = round(self.margin / 2)
+        return self.normalised(self._cropped(index, middle, middle))
 
     def augmented(
         self, index: Tensor, generator: torch.Generator, own: slice = slice(None)

@@ -261,6 +261,7 @@ class NoisyLoader(BaseLoader):
                 "image_size": [images.height, images.width],
                 "mean": views.mean,
                 "std": views.std,
+                "frame": [images.stored.shape[1], views.window, True] if views.window else None,
                 "test_labels_are_noisy": data.test_labels_are_noisy,
                 "data_notes": data.notes,
             },

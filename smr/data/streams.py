@@ -56,7 +56,8 @@ class Photos:
 class Request:
     """What a worker needs for a batch: files, their positions int64 [b], and how many views.
 
-    Without views, one window in the middle of each.
+    Without views, one window in the middle of each. The last `spare` files are for a batch of which
+    nothing else can be decoded: a rank with no image would leave the others waiting.
     """
 
     paths: list[str]
@@ -64,6 +65,7 @@ class Request:
     views: int
     seed: int
     frame: Frame
+    spare: int = 0
 
 
 def scaled(path: str | Path, frame: Frame) -> Tensor:
@@ -99,10 +101,14 @@ def cut(request: Request) -> tuple[Tensor, Tensor, Tensor, dict[str, str]]:
     of the others.
     """
     side, views = request.frame.crop, max(1, request.views)
-    flipped = torch.zeros((len(request.paths), views), dtype=torch.uint8)
-    pixels = torch.empty((len(request.paths), views, side, side, 3), dtype=torch.uint8)
+    wanted = len(request.paths) - request.spare
+    flipped = torch.zeros((wanted, views), dtype=torch.uint8)
+    pixels = torch.empty((wanted, views, side, side, 3), dtype=torch.uint8)
     kept, broken = [], {}
-    for position, path in zip(request.index.tolist(), request.paths, strict=True):
+    files = zip(request.index.tolist(), request.paths, strict=True)
+    for number, (position, path) in enumerate(files):
+        if number >= wanted and kept:
+            break
         try:
             photo = scaled(path, request.frame)
         except MemoryError:
@@ -229,10 +235,12 @@ class StreamBatches:
         photos = self.photos
         starts = range(0, len(index), self.batch_size)
         for start in starts if self.views else ranks.own_batches(starts):
-            rows = index[start : start + self.batch_size]
-            rows = rows[ranks.own_rows(len(rows))] if self.views else rows
+            batch = index[start : start + self.batch_size]
+            own = batch[ranks.own_rows(len(batch))] if self.views else batch
+            spare = np.setdiff1d(batch, own)
+            rows = np.concatenate([own, spare])
             paths = [f"{photos.root}/{photos.files[i]}" for i in rows]
-            yield Request(paths, rows, self.views, seed, photos.frame)
+            yield Request(paths, rows, self.views, seed, photos.frame, len(spare))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         loader, index = self.loader, self.dataset.index.cpu().numpy()

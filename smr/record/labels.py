@@ -98,7 +98,8 @@ def watched(batches: Sized) -> Iterator:
     for number, batch in enumerate(batches):
         yield batch
         if console.due():
-            console.progress(f"judging the labels: {number + 1} of {len(batches)} batches")
+            judged = ranks.count() * number + 1
+            console.progress(f"judging the labels: {judged} of {len(batches)} batches")
 
 
 def judge(pair: Pair, loader: Loader, recipe: Recipe) -> Judgement:
@@ -107,14 +108,14 @@ def judge(pair: Pair, loader: Loader, recipe: Recipe) -> Judgement:
     At r = 0.9 the mixtures are fitted to the pair's histories with this pass added (method 4); the
     pair keeps its own. Raises NonFiniteLoss.
     """
-    parts, positions = [], []
+    parts, positions, device = [], [], loader.noisy_labels.device
     for logits, labels, index in score(pair.networks, watched(loader.run("whole")), recipe.amp):
         losses = [F.cross_entropy(each, labels, reduction="none") for each in logits]
         probability = torch.softmax(logits.mean(dim=0), dim=1)
         parts.append(torch.cat([torch.stack(losses, dim=1), probability], dim=1))
         positions.append(index)
-    index, order = torch.cat(ranks.gathered(positions)).sort()
-    judged = torch.cat(ranks.gathered(parts))[order]
+    index, order = torch.cat(ranks.gathered(positions, device)).sort()
+    judged = torch.cat(ranks.gathered(parts, device))[order]
     if not torch.isfinite(judged).all():
         raise NonFiniteLoss("the loss of a training image is not finite")
     p_clean = []

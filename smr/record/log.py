@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 
+from smr import ranks
 from smr.console import PLAIN_PERIOD, Console
 from smr.meters import Meter
 from smr.recipe import SEMI_SUPERVISED, Recipe, kind_of_epoch
@@ -129,7 +130,7 @@ class Log:
         if not self.console.due():
             return
         figures = "  ".join(f"{name} {value:.4f}" for name, value in meter.means().items())
-        rate = meter.images / (time.perf_counter() - meter.started)
+        rate = ranks.count() * meter.images / (time.perf_counter() - meter.started)
         left = self.time_left.seconds(epoch, (network - 1 + step / steps) / 2)
         self.console.progress(
             f"{self.title} | Epoch [{epoch:3d}/{self.last_epoch:3d}] Iter[{step:3d}/{steps:3d}]  "

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from smr import ranks
 from smr.data import pickles
 from smr.data.loaders import Loader
 from smr.divide import Scores
 from smr.errors import InputError, NonFiniteLoss
 from smr.files import replacing
 from smr.method import Pair, check_finite
+from smr.record.records import Record
 
 NETWORK_PARTS = (
     *("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy"),
@@ -87,6 +89,7 @@ def training_state(
         "networks": [network.state_dict() for network in pair.networks],
         "accuracy": rows[-1][best_by] if rows else 0.0,
         "images": {name: loader.facts.get(name) for name in IMAGE_FACTS},
+        "ranks": ranks.count(),
         "optimisers": [optimiser.state_dict() for optimiser in pair.optimisers],
         "histories": [[(s.index, s.losses) for s in history] for history in pair.histories],
         "random": random_states(loader),
@@ -172,6 +175,26 @@ def save(state: dict, path: Path) -> None:
     torch.save(state, archive)
     with replacing(path) as file:
         file.write(archive.getbuffer())
+
+
+def keep(record: Record, state: dict, name: str) -> None:
+    """Save a checkpoint; where the disk does not take it, say so and go on with the older one."""
+    try:
+        save(state, record.folder / name)
+    except OSError as error:
+        record.log.line(f"{name} was not written ({error.strerror}); the older one stands")
+
+
+def keep_best(record: Record, state: dict) -> None:
+    """Save in best.pt those networks of the state whose newest epoch is their best."""
+    newest = [epoch == state["epoch"] for epoch in record.best_epochs]
+    path = record.folder / "best.pt"
+    if any(newest) and not all(newest):
+        kept = load(path)["networks"]
+        chosen = zip(newest, state["networks"], kept, strict=True)
+        state["networks"] = [new if is_best else old for is_best, new, old in chosen]
+    if any(newest):
+        keep(record, state, "best.pt")
 
 
 def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:

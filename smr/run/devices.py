@@ -42,7 +42,8 @@ def find_device(name: str, gpuid: int) -> torch.device:
         raise InputError(f"--device {name}: this torch finds none; use --device cpu or auto")
     if name == "cuda" and gpuid >= torch.cuda.device_count():
         raise InputError(
-            f"--gpuid {gpuid}: this machine has {torch.cuda.device_count()} CUDA cards"
+            f"CUDA card {gpuid}: this machine has {torch.cuda.device_count()}, numbered from 0; "
+            "lower --gpuid, or torchrun's --nproc_per_node"
         )
     return torch.device(name, gpuid) if name == "cuda" else torch.device(name)
 
@@ -92,6 +93,15 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that the device has; 0 where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):  # Windows
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

@@ -36,8 +36,9 @@ DEFAULTS = {
 }
 # Flags that say what to do with a run and are no part of its configuration.
 ACTIONS = ("resume", "overwrite", "evaluate")
-# Flags of speed: they change figures within rounding, and suit one kind of device.
-SPEED = ("amp", "compile", "channels_last")
+# Flags that suit one kind of device, or several cards: they change figures within rounding, or
+# within what the number of cards does.
+SPEED = ("amp", "compile", "channels_last", "sync_bn")
 # Values of the flags that say what networks start from, where a checkpoint holds the networks.
 FROM_CHECKPOINT = {"pretrained": False, "weights": ""}
 # Flags that may change between the parts of a resumed run; num_epochs may grow.
@@ -50,7 +51,7 @@ FREE = (
 )
 # What the two words of a flag of speed stand for: False and True.
 SWITCHES = {"amp": ("off", "bf16")} | dict.fromkeys(
-    ("compile", "channels_last", "pretrained"), ("off", "on")
+    ("compile", "channels_last", "pretrained", "sync_bn"), ("off", "on")
 )
 
 
@@ -100,6 +101,10 @@ class Parser(argparse.ArgumentParser):
         words += [f"{name} {shown(flag, value)}" for name, value in others if value != first[1]]
         return "default: " + "; ".join(words)
 
+    def _print_message(self, message: str, file=None):
+        if ranks.is_first():
+            super()._print_message(message, file)
+
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
@@ -119,8 +124,7 @@ def one_line_errors(prog: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if ranks.is_first():
-            print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -167,6 +171,13 @@ def switch(flag: str) -> Callable[[str], bool]:
         return text == SWITCHES[flag][1]
 
     return parse
+
+
+def card(text: str) -> int:
+    """An argparse type: the number of a CUDA card, which no rank is told."""
+    if ranks.launched():
+        raise argparse.ArgumentTypeError("torchrun's processes take a card each, by their number")
+    return number(int, 0)(text)
 
 
 def run_id(text: str) -> str:
@@ -226,7 +237,9 @@ def new_parser(
     add("--seed", type=number(int, 0, 2**32 - 1), help=about)
     about = "auto takes the first of cuda, mps and cpu that is there (default: auto)"
     add("--device", choices=("auto", "cuda", "cpu", "mps"), help=about)
-    add("--gpuid", type=number(int, 0), help="which CUDA card (default: 0)")
+    add("--gpuid", type=card, help="which CUDA card (default: 0)")
+    about = "under torchrun on CUDA: BN statistics over the rows of all cards (default: on there)"
+    add("--sync_bn", type=switch("sync_bn"), metavar="{off,on}", help=about)
     add("--output", metavar="DIR", help="where the run folder is made (default: ./checkpoint)")
     about = "write last.pt after so many epochs (default: 1, nothing is lost)"
     add("--save_every", type=number(int, 1), metavar="EPOCHS", help=about)
@@ -286,7 +299,8 @@ def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
                 raise InputError(f"--{flag} with --method ce: it has no warm-up, no recalibration")
     elif method == "dividemix":
         baseline = {"warmup_loss": "ce", "recalibrate_every": 0}
-    config = DEFAULTS | speed_of(device) | recipe | baseline | given
+    speed = speed_of(device) | joint_bn(given, device)
+    config = DEFAULTS | speed | recipe | baseline | given
     if config["compile"] and not can_compile(device):
         raise InputError(
             "--compile on: this machine lacks a C compiler or Python's headers (Python.h, in a "
@@ -295,10 +309,40 @@ def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
     return config
 
 
+def contradictions(config: dict, train_images: int) -> list[str]:
+    """Lines on values of a configuration that undo each other."""
+    last, batch_size, found = config["num_epochs"], config["batch_size"], []
+    if config["method"] != "ce" and config["warm_up"] > last:
+        found.append(f"the warm-up lasts as long as the run, to epoch {last}: no labels are judged")
+    if late := [str(epoch) for epoch, _ in config["lr_steps"] if epoch > last]:
+        found.append(f"learning-rate steps at {', '.join(late)} are beyond the last epoch, {last}")
+    if batch_size > train_images:
+        found.append(f"a batch of {batch_size} is larger than the set of {train_images} images")
+    return found
+
+
 def speed_of(device: torch.device) -> dict:
     """The flags of speed that suit a device."""
     on_cuda = device.type == "cuda"
     return {"amp": on_cuda, "compile": on_cuda and can_compile(device), "channels_last": True}
+
+
+def joint_bn(given: dict, device: torch.device) -> dict:
+    """`--sync_bn` where it has a meaning, and --compile, which does not go with it.
+
+    Raises InputError.
+    """
+    if ranks.count() == 1 or device.type != "cuda":
+        if given.get("sync_bn"):
+            raise InputError("--sync_bn on: only under torchrun, on several CUDA cards")
+        return {}
+    if not given.get("sync_bn", True):
+        return {}
+    if given.get("compile"):
+        raise InputError(
+            "--compile on with --sync_bn on: torch compiles no BN over several cards; leave one off"
+        )
+    return {"sync_bn": True, "compile": False}
 
 
 def settle_num_class(config: dict, found: int, where: str) -> None:
@@ -310,10 +354,13 @@ def settle_num_class(config: dict, found: int, where: str) -> None:
 def continued(state: dict, given: dict, device: torch.device, where: str) -> dict:
     """The flags of a run that goes on: its checkpoint's, and those given that change no number.
 
-    On another kind of device than the checkpoint's, the flags of speed are left to that device.
+    On another kind of device than the checkpoint's, or on several ranks after one or the other way
+    round, the flags of SPEED are left to that.
     Raises InputError that names each flag by which numbers would change.
     """
-    stored, moved = state["config"], device.type != state["device"]
+    stored = state["config"]
+    several = ranks.count() > 1, state.get("ranks", 1) > 1
+    moved = device.type != state["device"] or several[0] != several[1]
     free = FREE + (SPEED if moved else ())
     other = [
         f"--{flag} {shown(flag, value)} (the run has {shown(flag, stored.get(flag))})"

@@ -50,7 +50,7 @@ def settle(config: dict) -> None:
         raise InputError(f"--resize {resize} is smaller than the crop of --image_size {size}")
     if name != networks.PREACT and width != RECIPE["width"]:
         raise InputError(f"--width: only with --network {networks.PREACT}")
-    networks.check_name(name)
+    networks.check_size(name, config["num_class"], width, size)
     if config["weights"]:
         config["pretrained"] = False
     # Kept: without a weight on their loss, the other rows skip the network (method 5).

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from smr import ranks
+from smr import networks, ranks
 from smr.console import Console
 from smr.data.loaders import Loader
 from smr.errors import InputError, NonFiniteLoss, RankLost
@@ -75,6 +75,19 @@ def interrupt(number: int, _frame) -> None:
 
 def start_or_resume(script: Script, args: argparse.Namespace) -> int:
     """Find the run's folder, hold it, and train there; the exit status. Raises InputError."""
+    with ExitStack() as held:
+        folder, config, state = ranks.from_first(lambda: opened(script, args, held))
+        return run(script, config, options.given_flags(args), device_of(config), folder, state)
+
+
+def opened(
+    script: Script, args: argparse.Namespace, held: ExitStack
+) -> tuple[Path, dict, dict | None]:
+    """Find the run's folder and hold it; the folder, the configuration, and the state to go on
+    from, None to start anew.
+
+    Raises InputError.
+    """
     given = options.given_flags(args)
     if isinstance(args.resume, str):
         path = Path(args.resume)
@@ -87,25 +100,12 @@ def start_or_resume(script: Script, args: argparse.Namespace) -> int:
         older = path.parent.with_name(run_name(config, with_method=False)) / path.name
         if args.resume and older.exists() and not path.exists():
             path = older
-    with ExitStack() as held:
-        state = ranks.from_first(lambda: opened(path, args, held))
-        if state:
-            device, config = go_on(script, state, given, path)
-        else:
-            device = device_of(config)
-        return run(script, config, given, device, path.parent, state)
-
-
-def opened(path: Path, args: argparse.Namespace, held: ExitStack) -> dict | None:
-    """Hold the run folder of this last.pt; the state to go on from, None to start anew.
-
-    Raises InputError.
-    """
     held.enter_context(locked(path.parent))
     if args.resume and path.exists():
-        return checkpoints.load_training_state(path)
+        state = checkpoints.load_training_state(path)
+        return path.parent, go_on(script, state, given, path), state
     refuse_a_run(path.parent, args)
-    return None
+    return path.parent, config, None
 
 
 def device_of(flags: dict) -> torch.device:
@@ -115,21 +115,22 @@ def device_of(flags: dict) -> torch.device:
     """
     wanted = options.DEFAULTS | flags
     if ranks.launched():
-        if wanted["gpuid"]:
-            raise InputError("--gpuid with torchrun: each rank takes the card of its own number")
         wanted["gpuid"] = ranks.local_rank()
-    return devices.find_device(wanted["device"], wanted["gpuid"])
+    device = devices.find_device(wanted["device"], wanted["gpuid"])
+    if ranks.count() > 1 and device.type == "mps":
+        raise InputError("torchrun: several processes train on CUDA or with --device cpu")
+    return device
 
 
-def go_on(script: Script, state: dict, given: dict, path: Path) -> tuple[torch.device, dict]:
-    """Device and configuration of a checkpoint's run with the given flags. Raises InputError."""
+def go_on(script: Script, state: dict, given: dict, path: Path) -> dict:
+    """The configuration of a checkpoint's run with the given flags. Raises InputError."""
     if state["script"] != script.name:
         raise InputError(f"{path}: a run of {state['script']}; use that script")
     with checkpoints.fitting(path, "its configuration does not fit"):
         device = device_of(state["config"] | given)
         flags = options.continued(state, given, device, str(path))
         try:
-            return device, script.resolve(flags, device)
+            return script.resolve(flags, device)
         except InputError as error:
             raise InputError(f"{path}: its configuration does not fit: {error}") from error
 
@@ -214,8 +215,11 @@ def run(
     recipe, facts = recipe_of(config), data_facts(loader)
     pair = make_pair(script, config | (options.FROM_CHECKPOINT if state else {}), device)
     sha256, rows = facts["noise_sha256"], state["rows"] if state else []
+    ranks.from_first(partial(refuse_unlike, ranks.every(sha256)))
+    ranks_before = state.get("ranks", 1) if state else ranks.count()
     if state:
-        checkpoints.restore(state, pair, loader, sha256, folder / "last.pt")
+        restore = partial(checkpoints.restore, state, pair, loader, sha256, folder / "last.pt")
+        ranks.in_turn(restore)
         state.clear()  # the networks hold it now: no second copy for the whole run
     done = len(rows) > recipe.num_epochs
     if ranks.from_first(lambda: done and (folder / "labels.csv").exists()):
@@ -232,7 +236,7 @@ def run(
     )
     machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
     replace_json(folder / "config.json", config | facts | machine | {"ranks": ranks.count()})
-    introduce(record, facts, given, device)
+    introduce(record, facts, given, device, ranks_before)
     if not rows and loader.clean_labels is not None:
         noisy = labels.label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
         replace_text(folder / "noisy_labels.json", json.dumps(noisy))
@@ -256,6 +260,12 @@ def run(
         return 1
     finally:
         record.board.close()
+
+
+def refuse_unlike(checksums: list[str]) -> None:
+    """Raise InputError where the ranks' labels, by their checksums, are not the same."""
+    if len(set(checksums)) > 1:
+        raise InputError("torchrun's machines hold different training data")
 
 
 def accompany(pair: Pair, loader: Loader, recipe: Recipe, config: dict, first_epoch: int) -> int:
@@ -282,21 +292,9 @@ def follow(
     for result in results:
         record.add(result, devices.peak_memory(device))
         state = state_after(result.epoch)
-        keep_best(record, checkpoints.networks_alone(state))
+        checkpoints.keep_best(record, checkpoints.networks_alone(state))
         if (result.epoch + 1) % save_every == 0 or result.epoch == record.recipe.num_epochs:
-            keep_checkpoint(record, state, "last.pt")
-
-
-def keep_best(record: Record, state: dict) -> None:
-    """Save in best.pt those networks of the state whose newest epoch is their best."""
-    newest = [epoch == state["epoch"] for epoch in record.best_epochs]
-    path = record.folder / "best.pt"
-    if any(newest) and not all(newest):
-        kept = checkpoints.load(path)["networks"]
-        chosen = zip(newest, state["networks"], kept, strict=True)
-        state["networks"] = [new if is_best else old for is_best, new, old in chosen]
-    if any(newest):
-        keep_checkpoint(record, state, "best.pt")
+            checkpoints.keep(record, state, "last.pt")
 
 
 def test_selected(pair: Pair, loader: Loader, recipe: Recipe, folder: Path) -> float:
@@ -307,26 +305,26 @@ def test_selected(pair: Pair, loader: Loader, recipe: Recipe, folder: Path) -> f
     return test(pair.networks, loader.run(test_set), recipe)[0]["accuracy"]
 
 
-def keep_checkpoint(record: Record, state: dict, name: str) -> None:
-    """Save a checkpoint; where the disk does not take it, say so and go on with the older one."""
-    try:
-        checkpoints.save(state, record.folder / name)
-    except OSError as error:
-        record.log.line(f"{name} was not written ({error.strerror}); the older one stands")
-
-
 def make_pair(script: Script, config: dict, device: torch.device) -> Pair:
     """The two networks and their optimisers, compiled where the configuration says so."""
     devices.prepare_process(device, config["amp"])
-    build_network = partial(script.build_network, config)
+    # In turn: trained weights are fetched once.
+    build_network = partial(ranks.in_turn, partial(new_network, script, config))
     pair = new_pair(build_network, recipe_of(config), device, config["channels_last"])
     if config["compile"]:
         torch.compiler.reset()  # of another pair in this process
         # Views and scoring batches; the peer's two views and a warm-up batch; a mixed batch.
-        sizes = [factor * config["batch_size"] for factor in (1, 2, 4)]
+        whole = config["batch_size"]
+        sizes = [factor * b for factor in (1, 2, 4) for b in {whole, whole // ranks.count()}]
         for network in pair.networks:
             devices.compile_network(network, sizes)
     return pair
+
+
+def new_network(script: Script, config: dict) -> torch.nn.Module:
+    """One untrained network, whose BN is that of one process or, by --sync_bn, of all ranks."""
+    network = script.build_network(config)
+    return networks.joint_statistics(network) if config.get("sync_bn") else network
 
 
 def data_facts(loader: Loader) -> dict:
@@ -341,7 +339,9 @@ def data_facts(loader: Loader) -> dict:
     return facts
 
 
-def introduce(record: Record, facts: dict, given: dict, device: torch.device) -> None:
+def introduce(
+    record: Record, facts: dict, given: dict, device: torch.device, ranks_before: int
+) -> None:
     """The lines at the start of a run's log."""
     line, config = record.log.line, record.config
     height, width = facts["image_size"]
@@ -352,6 +352,8 @@ def introduce(record: Record, facts: dict, given: dict, device: torch.device) ->
     line("classes: " + ", ".join(facts["class_names"]))
     for note in facts["data_notes"]:
         line(f"data: {note}")
+    for words in options.contradictions(config, facts["train_images"]):
+        line(f"note: {words}")
     if "realised_noise_rate" in facts:
         line(
             f"wrong training labels: {100 * facts['realised_noise_rate']:.2f} %, "
@@ -360,22 +362,29 @@ def introduce(record: Record, facts: dict, given: dict, device: torch.device) ->
     flags = "  ".join(f"--{flag} {options.shown(flag, given[flag])}" for flag in given)
     line(f"flags: {flags or 'none'}; the recipe's values of all others are in config.json")
     line(f"device: {devices.hardware(device)}; run folder: {record.folder}")
+    if (now := ranks.count()) > 1:
+        joint = config.get("sync_bn", False)
+        statistics = "of all their rows" if joint else "each one's own, averaged after each pass"
+        line(f"{now} processes share each batch; BN statistics are {statistics}")
     if record.rows:
         line(f"resumed after epoch {len(record.rows) - 1}")
+    if now != ranks_before:
+        line(f"note: processes before {ranks_before}, now {now}: figures differ within noise")
 
 
 def evaluate(script: Script, args: argparse.Namespace) -> int:
     """Test the checkpoint of --evaluate alone, against its stored accuracy; the exit status."""
     path = Path(args.evaluate)
     path = path / "last.pt" if path.is_dir() else path
-    state = checkpoints.load(path)
-    device, config = go_on(script, state, options.given_flags(args), path)
+    state = ranks.from_first(partial(checkpoints.load, path))
+    config = ranks.from_first(partial(go_on, script, state, options.given_flags(args), path))
+    device = device_of(config)
     loader, line = ranks.in_turn(partial(script.make_loader, config, device)), Console().line
     pair = make_pair(script, config | options.FROM_CHECKPOINT, device)
     recipe = recipe_of(config)
-    checkpoints.restore_networks(state, pair, path)
+    ranks.in_turn(partial(checkpoints.restore_networks, state, pair, path))
     if "histories" in state:
-        checkpoints.restore_histories(state, pair, loader, path)
+        ranks.in_turn(partial(checkpoints.restore_histories, state, pair, loader, path))
     for test_set in loader.test_sets:
         figures, _ = test(pair.networks, loader.run(test_set), recipe)
         stored = ""

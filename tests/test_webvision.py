@@ -1,0 +1,185 @@
+"""WebVision and ImageNet in the layouts that people have, and train_webvision.py on them."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+from photo_sets import write_imagenet, write_webvision
+from runs import assert_same_run, rows_of
+from test_streams import slowly
+
+import train_webvision
+from dataloader_webvision import read_imagenet, read_webvision, webvision_dataloader
+from smr.data.streams import Frame
+from smr.errors import InputError
+from smr.run import options
+
+TINY = (
+    *("--num_class", "6", "--network", "preact_resnet18", "--width", "2", "--image_size", "32"),
+    *("--resize", "40", "--batch_size", "16", "--recalibrate_every", "3", "--num_workers", "0"),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Six classes of eight training and three validation photos, and those of a seventh."""
+    return write_webvision(tmp_path_factory.mktemp("webvision"))
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    return write_imagenet(tmp_path_factory.mktemp("imagenet"))
+
+
+def loader_of(root, imagenet, **options):
+    frames = {"frame": Frame(40, 32), "imagenet_frame": Frame(36, 32)}
+    return webvision_dataloader(root, imagenet, 6, 4, 0, **frames | options)
+
+
+def test_rows_beyond_the_classes_are_passed_over_and_the_others_keep_their_order(root):
+    train, val = read_webvision(root, 6)
+    assert (len(train.files), len(val.files)) == (48, 18)
+    assert train.labels.tolist() == [i // 8 for i in range(48)]
+    assert train.files[9] == "google/q0001/photo 1.jpg"
+    assert val.files[4] == "val_images_256/val01000001.jpg" and val.labels[4] == 1
+
+
+def test_the_original_archive_s_validation_folder_is_found_too(tmp_path):
+    write_webvision(tmp_path, classes=2, train=1, val=1, folder="val_images")
+    assert read_webvision(tmp_path, 2)[1].files[1] == "val_images/val01000000.jpg"
+
+
+@pytest.mark.parametrize("named_by", ["synset", "number"])
+def test_imagenet_s_folders_have_either_name(tmp_path, named_by):
+    write_imagenet(tmp_path, named_by, classes=3)
+    found = read_imagenet(tmp_path, ["n1000", "n1001", "n1002"])
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    folder = "n1001" if named_by == "synset" else "1"
+    assert found.files[2] == f"{folder}/ILSVRC2012_val_00000000.JPEG"
+
+
+def test_both_test_sets_are_the_slow_implementation_s_images_each_at_its_own_scale(root, imagenet):
+    loader = loader_of(root, imagenet)
+    assert loader.test_sets == ("test", "imagenet")
+    assert (loader.class_names[2], loader.facts["test_images"]) == ("thing 2", 30)
+    for name, folder, frame in (
+        ("test", root, Frame(40, 32)),
+        ("imagenet", imagenet, Frame(36, 32)),
+    ):
+        photos, labels = loader.tests[name]
+        for images, given, index in loader.run(name):
+            assert torch.equal(given, labels[index])
+            for image, i in zip(images, index.tolist(), strict=True):
+                wanted = slowly(folder / photos.files[i], None, frame)
+                assert (image - wanted).abs().max() < 0.05, photos.files[i]
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("info/train_filelist_google.txt", "google_resized_256.tar"),
+        ("info/synsets.txt", "there is no such file"),
+        ("val_images_256", "there is no such folder"),
+    ],
+)
+def test_what_is_missing_is_named_with_where_to_get_it(tmp_path, gone, words):
+    write_webvision(tmp_path, classes=2, train=1, val=1)
+    (tmp_path / gone).rename(tmp_path / "away")
+    with pytest.raises(InputError) as caught:
+        webvision_dataloader(tmp_path, "", 2, 4, 0)
+    assert str(caught.value).startswith(f"{tmp_path / gone}: ") and words in str(caught.value)
+
+
+def test_missing_photos_and_classes_are_named(tmp_path, root):
+    write_webvision(tmp_path / "set", classes=2, train=1, val=1)
+    (tmp_path / "set" / "google" / "q0001" / "photo 0.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 of 4 files .*q0001/photo 0.jpg \(No such file"):
+        webvision_dataloader(tmp_path / "set", "", 2, 4, 0)
+    with pytest.raises(
+        InputError, match="lists no photo of class 7; --num_class 9 needs 2 classes more"
+    ):
+        read_webvision(root, 9)
+    write_imagenet(tmp_path / "imagenet", classes=1)
+    with pytest.raises(InputError, match="lacks the class folders n1001, n1002; expected"):
+        read_imagenet(tmp_path / "imagenet", ["n1000", "n1001", "n1002"])
+    (tmp_path / "set" / "info" / "val_filelist.txt").write_text("a.jpg 0\nb.jpg\n")
+    with pytest.raises(InputError, match=r"line 2 is 'b\.jpg', expected a path and a label"):
+        read_webvision(tmp_path / "set", 2)
+
+
+def resolved(*arguments) -> dict:
+    given = options.given_flags(train_webvision.new_parser().parse_args(arguments))
+    return train_webvision.resolve(given, torch.device("cpu"))
+
+
+def test_the_recipes_are_those_of_the_papers(monkeypatch):
+    monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
+    smr, mix = resolved(), resolved("--method", "dividemix", "--crop", "227")
+    shared = {"batch_size": 32, "lr": 0.01, "weight_decay": 5e-4, "alpha": 0.5, "lambda_u": 0}
+    shared |= {"warm_up": 1, "resize": 320, "num_class": 50, "T": 0.5, "p_threshold": 0.5}
+    shared |= {"network": "timm/inception_resnet_v2", "pretrained": False}
+    for config, own in (
+        (smr, {"num_epochs": 120, "lr_steps": ((40, 0.1), (80, 0.01)), "image_size": 299}),
+        (smr, {"warmup_loss": "mixup", "recalibrate_every": 15, "imagenet_resize": 320}),
+        (mix, {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 227}),
+        (mix, {"warmup_loss": "ce", "recalibrate_every": 0, "imagenet_resize": 256}),
+    ):
+        wanted = shared | own
+        assert {name: config[name] for name in wanted} == wanted
+
+
+def test_without_timm_the_default_network_says_how_to_get_it(capsys, tmp_path):
+    pytest.importorskip("torchvision")
+    try:
+        import timm  # noqa: F401
+
+        pytest.skip("timm is there")
+    except ImportError:
+        pass
+    with pytest.raises(SystemExit) as stopped:
+        train_webvision.main(["--output", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "timm is not installed; pip install timm" in capsys.readouterr().err
+
+
+def train(root, output, *flags) -> int:
+    return train_webvision.main(["--data_path", str(root), "--output", str(output), *TINY, *flags])
+
+
+def test_a_run_has_both_test_sets_with_top_5_and_a_resumed_one_ends_alike(
+    root, imagenet, tmp_path, capsys
+):
+    flags = ("--imagenet_path", str(imagenet))
+    assert train(root, tmp_path / "whole", *flags, "--num_epochs", "3") == 0
+    log = capsys.readouterr().out
+    assert "48 training and 30 test images of 32x32, 6 classes" in log
+    assert re.search(r"test%\s+test5%\s+imagenet%\s+imagenet5%\s+best%", log)
+    folder = tmp_path / "whole" / "webvision_smr_seed123"
+    rows = rows_of(folder)
+    assert [row["kind"] for row in rows] == [
+        *("warm-up", "semi-supervised", "recalibration", "semi-supervised")
+    ]
+    for row, line in zip(rows, (folder / "acc.txt").read_text().splitlines(), strict=True):
+        web, image = (
+            f"{row[f'{name}/accuracy']:.2f}% ({row[f'{name}/top5']:.2f}%)"
+            for name in ("test", "imagenet")
+        )
+        assert line == f"Epoch:{row['epoch']} \t WebVision Acc: {web} \t ImageNet Acc: {image}"
+        assert row["test/accuracy"] <= row["test/top5"] <= 100
+    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == read_webvision(root, 6)[0].files
+    assert json.loads((folder / "config.json").read_text())["labelled_rows_only"] is True
+    parts = ("--output", str(tmp_path / "parts"))
+    assert train(root, tmp_path, *flags, *parts, "--num_epochs", "1", "--num_workers", "1") == 0
+    assert train(root, tmp_path, *flags, *parts, "--num_epochs", "3", "--resume") == 0
+    assert_same_run(tmp_path / "parts" / folder.name, folder)
+
+
+def test_without_imagenet_the_run_goes_on_and_says_so(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train(root, tmp_path, "--num_epochs", "0") == 0
+    log = capsys.readouterr().out
+    assert "no ImageNet: WebVision's validation images are the only test set" in log
+    assert "imagenet%" not in log
