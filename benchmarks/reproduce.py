@@ -1,19 +1,21 @@
 """One published cell on real CIFAR-10, from data to a row of the results table.
 
     python benchmarks/reproduce.py sym50 --data_path ./data/cifar-10-batches-py
-    python benchmarks/reproduce.py sym50 --short --method dividemix
-    python benchmarks/reproduce.py sym50 --small --seed 1
+    python benchmarks/reproduce.py sym50 --small --method dividemix --seed 1
+    python benchmarks/reproduce.py sym50 --small --recalibrate_every 0 --seed 1
     python benchmarks/reproduce.py parity
 
 The same command again goes on where a stopped run was. Flags that are not below are those of
-train_cifar.py. Each cell, method, protocol and seed has a run folder of its own; its records are
-copied to benchmarks/results/, whose table is written anew. --small is a protocol for a CPU: 5,000
-training images, all test images, a narrow network, 60 epochs. `parity` trains three epochs in
+train_cifar.py; what they change of the protocol stands at the end of the run's name. `--small` is
+for a CPU: 5,000 training images, 60 epochs and a network a quarter as wide; `--amp bf16` is faster
+where the CPU has matrix units for it, and very slow where it has none. A finished run's records
+are kept in benchmarks/results/, whose table is written anew. `parity` trains three epochs in
 float32 without compilation and in the device's fast setting, and puts them side by side.
 """
 
-import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ import compare_runs
 import train_cifar
 from smr.files import replace_json, replace_text
 from smr.record.records import read_metrics, run_name
-from smr.run import devices, options
+from smr.run import options, session
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Method 7; lambda_u and all else come from the recipe.
@@ -36,51 +38,61 @@ CELLS = {
     "asym40": ["--r", "0.4", "--noise_mode", "asym"],
     "worst": ["--noise_mode", "worst"],
 }
-# What a protocol changes in the published recipe. Where 300 epochs take too long the learning rate
-# falls at the same share of the run; the small one is about a thousandth of the work.
 PROTOCOLS = {
     "full": [],
+    # Where 300 epochs take too long: the learning rate falls at the same share of the run.
     "short": ["--num_epochs", "100", "--lr_steps", "50:0.1"],
+    # A CPU's evening: the last epoch but one recalibrates, as in the published 300.
     "small": [
-        *("--train_images", "5000", "--width", "16", "--batch_size", "64", "--num_epochs", "60"),
-        *("--lr_steps", "40:0.1", "--warm_up", "10", "--recalibrate_every", "15"),
+        *("--train_images", "5000", "--width", "16", "--batch_size", "64"),
+        *("--num_epochs", "60", "--lr_steps", "40:0.1"),
     ],
+}
+# What `small` sets besides, of the methods that have it.
+SMALL_PERIODS = {
+    "smr": ["--warm_up", "10", "--recalibrate_every", "15"],
+    "dividemix": ["--warm_up", "10"],
+    "ce": [],
 }
 # Three epochs: one of warm-up, and two that split, guess and mix.
 PARITY = ["--num_epochs", "2", "--warm_up", "1"]
 PRECISIONS = {"float32": ["--amp", "off", "--compile", "off"], "fast": []}
+# What parity shows of an epoch, by its format.
+FIGURES = {
+    ".2f": ["test/accuracy"],
+    ".4f": ["train/net1/loss", "train/net2/loss", "split/net1/auc", "split/net2/auc"],
+    ".0f": ["split/net1/labelled", "split/net2/labelled"],
+    ".1f": ["time/seconds"],
+}
 # What config.json says of a machine's folders, which is nobody else's business.
 PLACES = ("data_path", "output", "noise_file")
-DIGITS = 6  # of the figures kept
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a cell, or parity; the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options.Parser(__doc__)
     parser.add_argument("cell", choices=(*CELLS, "parity"))
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--short", action="store_true", help="100 epochs, not 300")
-    length.add_argument("--small", action="store_true", help="the protocol for a CPU")
-    parser.add_argument("--method", choices=("smr", "dividemix", "ce"), default="smr")
+    protocol = parser.add_mutually_exclusive_group()
+    protocol.add_argument("--short", action="store_true", help="100 epochs, not 300")
+    protocol.add_argument("--small", action="store_true", help="5,000 images, 60 epochs, width 16")
+    parser.add_argument("--method", choices=tuple(SMALL_PERIODS), default="smr")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     args, flags = parser.parse_known_args(argv)
     if args.cell == "parity":
         return parity(flags, args.results / "parity")
-    protocol = "short" if args.short else "small" if args.small else "full"
-    given = [*CELLS[args.cell], "--method", args.method, "--id", protocol]
-    return reproduce([*given, *settings(protocol, args.method), *flags], args.results / protocol)
+    name = "small" if args.small else "short" if args.short else "full"
+    given = [*CELLS[args.cell], "--method", args.method, *PROTOCOLS[name]]
+    given += SMALL_PERIODS[args.method] if args.small else []
+    given += ["--id", name + variant(flags)]
+    return reproduce([*given, *flags], args.results / name)
 
 
-def settings(protocol: str, method: str) -> list[str]:
-    """The protocol's flags, but for those that a baseline has not."""
-    without = {"ce": ("--warm_up", "--recalibrate_every"), "dividemix": ("--recalibrate_every",)}
-    flags = PROTOCOLS[protocol]
-    pairs = zip(flags[::2], flags[1::2], strict=True)
-    return [word for pair in pairs if pair[0] not in without.get(method, ()) for word in pair]
+def variant(flags: Sequence[str]) -> str:
+    """What these flags change of a protocol, as the end of a run's name."""
+    unchanging = {*options.FREE, *options.SPEED, "seed"}
+    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
+    words = (f"_{k}-{options.shown(k, v)}" for k, v in given.items() if k not in unchanging)
+    return re.sub(r"[^\w.+-]", "-", "".join(words))
 
 
 def reproduce(flags: Sequence[str], results: Path) -> int:
@@ -88,8 +100,7 @@ def reproduce(flags: Sequence[str], results: Path) -> int:
     status = train_cifar.main([*flags, "--resume"])
     if status == 0:
         keep_records(run_folder(flags), results)
-        folders = sorted(path.parent for path in results.glob("*/config.json"))
-        table = compare_runs.compare(folders)
+        table = compare_runs.compare([results]).replace(f"{results}{os.sep}", "")
         replace_text(results / "table.md", table)
         print(table, end="")
     return status
@@ -98,26 +109,22 @@ def reproduce(flags: Sequence[str], results: Path) -> int:
 def run_folder(flags: Sequence[str]) -> Path:
     """Where train_cifar.py keeps the run of these flags."""
     given = options.given_flags(train_cifar.new_parser().parse_args(flags))
-    wanted = options.DEFAULTS | given
-    device = devices.find_device(wanted["device"], wanted["gpuid"])
-    config = train_cifar.resolve(given, device)
+    config = train_cifar.resolve(given, session.device_of(given))
     return Path(config["output"]) / run_name(config)
 
 
 def keep_records(run: Path, results: Path) -> None:
-    """Copy what a run's figures rest on to a folder of its name, without the machine's paths."""
+    """Keep what a run's figures rest on, to six digits, without the machine's paths."""
     kept = results / run.name
     kept.mkdir(parents=True, exist_ok=True)
-    rows = [{name: rounded(value) for name, value in row.items()} for row in read_metrics(run)]
-    replace_text(kept / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     config |= {place: Path(config[place]).name for place in PLACES if config.get(place)}
     replace_json(kept / "config.json", config)
-
-
-def rounded(value):
-    """A number to the digits kept; anything else as it is."""
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    rows = [
+        {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+        for row in read_metrics(run)
+    ]
+    replace_text(kept / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def parity(flags: Sequence[str], results: Path) -> int:
@@ -137,23 +144,14 @@ def parity(flags: Sequence[str], results: Path) -> int:
 
 
 def side_by_side(found: dict[str, list[dict]]) -> str:
-    """A Markdown table: accuracy, losses, split and seconds of each epoch, a column a setting."""
-    figures = {
-        "test/accuracy": ".2f",
-        "train/net1/loss": ".4f",
-        "train/net2/loss": ".4f",
-        "split/net1/auc": ".4f",
-        "split/net2/auc": ".4f",
-        "split/net1/labelled": ".0f",
-        "split/net2/labelled": ".0f",
-        "time/seconds": ".1f",
-    }
+    """A Markdown table: FIGURES of each epoch, a column a setting."""
     lines = [("epoch", "figure", *found), ("---",) * (2 + len(found))]
     for epochs in zip(*found.values(), strict=True):
-        for name, form in figures.items():
-            if name in epochs[0]:
-                values = (format(metrics[name], form) for metrics in epochs)
-                lines.append((str(epochs[0]["epoch"]), name, *values))
+        for form, names in FIGURES.items():
+            for name in names:
+                if name in epochs[0]:
+                    values = (format(metrics[name], form) for metrics in epochs)
+                    lines.append((str(epochs[0]["epoch"]), name, *values))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

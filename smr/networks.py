@@ -155,7 +155,7 @@ def fetched_weights(name: str) -> dict[str, Tensor]:
 
         try:
             return timm.create_model(name.removeprefix(TIMM), pretrained=True).state_dict()
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # of whichever client timm fetches with
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"timm could not fetch weights of {name} ({reason}); {instead}"

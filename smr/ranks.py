@@ -48,8 +48,8 @@ def joined() -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error) for word in ("gloo", "NCCL", "onnection")):
             raise
-        reason = str(error).splitlines()[0]
-        raise RankLost(f"another rank is gone, or cannot be reached ({reason})") from error
+        reason = f" ({str(error).splitlines()[0]})" if "NCCL" in str(error) else ""
+        raise RankLost(f"another rank is gone, or cannot be reached{reason}") from error
     dist.destroy_process_group()  # not where an exception passes: the others would wait for it
 
 
@@ -78,6 +78,11 @@ def own_rows(batch_size: int) -> slice:
 def own_batches(batches: Sequence[T]) -> Iterator[T]:
     """This rank's batches of those that need no gradient, each whole as in a single process."""
     return islice(batches, dist.get_rank(), None, count()) if count() > 1 else iter(batches)
+
+
+def own_workers(workers: int) -> int:
+    """This rank's number of the worker processes of its machine."""
+    return -(-workers // int(os.environ["LOCAL_WORLD_SIZE"])) if launched() else workers
 
 
 def weighed(value: Tensor, rows: int) -> Tensor:

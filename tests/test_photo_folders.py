@@ -150,12 +150,14 @@ def test_windows_in_memory_and_streamed_have_the_same_spread(tmp_path):
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
     spreads = []
     for loader in loaders(tmp_path):
-        places = []
+        places, mirrored = [], []
         for _ in range(25):
             for images, _, _ in loader.run("warmup"):
                 corner = images[:, :2, 0].amin(2) * torch.tensor([0.229, 0.224])
                 places.append(((corner + torch.tensor([0.485, 0.456])) * 255).round().int())
+                mirrored.append(images[:, 1, 0, 0] > images[:, 1, 0, -1])
         places = torch.cat(places)
+        assert abs(torch.cat(mirrored).float().mean() - 0.5) < 0.05
         assert places.min() == 0 and places.max() == 5
         spreads.append(torch.stack([torch.bincount(places[:, k], minlength=6) for k in (0, 1)]))
     for counts in spreads:

@@ -47,7 +47,7 @@ STEP = tiny_recipe(lr=1.0, warm_up=1)
 
 
 def launch(count: int, target, *arguments) -> list[multiprocessing.Process]:
-    """Start `target` as torchrun would start so many ranks."""
+    """Start `target` as torchrun would start so many ranks, two on a machine."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with socket.socket() as free:
@@ -64,7 +64,8 @@ def launch(count: int, target, *arguments) -> list[multiprocessing.Process]:
 
 def as_rank(rank: int, count: int, port: int, target, arguments: tuple) -> None:
     """What a rank's process runs."""
-    named = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+    named = {"RANK": rank, "LOCAL_RANK": rank % 2, "WORLD_SIZE": count, "MASTER_PORT": port}
+    named["LOCAL_WORLD_SIZE"] = 2
     os.environ |= {name: str(value) for name, value in named.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
@@ -244,6 +245,7 @@ def who_came_before(folder: Path) -> list[str]:
 
     def come() -> list[str]:
         before = sorted(path.name for path in folder.glob("was here *"))
+        time.sleep(0.1)  # for those that do not wait
         (folder / f"was here {os.environ['RANK']}").touch()
         return before
 
@@ -333,9 +335,11 @@ def test_bn_s_statistics_are_the_mean_of_each_rank_s_own(found):
         assert_close(value.float(), mean, rtol=0, atol=1e-6, msg=name)
 
 
-def test_the_first_rank_s_turn_is_the_first(found):
-    first, *others = (of_rank["before"] for of_rank in found)
-    assert first == [] and all("was here 0" in before for before in others)
+def test_the_first_rank_s_turn_is_the_first_then_that_of_other_machines_first_ones(found):
+    first, second, *third = (of_rank["before"] for of_rank in found)
+    assert first == [] and "was here 0" in second
+    for of_other_machine in third:
+        assert of_other_machine == ["was here 0"] and "was here 2" in second
 
 
 def test_each_image_is_served_once_by_one_rank_in_the_order_and_the_views_of_one_process(found):
@@ -418,6 +422,10 @@ def test_photos_are_shared_out_too_and_no_rank_is_left_without_one(tmp_path, mon
         (tmp_path / name).write_bytes(b"no photo")
     for served in of_ranks("warmup", skip_broken=True):
         assert [index.tolist() for *_, index in served] == [[0]]
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [ranks.own_workers(workers) for workers in (0, 1, 8, 9)] == [0, 1, 4, 5]
 
 
 def start_digits(count: int, output: Path, *flags: str) -> list[multiprocessing.Process]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import reproduce
 
 import train_cifar
-from smr.run.devices import can_compile
+from smr.record.records import read_metrics, run_name
+from smr.run import options
 
 TINY = ["--width", "2", "--warm_up", "1", "--batch_size", "32", "--device", "cpu"]
 
@@ -26,18 +26,45 @@ def tiny_flags(tmp_path: Path) -> list[str]:
     return [*TINY, "--data_path", str(data), "--output", str(tmp_path / "runs")]
 
 
+def config_of(*argv: str) -> dict:
+    """The configuration of the run that a command line starts."""
+    flags = []
+    with mock.patch.object(reproduce, "reproduce", lambda given, _: flags.extend(given) or 0):
+        assert reproduce.main(argv) == 0
+    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
+    return train_cifar.resolve(given, torch.device("cpu"))
+
+
 def test_a_cell_leaves_its_records_and_a_row_beside_the_published_figure(tmp_path, capsys):
     results = tmp_path / "results"
+    damaged = results / "full" / "cut_off" / "config.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
     flags = [*tiny_flags(tmp_path), "--num_epochs", "1", "--results", str(results)]
-    assert reproduce.main(["asym40", *flags]) == 0
-    folder = results / "full" / "cifar10_0.4_asym_smr_seed123_full"
+    assert reproduce.main(["asym40", *flags, "--seed", "7"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    folder = results / "full" / run.name
+    assert run.name.startswith("cifar10_0.4_asym_smr_seed7_full")
     assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl"}
-    assert str(tmp_path) not in (folder / "config.json").read_text()
-    assert json.loads((folder / "config.json").read_text())["lambda_u"] == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert config["lambda_u"] == 0 and len(config["noise_sha256"]) == 64
+    assert (config["data_path"], config["output"]) == ("cifar-10-batches-py", "runs")
+
+    rows, kept = read_metrics(run), read_metrics(folder)
+    assert kept == [
+        {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+        for row in rows
+    ]
+    assert kept != rows
+    assert all(float(f"{v:.6g}") == v for row in kept for v in row.values() if v != row["kind"])
+
     table = (results / "full" / "table.md").read_text()
     assert table.splitlines()[2].startswith("| cifar10 | asym 0.4 | smr | 1 | 1 |")
-    assert "about 93.9" in table
+    assert f"| {rows[1]['test/accuracy']:.2f} |" in table and "about 93.9" in table
     assert capsys.readouterr().out.endswith(table)
+    assert "\n- cut_off: " in table
+    for path in (results / "full" / "table.md", *folder.iterdir()):
+        assert str(tmp_path) not in path.read_text()
 
 
 def test_the_same_command_goes_on_and_ends_at_once_when_done(tmp_path, capsys):
@@ -45,60 +72,105 @@ def test_the_same_command_goes_on_and_ends_at_once_when_done(tmp_path, capsys):
     assert reproduce.main([*flags, "--num_epochs", "0"]) == 0
     assert reproduce.main([*flags, "--num_epochs", "1"]) == 0
     assert "resumed after epoch 0" in capsys.readouterr().out
-    kept = tmp_path / "results" / "full" / "cifar10_0.5_sym_smr_seed123_full" / "metrics.jsonl"
-    rows = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [0, 1]
-    assert all(len(f"{row['train/net1/loss']:.10g}") <= 8 for row in rows), "six digits are kept"
+    (kept,) = (tmp_path / "results" / "full").glob("cifar10_0.5_sym_*")
+    assert [row["epoch"] for row in read_metrics(kept)] == [0, 1]
     assert reproduce.main([*flags, "--num_epochs", "1"]) == 0
     assert "finished at epoch 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cell", reproduce.CELLS)
-@pytest.mark.parametrize("short", [[], ["--short"]])
-def test_every_cell_is_the_published_recipe_but_for_what_short_says(cell, short, tmp_path):
-    flags = []
-    with mock.patch.object(reproduce, "reproduce", lambda given, _: flags.extend(given) or 0):
-        assert reproduce.main([cell, *short]) == 0
-    given = train_cifar.options.given_flags(train_cifar.new_parser().parse_args(flags))
-    settings = {"r", "noise_mode", "method", "id"}
-    assert given.keys() - {"num_epochs", "lr_steps"} <= settings
-    if short:
-        assert (given["num_epochs"], given["lr_steps"]) == (100, ((50, 0.1),))
-    else:
-        assert "num_epochs" not in given
-
-
+@pytest.mark.parametrize("protocol", ["full", "short", "small"])
 @pytest.mark.parametrize("method", ["smr", "dividemix", "ce"])
-def test_the_small_protocol_is_one_for_every_method_but_for_what_a_method_has_not(method):
-    kept = []
-    with mock.patch.object(reproduce, "reproduce", lambda *given: kept.extend(given) or 0):
-        assert reproduce.main(["sym50", "--small", "--method", method, "--seed", "3"]) == 0
-    flags, results = kept
-    given = train_cifar.options.given_flags(train_cifar.new_parser().parse_args(flags))
-    config = train_cifar.resolve(given, torch.device("cpu"))
-    wanted = {
-        "train_images": 5000, "width": 16, "batch_size": 64, "num_epochs": 60, "lr": 0.02,
-        "lr_steps": ((40, 0.1),), "r": 0.5, "lambda_u": 25.0, "seed": 3, "id": "small",
-    }  # fmt: skip
-    assert {name: config[name] for name in wanted} == wanted
-    own = {"smr": (10, 15), "dividemix": (10, 0), "ce": (0, 0)}
-    assert (config["warm_up"], config["recalibrate_every"]) == own[method]
-    assert results.name == "small"
+def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
+    cell, protocol, method, tmp_path
+):
+    labels = tmp_path / "CIFAR-10_human.pt"
+    labels.touch()
+    file = ["--noise_file", str(labels)] if cell == "worst" else []
+    found = config_of(cell, *([f"--{protocol}"] if protocol != "full" else []), *file,
+                      "--method", method)  # fmt: skip
+    noise = {"noise_mode": "worst", "noise_file": str(labels)}
+    if cell != "worst":
+        noise = {"noise_mode": cell[:-2], "r": int(cell[-2:]) / 100}
+    recipe = train_cifar.resolve(noise | {"method": method}, torch.device("cpu"))
+    changed = {k: v for k, v in found.items() if recipe.get(k) != v}
+    expected = {"id": protocol}
+    if protocol == "short":
+        expected |= {"num_epochs": 100, "lr_steps": ((50, 0.1),)}
+    if protocol == "small":
+        expected |= {"train_images": 5000, "width": 16, "batch_size": 64}
+        expected |= {"num_epochs": 60, "lr_steps": ((40, 0.1),)}
+        expected |= {"recalibrate_every": 15} if method == "smr" else {}
+    assert changed == expected
+    assert found["warm_up"] == (0 if method == "ce" else 10)
+    assert found["recalibrate_every"] == {"full": 30, "short": 30, "small": 15}[protocol] * (
+        method == "smr"
+    )
 
 
-@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
-@pytest.mark.slow
-def test_parity_puts_float32_and_the_fast_setting_side_by_side(tmp_path, capsys):
-    fast = {"fast": ["--amp", "bf16", "--compile", "on"]}
-    uncompiled = mock.patch("torch.compile", partial(torch.compile, backend="eager"))
-    with mock.patch.dict(reproduce.PRECISIONS, fast), uncompiled:
-        flags = [*tiny_flags(tmp_path), "--results", str(tmp_path / "results")]
-        assert reproduce.main(["parity", *flags]) == 0
-    rows = (tmp_path / "results" / "parity" / "table.md").read_text().splitlines()
-    assert rows[0] == "| epoch | figure | float32 | fast |"
-    cells = [row.strip("| ").split(" | ") for row in rows[2:]]
-    losses = [list(map(float, row[2:])) for row in cells if row[1] == "train/net1/loss"]
-    assert [row[0] for row in cells if row[1] == "test/accuracy"] == ["0", "1", "2"]
-    # Same seed: the first epoch differs by bf16's rounding, and differs.
-    assert losses[0][0] != losses[0][1]
-    assert losses[0][0] == pytest.approx(losses[0][1], rel=0.05)
+@pytest.mark.parametrize(
+    ("flags", "ending"),
+    [
+        ([], "small"),
+        (["--recalibrate_every", "0"], "small_recalibrate_every-0"),
+        (["--warmup_loss", "ce"], "small_warmup_loss-ce"),
+        (["--lr_steps", "20:0.1,40:0.01"], "small_lr_steps-20-0.1-40-0.01"),
+        (["--id", "mine"], "mine"),
+        (["--amp", "bf16", "--save_every", "5", "--data_path", "elsewhere"], "small"),
+    ],
+)
+def test_flags_that_change_the_protocol_stand_in_the_run_s_name(flags, ending):
+    config = config_of("sym50", "--small", "--seed", "3", *flags)
+    assert run_name(config) == f"cifar10_0.5_sym_smr_seed3_{ending}"
+    assert config["amp"] is ("bf16" in flags)
+
+
+def test_the_middle_rows_of_the_ablation_change_one_part_each():
+    without = config_of("sym50", "--small", "--recalibrate_every", "0")
+    plain = config_of("sym50", "--small", "--warmup_loss", "ce")
+    assert (without["warmup_loss"], without["recalibrate_every"]) == ("mixup", 0)
+    assert (plain["warmup_loss"], plain["recalibrate_every"]) == ("ce", 15)
+
+
+def test_refusals_are_one_line(capsys):
+    for argv, words in (
+        (["sym50", "--short", "--small"], "not allowed with"),
+        (["sym50", "--sed", "1"], "--sed: there is no such flag"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            reproduce.main(argv)
+        shown = capsys.readouterr().err
+        assert refused.value.code == 2 and words in shown and shown.count("\n") == 1
+
+
+def test_side_by_side_has_a_row_for_each_figure_of_an_epoch():
+    first = {"epoch": 0, "test/accuracy": 10.0, "train/net1/loss": 2.30258, "time/seconds": 3.0}
+    second = first | {"test/accuracy": 11.125, "train/net1/loss": 2.25}
+    table = reproduce.side_by_side({"float32": [first], "fast": [second]})
+    assert table.splitlines() == [
+        "| epoch | figure | float32 | fast |",
+        "| --- | --- | --- | --- |",
+        "| 0 | test/accuracy | 10.00 | 11.12 |",
+        "| 0 | train/net1/loss | 2.3026 | 2.2500 |",
+        "| 0 | time/seconds | 3.0 | 3.0 |",
+    ]
+
+
+def test_parity_puts_float32_and_the_fast_setting_side_by_side(tmp_path):
+    results = tmp_path / "results"
+    # In place of the device's fast setting one that anybody's figures tell apart.
+    fast = mock.patch.dict(reproduce.PRECISIONS, {"fast": ["--lr", "0.3"]})
+    one_epoch = mock.patch.object(reproduce, "PARITY", ["--num_epochs", "0", "--warm_up", "1"])
+    with fast, one_epoch:
+        assert reproduce.main(["parity", *tiny_flags(tmp_path), "--results", str(results)]) == 0
+    columns = {}
+    for name in ("float32", "fast"):
+        folder = results / "parity" / f"cifar10_0.5_sym_smr_seed123_parity_{name}"
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["amp"], config["compile"], config["num_epochs"]) == (False, False, 0)
+        (columns[name],) = read_metrics(folder)
+    table = (results / "parity" / "table.md").read_text()
+    losses = [f"{columns[name]['train/net1/loss']:.4f}" for name in ("float32", "fast")]
+    assert losses[0] != losses[1]
+    assert f"| 0 | train/net1/loss | {losses[0]} | {losses[1]} |" in table
+    assert table.startswith("| epoch | figure | float32 | fast |")

@@ -121,12 +121,19 @@ def test_windows_are_uniform_and_half_are_mirrored(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "0.png")
     request = partial_request(tmp_path, Frame(12, 10))
     found = Counter()
-    for seed in range(3000):
+    for seed in range(1500):
         _, flipped, views, _ = streams.cut(request(seed))
         found[(*views[0, 0, 0, 0].tolist(), int(flipped[0, 0]))] += 1
     assert sorted(found) == [(i, j, 0, m) for i in range(3) for j in range(5) for m in range(2)]
-    expected = 3000 / 30
+    expected = 1500 / 30
     assert sum((n - expected) ** 2 / expected for n in found.values()) < 58  # p = 0.001 at 29
+
+
+def test_each_photo_view_and_pass_draws_anew_and_uniformly():
+    places = np.stack([drawn(s, i, v) for s in range(8) for i in range(40) for v in range(2)])
+    assert len(np.unique(places, axis=0)) == len(places) == 640
+    assert np.abs(places.mean(axis=0) - 0.5).max() < 0.05
+    assert np.abs(np.corrcoef(places.T) - np.eye(3)).max() < 0.15
 
 
 def partial_request(folder, frame):

@@ -83,9 +83,9 @@ def scaled(path: str | Path, frame: Frame) -> Tensor:
     if image.size == (width, height):
         return pixels
     # torch's filter is Pillow's, within a level, and several times as fast.
-    channels = pixels.permute(2, 0, 1)[None]
+    channels = pixels[None].permute(0, 3, 1, 2)
     channels = F.interpolate(channels, size=(height, width), mode="bilinear", antialias=True)
-    return channels[0].permute(1, 2, 0)
+    return channels.permute(0, 2, 3, 1)[0]
 
 
 def drawn(seed: int, position: int, view: int) -> np.ndarray:
@@ -297,6 +297,7 @@ class StreamLoader(BaseLoader):
             log=log,
         )
         self.normalised = Normaliser(views, side, device, channels_last)
+        workers = ranks.own_workers(workers)
         self.new_team = partial(Team, workers, pin_memory=self.device.type == "cuda")
         self.idle_teams: list[Team] = []
         self.skip_broken = skip_broken

@@ -1,0 +1,206 @@
+"""Draw the runs that `reproduce.py --small` kept as one picture.
+
+    python benchmarks/plot_results.py
+    python benchmarks/plot_results.py --results DIR --output FILE.png
+
+A column for each noise: test accuracy, and below it precision and recall of the labelled part of
+the split, the mean of both networks. A line is the mean over the seeds, a band their range.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from compare_runs import FinishedRun, differing, read_run, run_folders
+from smr.errors import InputError
+from smr.record.pictures import INK, blank, font, sideways
+from smr.record.records import read_metrics
+from smr.run import options
+
+RESULTS = Path(__file__).resolve().parent / "results" / "small"
+# By method, Okabe and Ito's colours, which colour-blind readers tell apart; the last for others.
+COLOURS = {
+    "smr": (0, 114, 178),
+    "dividemix": (213, 94, 0),
+    "ce": (30, 30, 30),
+    "smr, no recalibration": (0, 158, 115),
+    "smr, ce warm-up": (204, 121, 167),
+}
+OTHER_COLOURS = ((230, 159, 0), (86, 180, 233))
+KINDS_OF_NOISE = ("sym", "asym", "human")
+# Each row of panels: its axis, its metrics, of which the mean is drawn, and its height.
+ROWS = (
+    ("test accuracy, %", ("test/accuracy",), 600),
+    ("split: precision", ("split/net1/precision", "split/net2/precision"), 340),
+    ("split: recall", ("split/net1/recall", "split/net2/recall"), 340),
+)
+# In pixels of a picture that is drawn twice as large: Pillow smooths no line by itself.
+WIDTH, LEFT, TOP, ACROSS, BELOW, TEXT = 2400, 170, 200, 100, 80, 32
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+# (data set, noise) → method → a list of rows of metrics.jsonl for each seed.
+Runs = dict[tuple[str, str], dict[str, list[list[dict]]]]
+# A method's colour, epochs [e] and figures [seeds, e].
+Curve = tuple[tuple[int, int, int], np.ndarray, np.ndarray]
+
+
+def read_runs(results: Path) -> Runs:
+    """The finished runs of a folder. Raises InputError where there is none."""
+    found = [run for run in map(read_run, run_folders([results])) if isinstance(run, FinishedRun)]
+    if not found:
+        raise InputError(f"{results}: holds no finished run; benchmarks/reproduce.py makes them")
+    runs: Runs = {}
+    for run in sorted(found, key=noise_order):
+        note = differing(run, [other for other in found if other.cell == run.cell])
+        method = f"{run.cell[2]} ({note})" if note else run.cell[2]
+        runs.setdefault(run.cell[:2], {}).setdefault(method, []).append(read_metrics(run.folder))
+    return runs
+
+
+def noise_order(run: FinishedRun) -> tuple:
+    """Symmetric noise first, then asymmetric, then people's."""
+    kind = run.cell[1].split()[0]
+    known = kind in KINDS_OF_NOISE
+    return KINDS_OF_NOISE.index(kind) if known else len(KINDS_OF_NOISE), run.cell[:2]
+
+
+def colours_of(runs: Runs) -> dict[str, tuple[int, int, int]]:
+    """Each method that is there, in the legend's order, and its colour."""
+    methods = {method for cell in runs.values() for method in cell}
+    others = sorted(methods - COLOURS.keys())
+    colours = COLOURS | {m: OTHER_COLOURS[i % 2] for i, m in enumerate(others)}
+    return {method: colour for method, colour in colours.items() if method in methods}
+
+
+def figures_of(seeds: list[list[dict]], names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The epochs [e] in which all seeds have these metrics, and their mean there [seeds, e]."""
+    figures = [
+        {row["epoch"]: np.mean([row[name] for name in names]) for row in rows if names[0] in row}
+        for rows in seeds
+    ]
+    epochs = sorted(set.intersection(*map(set, figures)))
+    return np.array(epochs), np.array([[own[epoch] for epoch in epochs] for own in figures])
+
+
+def curves_of(runs: Runs, names: tuple[str, ...]) -> list[list[Curve]]:
+    """For each noise the curves of the methods that have these metrics."""
+    columns = []
+    for cell in runs.values():
+        found = [
+            (colour, *figures_of(cell[method], names))
+            for method, colour in colours_of(runs).items()
+            if method in cell
+        ]
+        columns.append([curve for curve in found if len(curve[1]) > 1])
+    return columns
+
+
+def ticks(low: float, high: float, most: int) -> np.ndarray:
+    """At most so many round numbers in equal steps, the first at or below low, the last above."""
+    for step in STEPS:
+        first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
+        if last - first < most:
+            break
+    return np.arange(first, max(last, first + 1) + 1) * step
+
+
+def boxes(columns: int) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+    """Each panel's row, column and box (left, top, right, bottom)."""
+    width = (WIDTH - LEFT - 30 - (columns - 1) * ACROSS) // columns
+    top = TOP
+    for row, (_, _, height) in enumerate(ROWS):
+        for column in range(columns):
+            left = LEFT + column * (width + ACROSS)
+            yield row, column, (left, top, left + width, top + height)
+        top += height + BELOW
+
+
+class Panel:
+    """One pair of axes in a picture."""
+
+    def __init__(self, picture: Image.Image, box, across: np.ndarray, up: np.ndarray):
+        self.picture, self.box, self.across, self.up = picture, box, across, up
+
+    def at(self, epochs: np.ndarray, values: np.ndarray) -> list[tuple[float, float]]:
+        """Where these values lie in the picture."""
+        left, top, right, bottom = self.box
+        x = left + (epochs - self.across[0]) / np.ptp(self.across) * (right - left)
+        y = bottom - (values - self.up[0]) / np.ptp(self.up) * (bottom - top)
+        return list(zip(x.tolist(), y.tolist(), strict=True))
+
+    def draw_axes(self) -> None:
+        """Its grid and numbers."""
+        pen, (left, top, right, bottom) = ImageDraw.Draw(self.picture), self.box
+        for (_, y), value in zip(self.at(0 * self.up, self.up), self.up, strict=True):
+            pen.line([(left, y), (right, y)], fill=(225, 225, 225), width=2)
+            pen.text((left - 12, y), f"{value:g}", INK, font(TEXT), anchor="rm")
+        for (x, _), epoch in zip(self.at(self.across, 0 * self.across), self.across, strict=True):
+            pen.line([(x, bottom), (x, bottom + 10)], fill=INK, width=2)
+            pen.text((x, bottom + 14), f"{epoch:g}", INK, font(TEXT), anchor="mt")
+        pen.line([(left, top), (left, bottom), (right, bottom)], fill=INK, width=2)
+
+    def draw_curves(self, curves: list[Curve]) -> None:
+        """The range over the seeds of each curve, and above all ranges the means."""
+        for colour, epochs, values in curves:
+            high, low = (self.at(epochs, edge) for edge in (values.max(0), values.min(0)))
+            band = Image.new("L", self.picture.size)
+            ImageDraw.Draw(band).polygon([*high, *reversed(low)], fill=60)
+            self.picture.paste(colour, mask=band)
+        pen = ImageDraw.Draw(self.picture)
+        for colour, epochs, values in curves:
+            pen.line(self.at(epochs, values.mean(axis=0)), fill=colour, width=6, joint="curve")
+
+
+def draw(runs: Runs) -> Image.Image:
+    """The picture of these runs, 1200 pixels wide."""
+    height = TOP + sum(height + BELOW for _, _, height in ROWS) + 20
+    picture, pen = blank(WIDTH, height)
+    draw_legend(pen, colours_of(runs))
+    rows = [curves_of(runs, names) for _, names, _ in ROWS]
+    last = max(len(seeds[0]) for cell in runs.values() for seeds in cell.values()) - 1
+    scales = [[v for curves in row for _, _, values in curves for v in values.flat] for row in rows]
+    for row, column, box in boxes(len(runs)):
+        values = scales[row] or [0, 1]
+        panel = Panel(picture, box, ticks(0, last, 8), ticks(min(values), max(values), 8))
+        panel.draw_axes()
+        panel.draw_curves(rows[row][column])
+        if column == 0:
+            axis = sideways(ROWS[row][0], TEXT + 4, INK)
+            picture.paste(axis, (8, (box[1] + box[3] - axis.height) // 2))
+        if row == 0:
+            title, middle = ", ".join(list(runs)[column]), (box[0] + box[2]) // 2
+            pen.text((middle, TOP - 30), title, INK, font(40), anchor="ms")
+        if row == len(ROWS) - 1:
+            pen.text((box[2], box[3] + 52), "epoch", INK, font(TEXT), anchor="rt")
+    return picture.resize((WIDTH // 2, height // 2), Image.Resampling.LANCZOS)
+
+
+def draw_legend(pen: ImageDraw.ImageDraw, colours: dict[str, tuple[int, int, int]]) -> None:
+    """The methods' names beside their colours, and what lines and bands are."""
+    x = LEFT
+    for method, colour in colours.items():
+        pen.line([(x, 40), (x + 60, 40)], fill=colour, width=12)
+        pen.text((x + 76, 40), method, INK, font(36), anchor="lm")
+        x += 130 + int(font(36).getlength(method))
+    words = "line: mean over the seeds; band: their range"
+    pen.text((LEFT, 92), words, (90, 90, 90), font(TEXT), anchor="lm")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = options.Parser(__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: DIR/curves.png")
+    args = parser.parse_args(argv)
+    with options.one_line_errors("plot_results.py"):
+        draw(read_runs(args.results)).save(args.output or args.results / "curves.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
