@@ -17,18 +17,17 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 
+from smr.data.label_lists import label_list
+from smr.data.listings import DROPPED_FOLDER, same_name
 from smr.errors import InputError
 from smr.files import replace_text
 from smr.record.decisions import Decision, JudgedRun, accepted, read_decisions, read_run
-from smr.record.labels import label_list
 from smr.run.options import Parser, number, one_line_errors
-
-DROPPED = "dropped"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             decisions = accepted(run, args.accept, args.accept_below)
         announce(decisions, run)
-        if in_folders(run):
+        if run.config.get("labels_in_paths"):
             return move(run, decisions, root, args.dry_run)
         return write_label_list(run, decisions, args.dry_run)
 
@@ -81,11 +80,6 @@ def announce(decisions: Sequence[Decision], run: JudgedRun) -> None:
     for (given, label), times in pairs.most_common():
         target = "dropped" if label is None else run.classes[label]
         print(f"{times:6,}  {run.classes[given]} → {target}")
-
-
-def in_folders(run: JudgedRun) -> bool:
-    """Whether a file's place or name gives its label."""
-    return bool(run.files) and all(file.startswith("training/") for file in run.files)
 
 
 def move(run: JudgedRun, decisions: Sequence[Decision], root: Path, dry_run: bool) -> int:
@@ -131,11 +125,12 @@ def plan(
 
     Args: done, source → target of the moves that were logged.
     """
-    folders = {label: PurePosixPath(file).parent for label, file in label_and_file(run)}
+    depth = depth_of(run)
+    folders = class_folders(run, depth)
     moves, taken = [], set()
     for decision in decisions:
         file, checksum = run.files[decision.row], run.checksums[decision.row]
-        wanted = place_of(file, decision.label, folders, run)
+        wanted = str(place_of(file, decision.label, folders, depth))
         moved_to = done.get(file)
         if moved_to and not os.path.lexists(root / file) and same_place(moved_to, wanted):
             check_file(root, moved_to, checksum)
@@ -148,21 +143,36 @@ def plan(
     return moves
 
 
-def label_and_file(run: JudgedRun) -> Iterator[tuple[int, str]]:
-    """Of each image; backwards, so that the first file of a class tells its folder."""
-    return zip(reversed(run.given), reversed(run.files), strict=True)
+def depth_of(run: JudgedRun) -> int:
+    """How many names of a file's path tell its label: 2, training/<class>; 1, <class>.
+
+    0 where the file's own name does, training/<label>_<rest>.
+    """
+    paths = [PurePosixPath(file).parts for file in run.files]
+    names = [same_name(run.classes[label]) for label in run.given]
+    if [same_name(parts[0]) for parts in paths] == names:
+        return 1
+    return 0 if any(len(parts) == 2 for parts in paths) else 2
+
+
+def class_folders(run: JudgedRun, depth: int) -> dict[int, PurePosixPath]:
+    """Label → the folder of its class, which a class without a photo may not have yet."""
+    above = PurePosixPath(run.files[0]).parts[: depth - 1]
+    folders = {label: PurePosixPath(*above, name) for label, name in enumerate(run.classes)}
+    found = zip(run.given, run.files, strict=True)
+    return folders | {label: PurePosixPath(*PurePosixPath(f).parts[:depth]) for label, f in found}
 
 
 def place_of(
-    file: str, label: int | None, folders: dict[int, PurePosixPath], run: JudgedRun
-) -> str:
+    file: str, label: int | None, folders: dict[int, PurePosixPath], depth: int
+) -> PurePosixPath:
     """Where a file belongs that has this label, None for one that is dropped."""
     path = PurePosixPath(file)
     if label is None:
-        return str(PurePosixPath(DROPPED, *path.parts[1:]))
-    if len(path.parts) == 2:  # training/<label>_<rest>
-        return str(path.with_name(re.sub("^[0-9]+", str(label), path.name)))
-    return str(folders.get(label, PurePosixPath("training", run.classes[label])) / path.name)
+        return PurePosixPath(DROPPED_FOLDER, *path.parts[depth != 1 :])
+    if depth == 0:
+        return path.with_name(re.sub("^[0-9]+", str(label), path.name))
+    return folders[label] / path.name
 
 
 def free_place(root: Path, wanted: str, taken: set[str]) -> str:
@@ -206,8 +216,11 @@ def check_inside(root: Path, file: str) -> None:
 
 
 def log_path(run: JudgedRun, root: Path) -> Path:
-    """Of the moves by this run's corrections: with the data, which may outlive the run's folder."""
-    return root / f"corrections_{run.folder.resolve().name}.log"
+    """Of the moves by this run's corrections: with the data, which may outlive the run's folder.
+
+    Hidden, so that training does not take it for a photo that lies in no class folder.
+    """
+    return root / f".corrections_{run.folder.resolve().name}.log"
 
 
 def read_log(path: Path) -> list[Move]:
@@ -239,7 +252,9 @@ def undo(run: JudgedRun, root: Path, dry_run: bool) -> int:
         raise InputError(
             f"{error.filename}: {error.strerror}; --undo again goes on where it stopped"
         ) from error
-    for folder in sorted([root / DROPPED, *(root / DROPPED).rglob("*")], reverse=True):
+    for folder in sorted(
+        [root / DROPPED_FOLDER, *(root / DROPPED_FOLDER).rglob("*")], reverse=True
+    ):
         with suppress(OSError):  # it holds something
             folder.rmdir()
     print(f"moved {len(steps):,} files back in {root}")
@@ -271,9 +286,13 @@ def steps_back(backward: Sequence[Move], root: Path) -> list[Move]:
 
 def write_label_list(run: JudgedRun, decisions: Sequence[Decision], dry_run: bool) -> int:
     """Write the labels for --noise_file, null for each dropped image; the exit status."""
-    labels: list[int | None] = list(run.given)
+    # null, too, for a photo that could not be decoded, so that nobody judged it.
+    labels: list[int | None] = [None] * run.config["train_images"]
+    for index, row in run.rows.items():
+        labels[index] = run.given[row]
+    positions = {row: index for index, row in run.rows.items()}
     for decision in decisions:
-        labels[decision.row] = decision.label
+        labels[positions[decision.row]] = decision.label
     text = json.dumps(label_list(labels, run.config.get("dropped_images", [])))
     path, number = run.folder / "corrected_labels.json", 1
     while path.exists() and path.read_text(encoding="utf-8") != text:

@@ -15,6 +15,7 @@ import torch
 from smr.console import Console
 from smr.data.image_files import read_images
 from smr.data.images import Views
+from smr.data.label_lists import dropped_facts, read_label_list, without_dropped
 from smr.data.listings import (
     Listing,
     class_notes,
@@ -161,6 +162,7 @@ class animal_dataloader(NoisyLoader):
         skip_broken: leave out what is no image instead of refusing it.
         log: an open text file for a line about each split, or None.
         device, channels_last: where images are served, and in which memory format.
+        noise_file: a list of labels in the place of the data's own, or "".
     """
 
     def __init__(
@@ -174,6 +176,14 @@ class animal_dataloader(NoisyLoader):
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         log=None,
+        noise_file: str | Path = "",
     ):
         data = read_animal10n(Path(root), num_workers, skip_broken, Console())
-        super().__init__(data, ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)
+        if noise_file:
+            count = len(data.train_labels)
+            data.train_labels = read_label_list(noise_file, count, len(ANIMALS))
+        super().__init__(
+            *(without_dropped(data), ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)
+        )
+        self.facts |= dropped_facts(data.train_labels)
+        self.facts["labels_in_paths"] = (Path(root) / "training").is_dir()

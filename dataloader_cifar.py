@@ -4,7 +4,6 @@ loader = cifar_dataloader("cifar10", 0.5, "sym", 128, 0, "./data/cifar-10-batche
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from smr.data import pickles
 from smr.data.cifar_files import ARCHIVES, checked_labels, read_cifar, read_digits
 from smr.data.images import Views
+from smr.data.label_lists import dropped_facts, read_label_list, without_dropped
 from smr.data.loaders import ImageData, NoisyLoader
 from smr.errors import InputError
 
@@ -43,8 +43,6 @@ HUMAN_MODES = {
     "cifar100": ("noisy100",),
     "digits": (),
 }
-# In an array of labels: the image is not trained on.
-DROPPED = -1
 SYNTHETIC_MODES = ("sym", "asym", "asym_superclass")
 # truck→automobile, bird→airplane, deer→horse, cat↔dog
 CIFAR10_CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
@@ -93,28 +91,6 @@ def noisy_labels(
         for i in chosen:
             noisy[i] = turned.get(noisy[i], noisy[i])
     return noisy
-
-
-def read_label_list(path: str | Path, count: int, classes: int) -> np.ndarray:
-    """int64 [count] from a JSON list, as DivideMix and SMR write; DROPPED where it has null.
-
-    Raises InputError.
-    """
-    try:
-        labels = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: expected a plain list of labels") from error
-    nulls = []
-    if isinstance(labels, list):
-        nulls = [i for i, label in enumerate(labels) if label is None]
-        labels = [0 if label is None else label for label in labels]
-    checked = checked_labels(labels, count, classes, str(path))
-    checked[nulls] = DROPPED
-    if len(nulls) == count:
-        raise InputError(f"{path}: drops every image")
-    return checked
 
 
 def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> np.ndarray:
@@ -178,7 +154,7 @@ def inject_noise(
 ) -> np.ndarray:
     """int64 [n] training labels: `noise_file`'s where there is one, else generated (method 1).
 
-    DROPPED where the file drops an image.
+    label_lists.DROPPED where the file drops an image.
     """
     check_noise(dataset, noise_mode, noise_file)
     if not noise_file:
@@ -195,20 +171,6 @@ def first_images(data: ImageData, count: int) -> ImageData:
         raise InputError(f"--train_images {count}: there are {found}")
     return replace(
         data, train_images=data.train_images[:count], train_labels=data.train_labels[:count]
-    )
-
-
-def without_dropped(data: ImageData) -> ImageData:
-    """The data without the training images that a list of labels drops."""
-    kept = data.train_labels != DROPPED
-    if kept.all():
-        return data
-    return replace(
-        data,
-        train_images=data.train_images[kept],
-        train_labels=data.train_labels[kept],
-        clean_labels=data.clean_labels[kept],
-        notes=[*data.notes, f"--noise_file drops {np.count_nonzero(~kept)} training images"],
     )
 
 
@@ -250,8 +212,7 @@ class cifar_dataloader(NoisyLoader):
         data.train_labels = inject_noise(
             data.clean_labels, dataset, noise_mode, r, seed, noise_file
         )
-        dropped = np.flatnonzero(data.train_labels == DROPPED).tolist()
-        data = without_dropped(data)
-        super().__init__(data, VIEWS[dataset], batch_size, seed, device, channels_last, log)
-        if dropped:
-            self.facts["dropped_images"] = dropped
+        super().__init__(
+            *(without_dropped(data), VIEWS[dataset], batch_size, seed, device, channels_last, log)
+        )
+        self.facts |= dropped_facts(data.train_labels)

@@ -11,6 +11,7 @@ import torch
 
 from smr.data.image_files import checked_images
 from smr.data.images import Views
+from smr.data.label_lists import relabelled
 from smr.data.listings import Listing, class_notes, lines_of, names_and_labels, refuse_broken
 from smr.data.streams import Frame, Photos, StreamLoader
 from smr.errors import InputError
@@ -77,6 +78,7 @@ class clothing_dataloader(StreamLoader):
         num_workers: processes that decode, and threads that look at the photos first.
         frame: how photos become images.
         check_images: decode all photos first, instead of reading their headers alone.
+        noise_file: a list of labels in the place of the data's own, or "".
     The others are those of StreamLoader.
     """
 
@@ -88,6 +90,7 @@ class clothing_dataloader(StreamLoader):
         num_batches: int = 1000,
         frame: Frame = Frame(256, 224),  # noqa: B008, it is frozen
         check_images: bool = False,
+        noise_file: str | Path = "",
         skip_broken: bool = False,
         seed: int = 123,
         **options,
@@ -103,6 +106,7 @@ class clothing_dataloader(StreamLoader):
             )
         )
         notes = refuse_broken(root, train, val, test, skip_broken=skip_broken)
+        train, dropped = relabelled(train, noise_file, len(CLASSES), notes)
         notes += class_notes(root, train, test, CLASSES)
         served = {
             name: (Photos(root, part.files, frame), part.labels)
@@ -112,7 +116,7 @@ class clothing_dataloader(StreamLoader):
             *(*served.pop("train"), served, VIEWS, list(CLASSES), batch_size, seed),
             workers=num_workers,
             skip_broken=skip_broken,
-            facts={"data_notes": notes},
+            facts={"data_notes": notes} | dropped,
             **options,
         )
 

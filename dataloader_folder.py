@@ -122,7 +122,9 @@ def folder_dataloader(
         found.notes.append("the photos are held in memory")
         data = held_in_memory(found, frame, num_workers, skip_broken)
         views = replace(IMAGENET_VIEWS, window=frame.crop)
-        return NoisyLoader(data, views, batch_size, seed, **options)
+        loader = NoisyLoader(data, views, batch_size, seed, **options)
+        loader.facts["labels_in_paths"] = True
+        return loader
     notes = [*found.notes, "the photos are decoded from disk as they are needed"]
     train, test = (Photos(root, part.files, frame) for part in (found.train, found.test))
     return StreamLoader(
@@ -133,6 +135,7 @@ def folder_dataloader(
         facts={
             "data_notes": notes + found.left_out(skip_broken),
             "test_labels_are_noisy": found.test_labels_are_noisy,
+            "labels_in_paths": True,
         },
         **options,
     )

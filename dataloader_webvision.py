@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from smr.data.image_files import checked_images
+from smr.data.label_lists import relabelled
 from smr.data.listings import (
     Listing,
     class_notes,
@@ -93,6 +94,7 @@ class webvision_dataloader(StreamLoader):
         frame, imagenet_frame: how photos become images, and how ImageNet's do in the test.
         num_workers: processes that decode, and threads that look at the photos first.
         check_images: decode all photos first, instead of reading their headers alone.
+        noise_file: a list of labels in the place of the data's own, or "".
     The others are those of StreamLoader.
     """
 
@@ -106,6 +108,7 @@ class webvision_dataloader(StreamLoader):
         frame: Frame = Frame(320, 299),  # noqa: B008, it is frozen
         imagenet_frame: Frame | None = None,
         check_images: bool = False,
+        noise_file: str | Path = "",
         skip_broken: bool = False,
         seed: int = 123,
         **options,
@@ -118,6 +121,7 @@ class webvision_dataloader(StreamLoader):
         root, notes = Path(root), []
         synsets, names = zip(*read_classes(root, num_class), strict=True)
         train, val = good(root, *read_webvision(root, num_class))
+        train, dropped = relabelled(train, noise_file, num_class, notes)
         notes += class_notes(root, train, val, names)
         tests = {"test": (Photos(root, val.files, frame), val.labels)}
         if imagenet:
@@ -131,6 +135,6 @@ class webvision_dataloader(StreamLoader):
             *(list(names), batch_size, seed),
             workers=num_workers,
             skip_broken=skip_broken,
-            facts={"data_notes": notes},
+            facts={"data_notes": notes} | dropped,
             **options,
         )

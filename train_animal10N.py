@@ -73,7 +73,7 @@ def recipe_for(count: int, device: torch.device) -> dict:
     }
 
 
-NOISE_FLAGS = ("--r", "--noise_mode", "--noise_file")
+NOISE_FLAGS = ("--r", "--noise_mode")
 NO_NOISE = "these labels are as people gave them, and no noise is injected"
 
 
@@ -98,6 +98,10 @@ def resolve(given: dict, device: torch.device) -> dict:
     if dataset == "folder":
         if not given.get("data_path"):
             raise InputError("--dataset folder needs --data_path DIR, with DIR/<class>/*")
+        if given.get("noise_file"):
+            raise InputError(
+                "--noise_file: a photo's folder is its label; correct_labels.py moves it"
+            )
         found = list_folder(Path(given["data_path"]), given.get("val_fraction"), 0)
         recipe, classes = recipe_for(len(found.train.files), device), len(found.class_names)
     else:
@@ -120,6 +124,7 @@ def make_loader(config: dict, device: torch.device) -> Loader:
     if config["dataset"] == "animal10N":
         shared.pop("check_images")  # each is decoded at the start
         return data.animal_dataloader(config["data_path"], **shared)
+    shared.pop("noise_file")  # the folders are the labels
     loader = folder_dataloader(
         config["data_path"],
         frame=photos.frame(config, square=True),

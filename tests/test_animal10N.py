@@ -312,7 +312,7 @@ def test_flags_that_do_not_fit_are_refused(arguments, message):
         resolved(*arguments)
 
 
-@pytest.mark.parametrize("flag", ["--r", "--noise_mode", "--noise_file"])
+@pytest.mark.parametrize("flag", ["--r", "--noise_mode"])
 def test_flags_of_injected_noise_are_answered_with_why_there_are_none(flag, capsys):
     with pytest.raises(SystemExit) as stop:
         train_animal10N.main([flag, "0.2"])

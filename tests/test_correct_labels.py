@@ -7,19 +7,24 @@ import os
 
 import numpy as np
 import pytest
+from photo_sets import write_clothing, write_webvision
 from photos import write_animals, write_photos
 
 import correct_labels
 from dataloader_animal10N import animal_dataloader
 from dataloader_cifar import cifar_dataloader
+from dataloader_clothing1M import clothing_dataloader
 from dataloader_folder import folder_dataloader
+from dataloader_webvision import webvision_dataloader
 from smr.data.streams import Frame
 from smr.record import labels
 
 CLASSES = {"cat": 4, "dog": 4, "fox": 3}
 
 
-def judge_by_hand(loader, folder, root, suggested: dict[int, int], **config) -> None:
+def judge_by_hand(
+    loader, folder, root, suggested: dict[int, int], dataset="folder", **config
+) -> None:
     """What a run leaves in its folder that sees these classes: position → class."""
     folder.mkdir(parents=True)
     given, classes = loader.noisy_labels.numpy(), len(loader.class_names)
@@ -31,7 +36,7 @@ def judge_by_hand(loader, folder, root, suggested: dict[int, int], **config) -> 
         p_clean[:, row] = 0.1 * rank  # the first is the most suspicious
     judgement = labels.Judgement(np.arange(len(given)), given, probability, p_clean)
     labels.write_list(judgement, loader, folder, root)
-    config |= {"data_path": str(root), "class_names": loader.class_names}
+    config |= {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
     (folder / "config.json").write_text(json.dumps(config | loader.facts))
 
 
@@ -104,7 +109,7 @@ def assert_moved(before, after) -> None:
     """Each file of MOVED is where it belongs, all others where they were."""
     files = {name: content for name, content in before.items() if content}
     expected = {MOVED.get(name, name): content for name, content in files.items()}
-    log = "corrections_run.log"
+    log = ".corrections_run.log"
     assert {name: content for name, content in after.items() if content and name != log} == expected
 
 
@@ -302,7 +307,7 @@ def test_accept_refuses_a_list_that_a_person_edited(run, capsys):
 def test_animal10n_names_carry_the_new_label(tmp_path):
     root = write_animals(tmp_path, "names")
     loader = animal_dataloader(root, 8, 1)
-    judge_by_hand(loader, tmp_path / "run", root, {0: 5})
+    judge_by_hand(loader, tmp_path / "run", root, {0: 5}, "animal10N")
     old = loader.files[0]
     assert old.startswith("training/0_")
     assert call(tmp_path / "run", "--accept", 1) == 0
@@ -312,10 +317,120 @@ def test_animal10n_names_carry_the_new_label(tmp_path):
 def test_animal10n_class_folders_are_found_by_what_they_hold(tmp_path):
     root = write_animals(tmp_path, "classes")
     loader = animal_dataloader(root, 8, 1)
-    judge_by_hand(loader, tmp_path / "run", root, {0: 9})
+    judge_by_hand(loader, tmp_path / "run", root, {0: 9}, "animal10N")
     name = loader.files[0].split("/")[-1]
     assert call(tmp_path / "run", "--accept", 1) == 0
     assert (root / "training/guinea_pig" / name).exists()
+
+
+def folder_run(photos, tmp_path, suggested):
+    """A run on a folder of photos; its loader, opened anew by `again`."""
+
+    def again():
+        return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
+
+    judge_by_hand(again(), tmp_path / "run", photos, suggested)
+    return again
+
+
+def test_classes_without_a_folder_above_are_corrected_and_trained_on_again(tmp_path):
+    photos = write_photos(tmp_path / "photos", CLASSES, part="")
+    again = folder_run(photos, tmp_path, {})
+    before, first = checksums(photos), again()
+    kept, dropped = first.files[0], first.files[1]
+    assert kept.startswith("cat/") and dropped.startswith("cat/")
+    rows = f"0,{kept},cat,fox,other", f"1,{dropped},cat,,drop"
+    assert call(tmp_path / "run", write_corrections(tmp_path / "c.csv", *rows)) == 0
+    after = checksums(photos)
+    assert after[f"dropped/{dropped}"] == before[dropped]
+    (moved,) = (
+        set(after)
+        - set(before)
+        - {"dropped", "dropped/cat", f"dropped/{dropped}"}
+        - {".corrections_run.log"}
+    )
+    assert moved.startswith("fox/") and after[moved] == before[kept]
+    assert again().class_names == ["cat", "dog", "fox"]
+    assert len(again().noisy_labels) == len(first.noisy_labels) - 1
+    assert call(tmp_path / "run", "--undo") == 0
+    assert checksums(photos) == before
+
+
+def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path):
+    photos = write_photos(tmp_path / "photos", {"2023": 3}, part="train/cat")
+    write_photos(photos, {"dog": 3, "fox": 0}, part="train")
+    write_photos(photos, {"cat": 1}, part="test")
+    run = tmp_path / "run"
+    folder_run(photos, tmp_path, {3: 0, 4: 2})
+    assert call(run, "--accept", 2) == 0
+    assert (photos / "train/cat/0.png").exists() and (photos / "train/fox/1.png").exists()
+
+
+def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
+    root = write_animals(tmp_path, "binary")
+    first, run = animal_dataloader(root, 8, 1), tmp_path / "run"
+    judge_by_hand(first, run, root, {0: 7}, "animal10N")
+    given, files = first.noisy_labels.tolist(), first.files
+    rows = f"0,{files[0]},cat,orangutan,take", f"2,{files[2]},cat,,drop"
+    assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
+    second = animal_dataloader(root, 8, 1, noise_file=run / "corrected_labels.json")
+    assert second.noisy_labels.tolist() == [7, given[1], *given[3:]]
+    assert second.files == [files[0], files[1], *files[3:]]
+    kept = [0, 1, *range(3, len(given))]
+    np.testing.assert_array_equal(
+        second.thumbnails(np.arange(len(kept))), first.thumbnails(np.array(kept))
+    )
+    assert second.facts["dropped_images"] == [2]
+    assert "--noise_file drops 1 training images" in second.facts["data_notes"]
+
+
+def webvision(root, noise_file=""):
+    return webvision_dataloader(root, "", 3, 4, 0, Frame(40, 32), noise_file=noise_file)
+
+
+def clothing(root, noise_file=""):
+    return clothing_dataloader(root, 7, 0, 4, Frame(36, 32), noise_file=noise_file)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "loader_of"),
+    [("webvision", write_webvision, webvision), ("clothing1M", write_clothing, clothing)],
+)
+def test_photos_with_lists_stay_and_training_takes_the_new_list(
+    tmp_path, dataset, write, loader_of
+):
+    root, run = write(tmp_path / "data"), tmp_path / "run"
+    first = loader_of(root)
+    before = checksums(root)
+    judge_by_hand(first, run, root, {1: 2, 4: 1}, dataset)
+    assert call(run, "--accept", 1) == 0
+    assert checksums(root) == before
+    path, names = run / "corrected_labels.json", first.class_names
+    given, files = first.noisy_labels.tolist(), first.files
+    assert json.loads(path.read_text()) == [given[0], 2, *given[2:]]
+    rows = (
+        f'0,"{files[0]}",{names[given[0]]},,drop',
+        f'1,"{files[1]}",{names[given[1]]},{names[2]},take',
+    )
+    assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
+    second = loader_of(root, run / "corrected_labels_2.json")
+    assert second.noisy_labels.tolist() == [2, *given[2:]]
+    assert second.files == files[1:] and second.facts["dropped_images"] == [0]
+
+
+def test_a_photo_that_could_not_be_judged_is_dropped_from_the_list_of_labels(tmp_path):
+    root, run = write_webvision(tmp_path / "data"), tmp_path / "run"
+    first = webvision(root)
+    given = first.noisy_labels.tolist()
+    judge_by_hand(first, run, root, {}, "webvision")
+    judged = json.loads((run / "judged.json").read_text())
+    for name in ("index", "given", "files"):
+        del judged[name][5]  # as if it could not be decoded in the scoring pass
+    (run / "judged.json").write_text(json.dumps(judged))
+    row = f"7,{first.files[7]},{first.class_names[given[7]]},,drop"
+    assert call(run, write_corrections(tmp_path / "c.csv", row)) == 0
+    found = json.loads((run / "corrected_labels.json").read_text())
+    assert found == [*given[:5], None, given[6], None, *given[8:]]
 
 
 def digits(noise_file="") -> cifar_dataloader:
@@ -324,7 +439,7 @@ def digits(noise_file="") -> cifar_dataloader:
 
 def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_path):
     first, run = digits(), tmp_path / "run"
-    judge_by_hand(first, run, "", {})
+    judge_by_hand(first, run, "", {}, "digits")
     given = first.noisy_labels.tolist()
     wrong = (given[7] + 1) % 10
     rows = [f"3,,{given[3]},,drop", f"7,,{given[7]},{wrong},other", f"8,,{given[8]},,drop"]
@@ -343,7 +458,7 @@ def test_a_second_round_keeps_what_the_first_dropped_and_overwrites_no_label_fil
     given = digits().noisy_labels.tolist()
     labels_file.write_text(json.dumps([None, *given[1:5], None, *given[6:]]))
     run = tmp_path / "run"
-    judge_by_hand(digits(labels_file), run, "", {})
+    judge_by_hand(digits(labels_file), run, "", {}, "digits")
     (run / "corrected_labels.json").write_text("[]")
     path = write_corrections(tmp_path / "c.csv", f"0,,{given[1]},,drop", f"4,,{given[6]},0,other")
     assert call(run, path) == 0

@@ -17,8 +17,9 @@ from photos import write_animals
 
 import train_cifar
 from dataloader_animal10N import read_animal10n
-from dataloader_cifar import read_cifar, read_human_labels, read_label_list
+from dataloader_cifar import read_cifar, read_human_labels
 from smr.console import Console
+from smr.data.label_lists import read_label_list
 from smr.divide import Scores
 from smr.errors import InputError
 from smr.method import optimise

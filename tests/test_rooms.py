@@ -15,6 +15,7 @@ PLAN = (
     ("smr.data.images", "smr.data.listings", "smr.data.pickles"),
     ("smr.data.loaders", "smr.data.image_files"),
     ("smr.data.cifar_files", "smr.data.streams"),
+    ("smr.data.label_lists",),
     ("dataloader_*",),
     ("smr.networks", "smr.method"),
     ("smr.record.pictures", "smr.record.log", "smr.record.review"),

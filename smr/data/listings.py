@@ -14,6 +14,8 @@ from smr.errors import InputError
 
 # What people call the folders of class folders.
 TRAINING, TESTING = ("training", "train"), ("testing", "test", "val")
+# Where correct_labels.py puts what a person dropped: no class where classes lie beside it.
+DROPPED_FOLDER = "dropped"
 # So many times larger a class is than another before a note says so.
 UNEVEN = 10
 
@@ -116,7 +118,7 @@ def class_names(root: str | Path) -> list[str]:
             f"{folder}: no class folders; expected {folder / '<class>' / '<images>'}, a folder for "
             "each class"
         )
-    names = [entry.name for entry in entries(folder) if entry.is_dir()]
+    names = [entry.name for entry in class_entries(root, folder) if entry.is_dir()]
     if len(names) < 2:
         raise InputError(f"{folder}: only the class '{names[0]}'; expected at least 2 folders")
     spellings: dict[str, str] = {}
@@ -124,6 +126,11 @@ def class_names(root: str | Path) -> list[str]:
         if (other := spellings.setdefault(same_name(name), name)) != name:
             raise InputError(f"{folder}: are '{other}' and '{name}' one class? Rename one of them")
     return names
+
+
+def class_entries(root: Path, folder: Path) -> list[os.DirEntry]:
+    """What `folder` holds, but for the photos that a person dropped, which lie in `root` itself."""
+    return [e for e in entries(folder) if folder != root or e.name != DROPPED_FOLDER]
 
 
 def list_class_folders(root: Path, part: str, labels: Mapping[str, int]) -> Listing:
@@ -134,7 +141,7 @@ def list_class_folders(root: Path, part: str, labels: Mapping[str, int]) -> List
     """
     found, broken = [], {}
     spelt = {same_name(name): label for name, label in labels.items()}
-    for folder in entries(root / part):
+    for folder in class_entries(root, root / part):
         name = posixpath.join(part, folder.name)
         if not folder.is_dir():
             broken[name] = "in no class folder"

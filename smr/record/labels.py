@@ -269,14 +269,6 @@ def list_path(folder: Path, written: list[str]) -> Path:
     return path
 
 
-def label_list(labels: list[int], dropped: list[int]) -> list[int | None]:
-    """The labels with null in the place of each dropped image, as --noise_file takes them."""
-    whole: list[int | None] = list(labels)
-    for position in sorted(dropped):
-        whole.insert(position, None)
-    return whole
-
-
 def checksum(path: Path) -> int | None:
     """Of a file's content; None where it is no file of its own."""
     try:
@@ -294,12 +286,13 @@ def write_list(judgement: Judgement, loader: Loader, folder: Path, root: Path | 
     text, j = labels_csv(judgement, loader), judgement
     mine, written = digest(text.encode()), read_judged(folder)["written"]
     files = [loader.files[i] for i in j.index] if loader.files else None
+    may_move = root and loader.facts.get("labels_in_paths")
     judged = {
         "written": written if mine in written else [*written, mine],
         "index": j.index.tolist(),
         "given": j.given.tolist(),
         "files": files,
-        "crc32": [checksum(root / file) for file in files] if files and root else None,
+        "crc32": [checksum(root / file) for file in files] if may_move else None,
     }
     path = list_path(folder, [*written, mine])
     # First: a list whose checksum is not there would be taken for an edited one.

@@ -36,6 +36,8 @@ def add_flags(parser: options.Parser, add: Callable) -> None:
     add("--weights", metavar="FILE", help=about)
     about = "processes, or threads, that decode photos (default: one for each core)"
     add("--num_workers", type=options.number(int, 0), help=about)
+    about = "a JSON list of labels in the place of the data's own, as correct_labels.py writes"
+    add("--noise_file", metavar="FILE", help=about)
     about = "leave out what cannot be decoded (default: refuse it, naming the first ten)"
     add("--skip_broken", action="store_true", default=None, help=about)
     about = "decode every photo before training (default: only their headers are read)"
@@ -66,6 +68,7 @@ def loader_options(config: dict, device: torch.device) -> dict:
     """The arguments that every photo loader takes, of a configuration."""
     names = ("batch_size", "num_workers", "seed", "channels_last")
     flags = {name: config.get(name, False) for name in ("skip_broken", "check_images")}
+    flags["noise_file"] = config.get("noise_file", "")
     return {name: config[name] for name in names} | flags | {"device": device}
 
 

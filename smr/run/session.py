@@ -16,6 +16,7 @@ import torch
 
 from smr import networks, ranks
 from smr.console import Console
+from smr.data.label_lists import label_list
 from smr.data.loaders import Loader
 from smr.errors import InputError, NonFiniteLoss, RankLost
 from smr.files import replace_json, replace_text
@@ -238,7 +239,7 @@ def run(
     replace_json(folder / "config.json", config | facts | machine | {"ranks": ranks.count()})
     introduce(record, facts, given, device, ranks_before)
     if not rows and loader.clean_labels is not None:
-        noisy = labels.label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
+        noisy = label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
         replace_text(folder / "noisy_labels.json", json.dumps(noisy))
     if not rows:
         checkpoints.save(state_after(-1), folder / "last.pt")
