@@ -5,18 +5,20 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_cifar
+from helpers import REPOSITORY, write_cifar
 
 import train_cifar
 from smr import files
 from smr.record.records import read_metrics
-from smr.run import checkpoints, devices, session
+from smr.run import checkpoints, devices
 
 TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
 RUN_NAME = "digits_0.5_sym_ce_seed123"
@@ -273,11 +275,31 @@ def test_a_cut_checkpoint_is_refused_by_resume_and_evaluate(folder, capsys, cont
         )
 
 
+HOLDER = """
+import os, pathlib, signal, sys, time
+from smr.run import session
+with session.locked(pathlib.Path(sys.argv[1])):
+    if os.fork() == 0:  # as a process that decodes photos
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(60)
+"""
+
+
 def test_the_second_process_on_a_run_folder_is_refused(folder, tmp_path, capsys):
-    with session.locked(folder):
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    holder = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    worker = int(holder.stdout.readline())
+    try:
         said = refused_run(capsys, folder, "--resume", "--num_epochs", 2)
-    assert "another process trains here" in said
-    assert run(tmp_path, "--resume", epochs=2) == 0, "the lock is gone with its holder"
+        holder.kill()
+        holder.wait()
+        assert "another process trains here" in said
+        status = run(tmp_path, "--resume", epochs=2)
+        assert status == 0, "the lock is gone with its holder, though a process of its lives on"
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def full_disk(*_):

@@ -170,9 +170,9 @@ def locked(folder: Path) -> Iterator[None]:
     lock = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(lock, "a") as file:  # to write: NFS locks nothing else
+        with open(lock, "a") as file:  # to write: nothing else is locked
             if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit it
             try:
                 yield
             finally:
