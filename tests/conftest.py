@@ -1,5 +1,7 @@
 """Fixtures: tiny CIFAR folders, and one thread, which is fastest on networks this small."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -28,3 +30,21 @@ def cifar10_folder(tmp_path):
 def cifar100_folder(tmp_path):
     """200 training and 100 test images in CIFAR-100's layout; the folder of the files."""
     return write_cifar(tmp_path / "data", "cifar100", 200, 100)
+
+
+class Clock:
+    """A clock that stands still until somebody moves it."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock

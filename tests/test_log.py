@@ -12,29 +12,10 @@ import smr
 from smr import console
 from smr.console import Console
 from smr.meters import Meter
-from smr.record import log
 from smr.record.log import Log, TimeLeft, columns_of, duration, title
 
 WARM_UP = RECALIBRATION = 6  # forward passes an image, of both networks: a step counts as three
 SEMI_SUPERVISED = 2 + 2 * 0.55 * (4 + 2 + 3 * 4)
-
-
-class Clock:
-    """A clock that stands still until somebody moves it."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(log.time, "monotonic", clock)
-    monkeypatch.setattr(log.time, "perf_counter", clock)
-    return clock
 
 
 # Epochs 0 to 2 warm up, 7 recalibrates, 3 to 6, 8 and 9 are semi-supervised.

@@ -19,23 +19,6 @@ CONFIG = {
 MEMORY = {"memory/host_gib": 1.234}
 
 
-class Clock:
-    """A clock that stands still until somebody moves it."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(records.time, "monotonic", clock)
-    return clock
-
-
 def result_of(epoch: int, accuracy: float, **more: float) -> EpochResult:
     """An epoch without a split."""
     metrics = {"test/accuracy": accuracy, "train/net1/loss": 10 * epoch + 0.5} | more
