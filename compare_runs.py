@@ -77,13 +77,11 @@ class FinishedRun:
 def noise(config: dict) -> str:
     """`sym 0.5`, `human worst`, the name of a file of labels, or `real` where none was injected."""
     mode = config.get("noise_mode")
-    if mode is None:
-        return "real"
     if mode in HUMAN_LABELS:
         return f"human {mode}"
     if config.get("noise_file"):
         return f"labels of {Path(config['noise_file']).name}"
-    return f"{mode} {config['r']:g}"
+    return "real" if mode is None else f"{mode} {config['r']:g}"
 
 
 def method(config: dict) -> str:
