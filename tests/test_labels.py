@@ -161,13 +161,16 @@ def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the
 def test_suspects_are_the_most_suspicious_first_with_the_given_label_and_the_one_seen(
     noisy, monkeypatch
 ):
-    asked = {}
-    monkeypatch.setattr(pictures, "suspects", lambda *given: asked.update(given=given))
+    asked = []
+    monkeypatch.setattr(pictures, "suspects", lambda *given: asked.append(given))
     p_given = np.linspace(0.9, 0.01, 50)
     given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
     judgement = judgement_of(given, predicted, p_given, [np.linspace(0.9, 0.1, 50)] * 2)
     labels.draw(judgement, noisy)
-    images, captions, shown_given, shown_predicted, names = asked["given"]
+    of_folder, of_tensorboard = asked
+    assert of_folder[-2:] == (8, 128) and of_tensorboard[-2:] == (3, 224)
+    assert of_tensorboard[1] == of_folder[1][:9]
+    images, captions, shown_given, shown_predicted, names, *_ = of_folder
     assert captions[:3] == ["image 49.png", "image 48.png", "image 47.png"]
     np.testing.assert_array_equal(images, noisy.thumbnails(np.arange(49, -1, -1)))
     assert shown_given.tolist() == given[::-1].tolist()

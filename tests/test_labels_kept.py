@@ -155,12 +155,12 @@ def test_networks_that_see_one_class_nearly_everywhere_are_said_to_have_learnt_t
 def test_suspects_are_captioned_with_rank_and_file_name(monkeypatch):
     loader, captions = tiny_loader(), []
     loader.files = [f"training/x/photo {i}.jpg" for i in range(40)]
-    monkeypatch.setattr(pictures, "suspects", lambda images, names, *_: captions.extend(names))
+    monkeypatch.setattr(pictures, "suspects", lambda images, names, *_: captions.append(names))
     judgement = judgement_of(
         np.arange(40) % 10, (np.arange(40) + 1) % 10, p_clean=np.linspace(1, 0, 40)
     )
     labels.draw(judgement, loader)
-    assert captions[:2] == ["photo 39.jpg", "photo 38.jpg"] and len(captions) == 40
+    assert captions[0][:2] == ["photo 39.jpg", "photo 38.jpg"] and len(captions[0]) == 40
 
 
 def test_a_long_file_name_keeps_its_beginning_and_its_end():

@@ -222,12 +222,18 @@ def test_the_number_of_classes_is_the_data_s():
 
 def test_values_that_undo_each_other_are_told():
     sound = {"num_epochs": 10, "warm_up": 10, "lr_steps": ((10, 0.1),), "batch_size": 50}
-    sound["method"] = "smr"
+    sound |= {"method": "smr", "recalibrate_every": 4}
     assert options.contradictions(sound, train_images=50) == []
     assert options.contradictions(sound | {"warm_up": 11}, 50) == [
         "the warm-up lasts as long as the run, to epoch 10: no labels are judged"
     ]
-    assert options.contradictions(sound | {"warm_up": 11, "method": "ce"}, 50) == []
+    assert (
+        options.contradictions(sound | {"warm_up": 11, "method": "ce", "recalibrate_every": 0}, 50)
+        == []
+    )
+    assert options.contradictions(sound | {"method": "dividemix"}, 50) == [
+        "dividemix has no recalibration: with --recalibrate_every 4 this is another method"
+    ]
     steps = ((5, 0.5), (11, 0.1), (12, 0.01))
     assert options.contradictions(sound | {"lr_steps": steps}, 50) == [
         "learning-rate steps at 11, 12 are beyond the last epoch, 10"

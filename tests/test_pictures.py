@@ -66,11 +66,16 @@ def test_matrix_of_a_class_without_images_and_of_many_classes_is_drawn(classes):
     assert picture.shape[0] > classes * 12
 
 
-def test_transitions_are_wider_where_the_true_noise_is_known():
+def test_the_true_noise_where_it_is_known_stands_below_the_noise_found():
     given, predicted = np.array([0, 1, 1]), np.array([0, 0, 1])
     found = pictures.transitions(given, predicted, None, ["a", "b"])
     both = pictures.transitions(given, predicted, predicted, ["a", "b"])
-    assert both.shape[1] > 1.5 * found.shape[1]
+    below = pictures.transitions(predicted, predicted, None, ["a", "b"])
+    np.testing.assert_array_equal(both[: len(found), : found.shape[1]], found)
+    assert len(both) == 2 * len(found) + 24
+    cells = np.s_[60:, :80]  # below the title
+    assert (both[len(found) + 24 :][cells] != found[cells]).any()
+    assert len(below) == len(found)
 
 
 def test_noise_found_has_predicted_classes_as_rows_and_given_labels_as_columns():
@@ -91,7 +96,9 @@ def test_suspects_of_fewer_images_than_a_row_are_drawn_in_their_colours():
     images = np.zeros((3, 8, 8, 3), np.uint8)
     images[1] = (0, 200, 0)
     labels = np.array([0, 1, 0])
-    picture = pictures.suspects(images, ["x.png"] * 3, labels, labels, ["a" * 40, "b"])
+    picture = pictures.suspects(
+        images, ["x.png"] * 3, labels, labels, ["a" * 40, "b"], columns=8, side=128
+    )
     assert colour_count(picture, (0, 200, 0)) == 128 * 128
 
 
@@ -117,7 +124,9 @@ def test_suspects_captions_are_rank_and_file_then_the_given_class_then_the_one_s
     images = np.zeros((2, 8, 8, 3), np.uint8)
     given, seen = np.array([0, 1]), np.array([2, 0])
     files, names = ["first.png", "a very long name of a photo.jpeg"], ["cat", "dog", "owl"]
-    written = words_of(monkeypatch, lambda: pictures.suspects(images, files, given, seen, names))
+    written = words_of(
+        monkeypatch, lambda: pictures.suspects(images, files, given, seen, names, 2, 64)
+    )
     assert [words for words, _ in written] == [
         *("1  first.png", "given cat", "seen owl"),
         *("2  " + pictures.shortened(files[1]), "given dog", "seen cat"),
@@ -130,7 +139,7 @@ def test_histogram_stacks_wrong_labels_upon_right_ones():
     losses = np.concatenate([np.full(100, 0.51), np.full(100, 0.51), [0.0, 1.0]])
     is_clean = np.concatenate([np.ones(100, bool), np.zeros(100, bool), [True, False]])
     picture = pictures.loss_histogram(split_of(losses), is_clean, "")
-    bar = picture[35:360, slice(345, 351)]  # the bin from 0.50 to 0.52
+    bar = picture[45:360, slice(349, 357)]  # the bin from 0.50 to 0.52
     red, blue = (
         np.flatnonzero((bar == np.array(colour)).all(axis=2).sum(axis=1) > 2)
         for colour in (pictures.RED, pictures.BLUE)

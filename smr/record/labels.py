@@ -34,7 +34,9 @@ COLUMNS = (
     *("index", "file", "given", "given_name", "predicted", "predicted_name"),
     *("p_predicted", "p_given", "p_clean_net1", "p_clean_net2", "p_clean", "rank", "true"),
 )
-SUSPECTS_SHOWN = 64
+PICTURES = ("suspects.png", "transitions.png")
+# Of suspects: how many, in rows of how many, of what side; TensorBoard shows pictures small.
+GALLERIES = {"suspects.png": (64, 8, 128), "wrong_labels/suspects": (9, 3, 224)}
 CONFUSIONS_NAMED = 3
 # Agreement with the given labels, 0 by chance and 1 for all, below which networks judge nothing.
 LEAST_KAPPA = 0.05
@@ -220,22 +222,24 @@ def doubts(judgement: Judgement, names: list[str]) -> str:
 
 
 def draw(judgement: Judgement, loader: Loader) -> dict[str, np.ndarray]:
-    """Tag → picture: the most suspicious images, and the noise found beside the true one.
+    """File or tag → picture: the most suspicious images, and the noise found beside the true one.
 
     Their tags come last in TensorBoard's alphabet, so that its first page shows curves.
     """
     j, names, clean = judgement, loader.class_names, loader.clean_labels
-    first = j.order[:SUSPECTS_SHOWN]
-    index = j.index[first]
-    captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
-    return {
-        "wrong_labels/suspects": pictures.suspects(
-            loader.thumbnails(index), captions, j.given[first], j.predicted[first], names
-        ),
-        "wrong_labels/transitions": pictures.transitions(
-            j.given, j.predicted, None if clean is None else clean[j.index], names
-        ),
-    }
+    found = pictures.transitions(
+        j.given, j.predicted, None if clean is None else clean[j.index], names
+    )
+    drawn = {"transitions.png": found, "wrong_labels/transitions": found}
+    for name, (count, columns, side) in GALLERIES.items():
+        first = j.order[:count]
+        index = j.index[first]
+        captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
+        drawn[name] = pictures.suspects(
+            *(loader.thumbnails(index), captions, j.given[first], j.predicted[first], names),
+            *(columns, side),
+        )
+    return drawn
 
 
 def digest(raw: bytes) -> str:
@@ -312,10 +316,11 @@ def report(
     root: Path | None = None,
     shown: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Write `labels.csv`, its pictures and `labels.html`, say what they show; the pictures.
+    """Write `labels.csv`, its pictures and `labels.html`, say what they show.
 
-    Args: root, the folder of the image files; shown, how many labels `labels.html` shows. Where the
-    networks cannot judge or the disk does not take it, a line says so.
+    Returns TensorBoard's pictures. Args: root, the folder of the image files; shown, how many
+    labels `labels.html` shows. Where the networks cannot judge or the disk does not take it, a
+    line says so.
     """
     try:
         judgement = judge(pair, loader, recipe)
@@ -323,14 +328,15 @@ def report(
         line(f"labels.csv was not written: {error}")
         return {}
     drawn = draw(judgement, loader)
+    tagged = {name: picture for name, picture in drawn.items() if name not in PICTURES}
     for words in closing_words(judgement, loader):
         line(words)
     try:
         path = write_list(judgement, loader, folder, root)
         if path.name != "labels.csv":
             line(f"labels.csv was edited and stays as it is; the new list is {path.name}")
-        for tag, picture in drawn.items():
-            Image.fromarray(picture).save(folder / f"{tag.split('/')[1]}.png")
+        for name in PICTURES:
+            Image.fromarray(drawn[name]).save(folder / name)
         line(f"every label, with its rank of suspicion: {path}")
         if shown:
             rows = judgement.order[:shown]
@@ -344,4 +350,4 @@ def report(
             line(f"the first {len(rows):,} to look at and decide: {folder / 'labels.html'}")
     except OSError as error:
         line(f"labels.csv was not written to {folder} ({error.strerror})")
-    return drawn
+    return tagged

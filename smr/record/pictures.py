@@ -17,7 +17,6 @@ DARK_BLUE, DARK_RED = (20, 62, 128), (134, 24, 18)
 BINS = 50
 # Up to so many classes a matrix's cells are large enough for a number in each.
 NUMBERED_CLASSES = 20
-GALLERY_COLUMNS = 8
 # Letters of a file's name.
 CAPTION_LENGTH = 24
 
@@ -47,7 +46,7 @@ def epoch_pictures(
         for test_set, confusion in result.confusions.items()
     }
     for k, split in enumerate(result.splits or (), start=1):
-        title = f"Epoch {result.epoch}, network {k}: scaled losses, fitted mixture"
+        title = f"Epoch {result.epoch}, network {k}: losses, mixture"
         right = None if is_clean is None else is_clean[split.index]
         drawn[f"split/net{k}/mixture"] = loss_histogram(split, right, title)
     return drawn
@@ -59,7 +58,8 @@ def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.
     Right and wrong labels are stacked in two colours where is_clean [m] is known. The densities
     are scaled to counts, so that they lie on bars that the mixture describes well.
     """
-    width, height, left, right, top, bottom = 1280, 800, 120, 1250, 70, 720
+    # Letters are large: TensorBoard shows a picture 350 pixels wide.
+    width, height, left, right, top, bottom, letters = 1280, 800, 150, 1240, 90, 720, 42
     picture, pen = blank(width, height)
     edges = np.linspace(0, 1, BINS + 1)
     groups = [("all labels", BLUE, np.ones(len(split.losses), dtype=bool))]
@@ -71,9 +71,9 @@ def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.
     for share in (0, 0.25, 0.5, 0.75, 1):
         level = bottom - share * highest * y
         pen.line([(left, level), (right, level)], fill=(225, 225, 225), width=2)
-        pen.text((left - 12, level), f"{share * highest:.0f}", INK, font(26), anchor="rm")
+        pen.text((left - 12, level), f"{share * highest:.0f}", INK, font(letters), anchor="rm")
         tick = left + share * (right - left)
-        pen.text((tick, bottom + 14), f"{share:g}", INK, font(26), anchor="mt")
+        pen.text((tick, bottom + 14), f"{share:g}", INK, font(letters), anchor="mt")
     base = np.zeros(BINS)
     for (_, colour, _), count in zip(groups, counts, strict=True):
         for i in np.flatnonzero(count):
@@ -90,10 +90,11 @@ def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.
             points = zip(np.linspace(left, right, 501), bottom - level * y, strict=True)
             pen.line(list(points), fill=colour, width=6, joint="curve")
             keys.append((name, colour))
-    pen.text((left, 14), title, INK, font(34))
+    pen.text((left, 14), title, INK, font(50))
     for i, (name, colour) in enumerate(keys):
-        pen.rectangle([right - 320, top + 20 + 42 * i, right - 290, top + 50 + 42 * i], fill=colour)
-        pen.text((right - 275, top + 35 + 42 * i), name, INK, font(28), anchor="lm")
+        start, level = right - 430, top + 30 + 56 * i
+        pen.rectangle([start, level - 16, start + 32, level + 16], fill=colour)
+        pen.text((start + 48, level), name, INK, font(letters), anchor="lm")
     # Drawn twice as large: Pillow smooths no line by itself.
     return np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.LANCZOS))
 
@@ -165,7 +166,7 @@ def sideways(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
 def transitions(
     given: np.ndarray, predicted: np.ndarray, clean: np.ndarray | None, names: Sequence[str]
 ) -> np.ndarray:
-    """The noise found, of each predicted class the labels given, beside the true one.
+    """The noise found, of each predicted class the labels given, above the true one.
 
     Args: int64 labels [n]; clean None where nobody knows, which leaves the noise found alone.
     """
@@ -179,8 +180,11 @@ def transitions(
     if clean is None:
         return found
     injected = shares(clean, "True noise, % of each true class", "true")
-    gap = np.full((len(found), 24, 3), 255, np.uint8)
-    return np.concatenate([found, gap, injected], axis=1)
+    heights, widths = zip(found.shape[:2], injected.shape[:2], strict=True)
+    picture, _ = blank(max(widths), sum(heights) + 24)
+    picture.paste(Image.fromarray(found), (0, 0))
+    picture.paste(Image.fromarray(injected), (0, heights[0] + 24))
+    return np.asarray(picture)
 
 
 def suspects(
@@ -189,16 +193,18 @@ def suspects(
     given: np.ndarray,
     predicted: np.ndarray,
     names: Sequence[str],
+    columns: int,
+    side: int,
 ) -> np.ndarray:
-    """Images uint8 [n, h, w, 3] in rows of eight, each over its rank, caption and two labels."""
-    side, line, gap = 128, 20, 12
-    rows = -(-len(images) // GALLERY_COLUMNS)
-    picture, pen = blank(
-        GALLERY_COLUMNS * (side + gap) + gap, rows * (side + 3 * line + gap + 4) + gap
-    )
+    """Images uint8 [n, h, w, 3] in rows, each over its rank, caption and two labels.
+
+    Args: columns, images in a row; side, pixels of each, to which the letters are in proportion.
+    """
+    line, gap, letters = side // 6, 12, side // 8
+    across, down = side + gap, side + 3 * line + gap + 4
+    picture, pen = blank(columns * across + gap, -(-len(images) // columns) * down + gap)
     for i, image in enumerate(images):
-        row, column = divmod(i, GALLERY_COLUMNS)
-        x, y = gap + column * (side + gap), gap + row * (side + 3 * line + gap + 4)
+        x, y = gap + i % columns * across, gap + i // columns * down
         enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
         picture.paste(enlarged, (x, y))
         lines = (
@@ -207,7 +213,7 @@ def suspects(
             (f"seen {names[predicted[i]]}", DARK_BLUE),
         )
         for j, (text, colour) in enumerate(lines):
-            size = 16 * min(1.0, side / font(16).getlength(text))
+            size = letters * min(1.0, side / font(letters).getlength(text))
             pen.text((x, y + side + 2 + j * line), text, colour, font(size))
     return np.asarray(picture)
 

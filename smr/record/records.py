@@ -148,7 +148,10 @@ class Record:
         with self.going_on():
             self.board.finish(self.config, drawn)
         runs = self.folder.parent
-        self.log.line(f"in {self.folder}: config.json, metrics.jsonl, acc.txt, best.pt, last.pt")
+        files = (
+            "suspects.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt, last.pt"
+        )
+        self.log.line(f"in {self.folder}: {files}")
         self.log.line(
             f"next: tensorboard --logdir {runs} shows curves; python compare_runs.py {runs} makes "
             "a table; the same command with --resume and a larger --num_epochs goes on"

@@ -318,6 +318,11 @@ def contradictions(config: dict, train_images: int) -> list[str]:
         found.append(f"learning-rate steps at {', '.join(late)} are beyond the last epoch, {last}")
     if batch_size > train_images:
         found.append(f"a batch of {batch_size} is larger than the set of {train_images} images")
+    if config["method"] == "dividemix" and (period := config["recalibrate_every"]):
+        found.append(
+            f"dividemix has no recalibration: with --recalibrate_every {period} this is another "
+            "method"
+        )
     return found
 
 
