@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import smr
+from smr.data import loaders
 from smr.divide import min_max_scale
 from smr.steps import mixup_weights
 from train_cifar import RECIPES
@@ -72,7 +73,8 @@ def test_mix_pairs_each_image_with_the_permuted_one():
     assert_close(found, torch.tensor([[0.5], [0.75], [1.75]]))
 
 
-def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was():
+def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was(monkeypatch):
+    monkeypatch.setattr(loaders, "SCORING_BATCH", 8)
     loader, network = tiny_loader(n=23), TinyNet().train()
     before = state_copy(network)
     found = smr.sample_losses(network, loader.run("eval_train"))
@@ -91,7 +93,8 @@ def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was(
         assert torch.equal(tensor, before[name])
 
 
-def test_scoring_gives_each_network_s_own_logits_of_each_batch_in_eval_mode():
+def test_scoring_gives_each_network_s_own_logits_of_each_batch_in_eval_mode(monkeypatch):
+    monkeypatch.setattr(loaders, "SCORING_BATCH", 8)
     loader, networks = tiny_loader(n=11), [TinyNet(), TinyNet()]
     for network in networks:
         network.train()

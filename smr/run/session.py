@@ -16,7 +16,7 @@ import torch
 
 from smr import networks, ranks
 from smr.console import Console
-from smr.data.loaders import Loader
+from smr.data.loaders import SCORING_BATCH, Loader
 from smr.errors import InputError, NonFiniteLoss, RankLost
 from smr.files import replace_json, replace_text
 from smr.method import EpochResult, Pair, new_pair, test, train
@@ -313,9 +313,10 @@ def make_pair(script: Script, config: dict, device: torch.device) -> Pair:
     pair = new_pair(build_network, recipe_of(config), device, config["channels_last"])
     if config["compile"]:
         torch.compiler.reset()  # of another pair in this process
-        # Views and scoring batches; the peer's two views and a warm-up batch; a mixed batch.
+        # Views, and large images scored; the peer's two views, and a warm-up batch; a mixed batch.
         whole = config["batch_size"]
         sizes = [factor * b for factor in (1, 2, 4) for b in {whole, whole // ranks.count()}]
+        sizes.append(SCORING_BATCH)
         for network in pair.networks:
             devices.compile_network(network, sizes)
     return pair
