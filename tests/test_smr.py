@@ -1,5 +1,7 @@
 """The method part by part: phases, learning rate, scoring, targets, steps, test (method 3 to 6)."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import smr
+from smr import method
 from smr.data import loaders
 from smr.divide import min_max_scale
 from smr.steps import mixup_weights
@@ -160,6 +163,26 @@ def test_both_networks_of_the_whole_set_have_splits_of_their_own():
     first, second = smr.co_divide(pair, tiny_loader(), recipe)
     assert first.index.tolist() == second.index.tolist() == list(range(40))
     assert not np.array_equal(first.losses, second.losses)
+
+
+def test_the_second_network_is_scored_while_the_first_one_s_mixture_is_fitted(monkeypatch):
+    recipe, both_at_work, fitted = tiny_recipe(), threading.Barrier(2, timeout=20), []
+    pair, divide = tiny_pair(recipe), method.divide
+
+    def meeting(history, recipe):
+        if not fitted:
+            both_at_work.wait()
+        fitted.append(history)
+        return divide(history, recipe)
+
+    monkeypatch.setattr(method, "divide", meeting)
+    pair.networks[1].register_forward_pre_hook(lambda *_: both_at_work.wait() and None)
+    splits = smr.co_divide(pair, tiny_loader(), recipe)
+    assert fitted == pair.histories
+    for split, history in zip(splits, pair.histories, strict=True):
+        alone = divide(history, recipe)
+        assert np.array_equal(split.probability, alone.probability)
+        assert np.array_equal(split.labelled, alone.labelled)
 
 
 class Fixed(nn.Module):
