@@ -25,6 +25,7 @@ from smr.record import labels
 from smr.record.log import title
 from smr.record.records import Record, run_name
 from smr.run import checkpoints, devices, options
+from smr.run.saving import Saver, copied
 
 try:
     import fcntl
@@ -288,13 +289,17 @@ def follow(
     save_every: int,
     device: torch.device,
 ) -> None:
-    """Record each epoch and keep checkpoints. Raises NonFiniteLoss."""
-    for result in results:
-        record.add(result, devices.peak_memory(device))
-        state = state_after(result.epoch)
-        checkpoints.keep_best(record, checkpoints.networks_alone(state))
-        if (result.epoch + 1) % save_every == 0 or result.epoch == record.recipe.num_epochs:
-            checkpoints.keep(record, state, "last.pt")
+    """Record each epoch and keep checkpoints, written meanwhile. Raises NonFiniteLoss."""
+    with Saver(record.log.line) as saver:
+        for result in results:
+            record.add(result, devices.peak_memory(device))
+            epoch, best = result.epoch, record.best_epochs
+            due = (epoch + 1) % save_every == 0 or epoch == record.recipe.num_epochs
+            saver.wait()  # before the next copy: no more than one is held
+            if due or epoch in best:
+                state = copied(state_after(epoch))
+                saver.start(partial(checkpoints.keep, state, record.folder, best, due))
+                del state  # which the thread frees once it is written
 
 
 def test_selected(pair: Pair, loader: Loader, recipe: Recipe, folder: Path) -> float:
