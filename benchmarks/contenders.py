@@ -1,4 +1,4 @@
-"""The steps that `throughput.py` times: plain's, and ours through the functions training calls."""
+"""The steps that benchmarks time: plain's, and ours through the functions that training calls."""
 
 import argparse
 import time
@@ -8,6 +8,7 @@ from functools import partial
 import plain
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 
 import smr
 import train_cifar
@@ -59,6 +60,20 @@ class Given:
         return iter([self.batch] * self.steps)
 
 
+class Watched(Given):
+    """`Given` batches that tell (step from 0, steps) before each step, and after the last."""
+
+    def __init__(self, tell: Callable[[int, int], None], steps: int, *batch: Tensor):
+        super().__init__(steps, *batch)
+        self.tell = tell
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for step in range(self.steps):
+            self.tell(step, self.steps)
+            yield self.batch
+        self.tell(self.steps, self.steps)
+
+
 def config_of(args: argparse.Namespace, compiled: bool = False) -> dict:
     """CIFAR-10's configuration at sym 0.5, as training resolves it."""
     given = {name: getattr(args, name) for name in ("batch_size", "width", "amp")}
@@ -74,8 +89,13 @@ def given_batch(args: argparse.Namespace, form: torch.memory_format) -> list[Ten
     return [*(view.to(args.device, memory_format=form) for view in views), labels, probability]
 
 
-def our_steps(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[[int], object]]:
-    """Each step, as often as is asked, in an epoch of the function that training calls."""
+def our_steps(
+    args: argparse.Namespace, compiled: bool, given: Callable[..., Given] = Given
+) -> dict[str, Callable[[int], object]]:
+    """Each step, as often as is asked, in an epoch of the function that training calls.
+
+    Args: given makes the batches that set the number of steps.
+    """
     config = config_of(args, compiled)
     torch.manual_seed(0)
     recipe, pair = recipe_of(config), session.make_pair(SCRIPT, config, args.device)
@@ -85,14 +105,14 @@ def our_steps(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[[i
     index = torch.arange(len(both), device=args.device)
 
     def score(steps: int):
-        given = Given(steps, x1, labels, index[: len(x1)])
-        return smr.sample_losses(network, given, recipe.amp)
+        batches = given(steps, x1, labels, index[: len(x1)])
+        return smr.sample_losses(network, batches, recipe.amp)
 
     def warm_up(steps: int):
-        return smr.warm_up_epoch(network, optimiser, Given(steps, both, twice, index), recipe)
+        return smr.warm_up_epoch(network, optimiser, given(steps, both, twice, index), recipe)
 
     def semi_supervised(steps: int):
-        batches = Given(steps, x1, x2, labels, w), Given(steps, u1, u2)
+        batches = given(steps, x1, x2, labels, w), Given(steps, u1, u2)
         return smr.semi_supervised_epoch(network, peer, optimiser, *batches, 40, recipe)
 
     return {"scoring": score, "warm-up": warm_up, "semi-supervised": semi_supervised}
@@ -136,14 +156,38 @@ def time_steps(name: str, args: argparse.Namespace) -> dict:
     return turn | {"memory": devices.peak_memory(args.device)}
 
 
+def profiled(call: Callable, device: torch.device) -> torch.profiler.profile:
+    """The profile of a call, with the card's part where the device is one."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    return profile
+
+
 def costliest(step: Callable, device: torch.device) -> list[tuple[str, float]]:
     """The five operations with the largest share of a step's own time: names and per cent."""
-    on_cuda = device.type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if on_cuda else []
-    with torch.profiler.profile(activities=activities) as profile:
-        step()
-    column = f"self_{'device' if on_cuda else 'cpu'}_time_total"
-    own = {row.key: getattr(row, column) for row in profile.key_averages()}
+    column = f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
+    own = {row.key: getattr(row, column) for row in profiled(step, device).key_averages()}
     largest = sorted(own, key=own.get, reverse=True)[:5]
     return [(name, 100 * own[name] / sum(own.values())) for name in largest]
+
+
+def occupancy(call: Callable, device: torch.device) -> dict:
+    """What a call has a card do: how much is launched, and the share of its time it idles."""
+    kernels = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiled(call, device).events()
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+    return {"launches": len(kernels), "idle_share": idle_share(kernels)}
+
+
+def idle_share(spans: list[tuple[float, float]]) -> float | None:
+    """The share of the time from the first start to the last end that no span covers."""
+    if not spans:
+        return None
+    (first, last), idle = min(spans), 0.0
+    for start, end in sorted(spans):
+        idle, last = idle + max(0.0, start - last), max(last, end)
+    return idle / (last - first)

@@ -1,17 +1,25 @@
-"""What `throughput.py` times besides steps: the machine's ceilings, the data path, an epoch."""
+"""What benchmarks time besides steps: ceilings, the data path, convolutions, an epoch's stages."""
 
 import argparse
-from collections.abc import Iterable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import ModuleType
+from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from contenders import SCRIPT, Clock, config_of
 from PIL import Image
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import smr
+import train_cifar
 from dataloader_cifar import VIEWS
 from smr.data.loaders import ImageData, NoisyLoader
 from smr.method import endless
@@ -132,3 +140,74 @@ def epoch(args: argparse.Namespace) -> dict:
         "mixture": clock.seconds(partial(fit, draw.random(50_000) ** 2)),
         "memory": devices.peak_memory(args.device),
     }
+
+
+def distinct_convolutions(network: nn.Module) -> list[tuple[nn.Conv2d, int]]:
+    """PreAct-ResNet's convolutions that differ, each with the side of the images it takes."""
+    found = {}
+
+    def note(conv: nn.Conv2d, inputs: tuple[Tensor], _) -> None:
+        key = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride
+        found.setdefault((*key, inputs[0].shape[2]), (conv, inputs[0].shape[2]))
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32))
+    return list(found.values())
+
+
+def convolutions(args: argparse.Namespace) -> Iterator[dict]:
+    """Each convolution forward and back, by rows and cudnn.benchmark; the stem also padded to 8."""
+    layers = distinct_convolutions(train_cifar.build_network(config_of(args)))
+    (stem, side), clock = layers[0], Clock(args)
+    layers.append((nn.Conv2d(8, stem.out_channels, 3, padding=1, bias=False), side))
+    layout = {"device": args.device, "memory_format": torch.channels_last}
+    layout["dtype"] = torch.bfloat16 if args.amp else torch.float32
+    for conv, side in layers:
+        weight = conv.weight.detach().to(**layout)
+        for rows in args.rows:
+            images = torch.randn(rows, conv.in_channels, side, side).to(**layout)
+            for benchmark in (False, True):
+                torch.backends.cudnn.benchmark = benchmark
+                forward = partial(F.conv2d, images, weight, None, conv.stride, conv.padding)
+                given = torch.ones_like(forward()), images, weight, None, conv.stride, conv.padding
+                back = partial(torch.ops.aten.convolution_backward, *given)
+                back = partial(back, (1, 1), False, (0, 0), 1)
+                calls = {
+                    "forward": forward,
+                    "of_images": partial(back, (True, False, False)),
+                    "of_weights": partial(back, (False, True, False)),
+                }
+                yield {
+                    "convolution": f"{conv.in_channels} to {conv.out_channels} at {side}",
+                    **{"kernel": conv.kernel_size[0], "stride": conv.stride[0], "rows": rows},
+                    "benchmark": benchmark,
+                } | {f"{name}_ms": milliseconds(call, clock) for name, call in calls.items()}
+    torch.backends.cudnn.benchmark = False
+
+
+def milliseconds(call: Callable, clock: Clock) -> float:
+    """Of a call, a mean over those between two waits; after one that is not timed."""
+    call()
+    return 1e3 * clock.seconds(lambda: [call() for _ in range(clock.calls)]) / clock.calls
+
+
+@contextmanager
+def stopwatches(room: ModuleType, *names: str) -> Iterator[dict[str, float]]:
+    """Adds up the seconds in each of a room's functions, by name."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(function: Callable, name: str, *given):
+        started = time.perf_counter()
+        try:
+            return function(*given)
+        finally:
+            spent[name] += time.perf_counter() - started
+
+    with ExitStack() as stack:
+        for name in names:
+            watched = partial(timed, getattr(room, name), name)
+            stack.enter_context(mock.patch.object(room, name, watched))
+        yield spent

@@ -6,6 +6,7 @@ plain arguments, and serves any pair of networks and any `smr.data.loaders.Loade
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -240,18 +241,21 @@ def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> S
 
 
 def co_divide(pair: Pair, loader: Loader, recipe: Recipe) -> tuple[Split, Split]:
-    """Score both networks, then fit both mixtures (method 4); each one's own split of the data.
+    """Score both networks and fit both mixtures (method 4); each one's own split of the data.
 
-    Each network scores a pass of its own. Raises NonFiniteLoss.
+    Each network scores a pass of its own, the second while the first one's mixture is fitted.
+    Raises NonFiniteLoss.
     """
-    for k, (network, history) in enumerate(zip(pair.networks, pair.histories, strict=True), 1):
-        scores = sample_losses(network, loader.run("eval_train"), recipe.amp)
-        if not torch.isfinite(scores.losses).all():
-            raise NonFiniteLoss(f"network {k}, scoring: a sample's loss is not finite")
-        add_scores(history, scores, recipe.r)
-    first, second = ranks.from_first(
-        lambda: [divide(history, recipe) for history in pair.histories]
-    )
+    fits = []
+    with ThreadPoolExecutor(1) as fitting:
+        for k, (network, history) in enumerate(zip(pair.networks, pair.histories, strict=True), 1):
+            scores = sample_losses(network, loader.run("eval_train"), recipe.amp)
+            if not torch.isfinite(scores.losses).all():
+                raise NonFiniteLoss(f"network {k}, scoring: a sample's loss is not finite")
+            add_scores(history, scores, recipe.r)
+            if ranks.is_first():
+                fits.append(fitting.submit(divide, history, recipe))
+        first, second = ranks.from_first(lambda: [fit.result() for fit in fits])
     return first, second
 
 

@@ -80,6 +80,11 @@ def own_batches(batches: Sequence[T]) -> Iterator[T]:
     return islice(batches, dist.get_rank(), None, count()) if count() > 1 else iter(batches)
 
 
+def share(rows: int) -> int:
+    """How many of the rows the largest part has where ranks share them alike; 1 at least."""
+    return max(1, -(-rows // count()))
+
+
 def own_workers(workers: int) -> int:
     """This rank's number of the worker processes of its machine."""
     return -(-workers // int(os.environ["LOCAL_WORLD_SIZE"])) if launched() else workers

@@ -184,14 +184,13 @@ def train(root, output, *flags) -> int:
 def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_alike(
     root, tmp_path, monkeypatch, capsys
 ):
-    states = []
-    keep = session.checkpoints.keep_best
+    states, keep = [], session.checkpoints.keep
 
-    def noting(record, state):
-        states.append([{k: v.clone() for k, v in n.items()} for n in state["networks"]])
-        keep(record, state)
+    def noting(state, *about):
+        states.append(state["networks"])
+        return keep(state, *about)
 
-    monkeypatch.setattr(session.checkpoints, "keep_best", noting)
+    monkeypatch.setattr(session.checkpoints, "keep", noting)
     assert train(root, tmp_path / "whole", "--num_epochs", "4", "--lr", "0.1") == 0
     log = capsys.readouterr().out
     folder = tmp_path / "whole" / "clothing1M_smr_seed123"
@@ -222,17 +221,8 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
 
 
 def test_networks_of_different_best_epochs_are_kept_apart(tmp_path):
-    class Kept:
-        """A record of two epochs: network 1 was best in the first, network 2 in the second."""
-
-        folder, best_epochs = tmp_path, (0, 1)
-
-    torch.save(
-        dict.fromkeys(session.checkpoints.NETWORK_PARTS) | {"networks": ["a0", "b0"]},
-        tmp_path / "best.pt",
-    )
-    session.checkpoints.keep_best(
-        Kept,
-        dict.fromkeys(session.checkpoints.NETWORK_PARTS) | {"epoch": 1, "networks": ["a1", "b1"]},
-    )
+    parts = dict.fromkeys(session.checkpoints.NETWORK_PARTS)
+    torch.save(parts | {"networks": ["a0", "b0"]}, tmp_path / "best.pt")
+    second = parts | {"epoch": 1, "networks": ["a1", "b1"]}  # the best of network 2 alone
+    assert session.checkpoints.keep(second, tmp_path, best_epochs=(0, 1), last=False) == []
     assert torch.load(tmp_path / "best.pt")["networks"] == ["a0", "b1"]

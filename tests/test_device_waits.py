@@ -128,6 +128,7 @@ def test_training_and_testing_leave_weights_buffers_and_momentum_where_they_are(
 
     smr.warm_up_epoch(pair.networks[0], pair.optimisers[0], batches, recipe)
     before = places()
+    assert len(before) == len(pair.networks[0].state_dict()) + len([*pair.networks[0].parameters()])
     smr.sample_losses(pair.networks[0], batches)
     smr.warm_up_epoch(pair.networks[0], pair.optimisers[0], batches, recipe)
     smr.test(pair.networks, batches, recipe)

@@ -8,6 +8,7 @@ import torch
 from helpers import generator
 from torch.testing import assert_close
 
+from smr.data import loaders
 from smr.data.images import ImageSet, Views
 from smr.data.loaders import Batches, ImageData, NoisyLoader
 
@@ -107,18 +108,43 @@ def test_training_on_given_labels_has_all_images_augmented_in_double_batches(mod
 def test_scoring_has_all_images_in_order_with_their_given_labels_and_not_augmented():
     loader = grey_loader()
     batches = list(loader.run("eval_train"))
-    assert [len(batch[0]) for batch in batches] == [4] * 5
     assert joined(batches) == [list(range(20)), loader.noisy_labels.tolist(), list(range(20))]
     assert loader.noisy_labels.tolist()[:6] == [1, 2, 3, 4, 5, 5]
     plain = ImageSet(grey_images(20), PLAIN).plain(torch.arange(20))
     assert_close(torch.cat([batch[0] for batch in batches]), plain)
 
 
+@pytest.mark.parametrize(
+    ("side", "ranks", "sizes"),
+    [(8, 1, [1000, 1000, 5]), (64, 1, [1000, 1000, 5]), (8, 3, [669, 669, 667])],
+)
+def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share(
+    monkeypatch, side, ranks, sizes
+):
+    monkeypatch.setattr(loaders.ranks, "count", lambda: ranks)
+    small, labels = np.zeros((2005, side, side, 3), np.uint8), np.zeros(2005, int)
+    loader = NoisyLoader(ImageData(small, labels, small, labels, ["a"]), PLAIN, 4, seed=0)
+    for mode in ("eval_train", "whole", "test"):
+        batches = loader.run(mode)
+        assert [len(rows) for rows in batches.dataset.index.split(batches.batch_size)] == sizes
+
+
+def test_larger_images_are_scored_by_the_training_batch():
+    large, labels = np.zeros((9, 80, 80, 3), np.uint8), np.zeros(9, int)
+    loader = NoisyLoader(ImageData(large, labels, large, labels, ["a"]), PLAIN, 4, seed=0)
+    assert [len(images) for images, *_ in loader.run("eval_train")] == [4, 4, 1]
+
+
+def test_a_test_set_without_images_has_no_batches():
+    some, none, labels = grey_images(9), grey_images(0), np.zeros(9, int)
+    loader = NoisyLoader(ImageData(some, labels, none, labels[:0], ["a"]), PLAIN, 4, seed=0)
+    assert len(loader.run("test")) == 0 and list(loader.run("test")) == []
+
+
 def test_testing_has_the_test_images_in_order_with_their_labels_and_not_augmented():
     loader = grey_loader()
     assert loader.test_sets == ("test",)
     batches = list(loader.run("test"))
-    assert [len(batch[0]) for batch in batches] == [4, 3]
     test = list(range(7))
     assert joined(batches) == [[100 + i for i in test], [9 - i for i in test], test]
     plain = ImageSet(100 + grey_images(7), PLAIN).plain(torch.arange(7))

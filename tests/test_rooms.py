@@ -21,7 +21,7 @@ PLAN = (
     ("smr.record.pictures", "smr.record.log", "smr.record.review"),
     ("smr.record.board", "smr.record.labels"),
     ("smr.record.records", "smr.record.decisions"),
-    ("smr.run.devices", "smr.run.checkpoints"),
+    ("smr.run.devices", "smr.run.checkpoints", "smr.run.saving"),
     ("smr.run.options",),
     ("smr.run.session", "smr.run.serving", "smr.run.photos"),
     ("smr",),  # hands on what a program of one's own is built from

@@ -1,5 +1,7 @@
 """The method part by part: phases, learning rate, scoring, targets, steps, test (method 3 to 6)."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import smr
+from smr import method
+from smr.data import loaders
 from smr.divide import min_max_scale
 from smr.steps import mixup_weights
 from train_cifar import RECIPES
@@ -72,7 +76,8 @@ def test_mix_pairs_each_image_with_the_permuted_one():
     assert_close(found, torch.tensor([[0.5], [0.75], [1.75]]))
 
 
-def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was():
+def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was(monkeypatch):
+    monkeypatch.setattr(loaders, "SCORING_BATCH", 8)
     loader, network = tiny_loader(n=23), TinyNet().train()
     before = state_copy(network)
     found = smr.sample_losses(network, loader.run("eval_train"))
@@ -91,7 +96,8 @@ def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was(
         assert torch.equal(tensor, before[name])
 
 
-def test_scoring_gives_each_network_s_own_logits_of_each_batch_in_eval_mode():
+def test_scoring_gives_each_network_s_own_logits_of_each_batch_in_eval_mode(monkeypatch):
+    monkeypatch.setattr(loaders, "SCORING_BATCH", 8)
     loader, networks = tiny_loader(n=11), [TinyNet(), TinyNet()]
     for network in networks:
         network.train()
@@ -157,6 +163,26 @@ def test_both_networks_of_the_whole_set_have_splits_of_their_own():
     first, second = smr.co_divide(pair, tiny_loader(), recipe)
     assert first.index.tolist() == second.index.tolist() == list(range(40))
     assert not np.array_equal(first.losses, second.losses)
+
+
+def test_the_second_network_is_scored_while_the_first_one_s_mixture_is_fitted(monkeypatch):
+    recipe, both_at_work, fitted = tiny_recipe(), threading.Barrier(2, timeout=20), []
+    pair, divide = tiny_pair(recipe), method.divide
+
+    def meeting(history, recipe):
+        if not fitted:
+            both_at_work.wait()
+        fitted.append(history)
+        return divide(history, recipe)
+
+    monkeypatch.setattr(method, "divide", meeting)
+    pair.networks[1].register_forward_pre_hook(lambda *_: both_at_work.wait() and None)
+    splits = smr.co_divide(pair, tiny_loader(), recipe)
+    assert fitted == pair.histories
+    for split, history in zip(splits, pair.histories, strict=True):
+        alone = divide(history, recipe)
+        assert np.array_equal(split.probability, alone.probability)
+        assert np.array_equal(split.labelled, alone.labelled)
 
 
 class Fixed(nn.Module):

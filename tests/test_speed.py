@@ -13,8 +13,9 @@ from torch._dynamo.utils import counters
 import smr
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet
+from smr.data import loaders
 from smr.method import autocast, optimise
-from smr.run import devices
+from smr.run import devices, session
 from train_cifar import build_network
 
 CPU = torch.device("cpu")
@@ -181,8 +182,6 @@ def test_epochs_after_each_kind_s_first_compile_nothing_anew_and_give_the_same_f
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_run_compiles_its_networks_for_the_sizes_of_full_batches(amp, monkeypatch):
-    from smr.run import session
-
     config = {"amp": amp, "channels_last": False, "compile": True, "num_class": 10, "width": 2}
     config |= {"network": "preact_resnet18", "dataset": "digits", "batch_size": 32}
     asked = []
@@ -190,9 +189,36 @@ def test_a_run_compiles_its_networks_for_the_sizes_of_full_batches(amp, monkeypa
     recipe_values = {name: getattr(tiny_recipe(), name) for name in vars(tiny_recipe())}
     script = session.Script("train_cifar.py", None, None, build_network)
     session.make_pair(script, recipe_values | config, CPU)
-    assert asked == [[32, 64, 128]] * 2
+    assert asked == [[32, 64, 128, 1000]] * 2
     session.make_pair(script, recipe_values | config | {"compile": False}, CPU)
     assert len(asked) == 2
+
+
+def test_a_run_compiles_six_graphs_at_most_and_none_after_its_first_semi_supervised_epoch(
+    monkeypatch,
+):
+    made = []
+
+    def counting(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    # 83 images: the warm-up ends on a batch of 3, each split on one of a size of its own.
+    recipe = tiny_recipe(num_epochs=3, recalibrate_every=0, p_threshold=0.3)
+    config = vars(recipe) | {"channels_last": False, "compile": True}
+    for room in (loaders, session):
+        monkeypatch.setattr(room, "SCORING_BATCH", 40)
+    script = session.Script("train_cifar.py", None, None, lambda _: TinyNet())
+    with compiler(counting):
+        pair = session.make_pair(script, config, CPU)
+    after, trailing = [], set()
+    for result in smr.train(pair, tiny_loader(n=83), recipe):
+        after.append(len(made))
+        trailing |= {int(split.labelled.sum()) % 8 for split in result.splits or ()}
+    assert len(trailing) > 2
+    assert after[1:] == [after[1]] * 3
+    # With gradients: a warm-up batch, a mixed one. Without: views, the peer's two, a scoring batch.
+    assert after[1] == 5
 
 
 @cache

@@ -12,6 +12,10 @@ from smr import ranks
 from smr.data.images import ImageSet, Views
 from smr.divide import split_statistics, statistics_line
 
+# Images that a pass without gradients takes at once, where none has more pixels than this: a card
+# is kept busy, and nothing is held that a training step at B = 128 does not hold.
+SCORING_BATCH, SCORING_PIXELS = 1000, 64 * 64
+
 
 class Loader(Protocol):
     """All that the method, the record and a run ask of a data set.
@@ -48,13 +52,14 @@ class Loader(Protocol):
         """The batches of `mode`, shuffled or drawn anew at each iteration.
 
         'warmup', 'recalibrate': (images, noisy labels, index), augmented, in batches of 2B.
-        'eval_train': the same not augmented; called once for each network, so that each may
-        score a sample of its own. 'whole': the same, always of all training images.
+        'eval_train': the same not augmented, in batches of any size; called once for each network,
+        so that each may score a sample of its own. 'whole': the same, always of all training
+        images.
         'train': a labelled iterable of (view 1, view 2, labels, probability) and an unlabelled one
         of (view 1, view 2), in batches of B. pred, bool [m], is True for labelled, and prob,
         float [m], the clean probability, of the images at positions `index`, int64 [m], in the
         whole set (None: all of it). with_truth appends the clean labels to each batch.
-        A name of `test_sets`: (images, labels, index), not augmented.
+        A name of `test_sets`: (images, labels, index), not augmented, in batches of any size.
 
         Images are float32 [b, 3, h, w], normalised; labels and index int64 [b].
         """
@@ -191,7 +196,7 @@ class BaseLoader:
         if mode in self.tests:
             images, labels = self.tests[mode]
             index = torch.arange(len(images), device=self.device)
-            return self._batches(images, index, (labels, index), self.batch_size, 0, False)
+            return self._plain(images, index, (labels, index))
         if mode == "train":
             index = np.arange(len(self.noisy_labels)) if index is None else np.asarray(index)
             return self._split(np.asarray(pred, dtype=bool), np.asarray(prob), index, with_truth)
@@ -227,8 +232,11 @@ class BaseLoader:
         return self._training(index, columns, 1, 2 * self.batch_size)
 
     def _scoring(self, index: Tensor):
-        columns = self.noisy_labels, self.train_index
-        return self._batches(self.train_images, index, columns, self.batch_size, 0, False)
+        return self._plain(self.train_images, index, (self.noisy_labels, self.train_index))
+
+    def _plain(self, images: Sized, index: Tensor, columns: Sequence[Tensor]):
+        """Not augmented; by B: large images fill memory, and their decoding sets the pace."""
+        return self._batches(images, index, columns, self.batch_size, 0, False)
 
     def _training(self, index: Tensor, columns: Sequence[Tensor], views: int, batch_size: int):
         return self._batches(self.train_images, index, columns, batch_size, views, True)
@@ -273,6 +281,13 @@ class NoisyLoader(BaseLoader):
     def thumbnails(self, index: np.ndarray) -> np.ndarray:
         """The training images at these positions as they came, uint8 [k, h, w, 3]."""
         return self.train_images.stored[torch.from_numpy(index)].cpu().numpy()
+
+    def _plain(self, images: ImageSet, index: Tensor, columns: Sequence[Tensor]):
+        """Not augmented; small images by the thousand, or where they are fewer by ranks' shares."""
+        size = self.batch_size
+        if images.height * images.width <= SCORING_PIXELS:
+            size = min(SCORING_BATCH, ranks.share(len(index)))
+        return self._batches(images, index, columns, size, 0, False)
 
     def _batches(self, images, index, columns, batch_size: int, views: int, shuffle: bool):
         return Batches(images, index, columns, batch_size, views, shuffle, self.generator)

@@ -114,7 +114,7 @@ class Record:
         """Add an epoch, with these figures of memory, to log, text files and TensorBoard.
 
         `time/seconds` is the wall time since the epoch before was added: what was done with that
-        one, such as saving it, is in it.
+        one, such as copying it to be saved, is in it.
         """
         now = time.monotonic()
         metrics = result.metrics | memory | {"time/seconds": now - self.epoch_ended}

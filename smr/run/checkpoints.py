@@ -4,7 +4,6 @@
 torch.load(weights_only=True), so that reading a stranger's checkpoint runs no code of his.
 """
 
-import io
 import json
 import random
 import zlib
@@ -23,7 +22,6 @@ from smr.divide import Scores
 from smr.errors import InputError, NonFiniteLoss
 from smr.files import replacing
 from smr.method import Pair, check_finite
-from smr.record.records import Record
 
 NETWORK_PARTS = (
     *("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy"),
@@ -171,30 +169,42 @@ def restore_histories(state: dict, pair: Pair, loader: Loader, path: Path) -> No
 
 def save(state: dict, path: Path) -> None:
     """Write a checkpoint that a reader sees whole or not at all. Raises OSError."""
-    archive = io.BytesIO()  # torch turns a full disk into an error of its own
-    torch.save(state, archive)
-    with replacing(path) as file:
-        file.write(archive.getbuffer())
-
-
-def keep(record: Record, state: dict, name: str) -> None:
-    """Save a checkpoint; where the disk does not take it, say so and go on with the older one."""
     try:
-        save(state, record.folder / name)
-    except OSError as error:
-        record.log.line(f"{name} was not written ({error.strerror}); the older one stands")
+        with replacing(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # which torch turns into an error of its own
+            raise error.__context__ from None
+        raise
 
 
-def keep_best(record: Record, state: dict) -> None:
-    """Save in best.pt those networks of the state whose newest epoch is their best."""
-    newest = [epoch == state["epoch"] for epoch in record.best_epochs]
-    path = record.folder / "best.pt"
-    if any(newest) and not all(newest):
-        kept = load(path)["networks"]
-        chosen = zip(newest, state["networks"], kept, strict=True)
-        state["networks"] = [new if is_best else old for is_best, new, old in chosen]
-    if any(newest):
-        keep(record, state, "best.pt")
+def keep(state: dict, folder: Path, best_epochs: tuple[int, int], last: bool) -> list[str]:
+    """Write `best.pt` where the state is a network's best, and after it `last.pt` where asked.
+
+    Where the disk does not take one, the older one stays: a line for the log says so.
+    """
+    contents = {"last.pt": state} if last else {}
+    if state["epoch"] in best_epochs:
+        contents = {"best.pt": best_networks(state, best_epochs, folder / "best.pt")} | contents
+    lines = []
+    for name, content in contents.items():
+        try:
+            save(content, folder / name)
+        except OSError as error:
+            lines.append(
+                f"{name} of epoch {state['epoch']} was not written ({error.strerror}); "
+                "the older one stands"
+            )
+    return lines
+
+
+def best_networks(state: dict, best_epochs: tuple[int, int], path: Path) -> dict:
+    """What `best.pt` is to hold: the state's networks, but for one that was better there."""
+    best, newest = networks_alone(state), [epoch == state["epoch"] for epoch in best_epochs]
+    if not all(newest):
+        chosen = zip(newest, state["networks"], load(path)["networks"], strict=True)
+        best["networks"] = [new if is_best else old for is_best, new, old in chosen]
+    return best
 
 
 def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:

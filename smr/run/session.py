@@ -17,7 +17,7 @@ import torch
 from smr import networks, ranks
 from smr.console import Console
 from smr.data.label_lists import label_list
-from smr.data.loaders import Loader
+from smr.data.loaders import SCORING_BATCH, Loader
 from smr.errors import InputError, NonFiniteLoss, RankLost
 from smr.files import replace_json, replace_text
 from smr.method import EpochResult, Pair, new_pair, test, train
@@ -26,6 +26,7 @@ from smr.record import labels
 from smr.record.log import title
 from smr.record.records import Record, run_name
 from smr.run import checkpoints, devices, options
+from smr.run.saving import Saver, copied
 
 try:
     import fcntl
@@ -289,13 +290,17 @@ def follow(
     save_every: int,
     device: torch.device,
 ) -> None:
-    """Record each epoch and keep checkpoints. Raises NonFiniteLoss."""
-    for result in results:
-        record.add(result, devices.peak_memory(device))
-        state = state_after(result.epoch)
-        checkpoints.keep_best(record, checkpoints.networks_alone(state))
-        if (result.epoch + 1) % save_every == 0 or result.epoch == record.recipe.num_epochs:
-            checkpoints.keep(record, state, "last.pt")
+    """Record each epoch and keep checkpoints, written meanwhile. Raises NonFiniteLoss."""
+    with Saver(record.log.line) as saver:
+        for result in results:
+            record.add(result, devices.peak_memory(device))
+            epoch, best = result.epoch, record.best_epochs
+            due = (epoch + 1) % save_every == 0 or epoch == record.recipe.num_epochs
+            saver.wait()  # before the next copy: no more than one is held
+            if due or epoch in best:
+                state = copied(state_after(epoch))
+                saver.start(partial(checkpoints.keep, state, record.folder, best, due))
+                del state  # which the thread frees once it is written
 
 
 def test_selected(pair: Pair, loader: Loader, recipe: Recipe, folder: Path) -> float:
@@ -314,9 +319,10 @@ def make_pair(script: Script, config: dict, device: torch.device) -> Pair:
     pair = new_pair(build_network, recipe_of(config), device, config["channels_last"])
     if config["compile"]:
         torch.compiler.reset()  # of another pair in this process
-        # Views and scoring batches; the peer's two views and a warm-up batch; a mixed batch.
+        # Views, and large images scored; the peer's two views, and a warm-up batch; a mixed batch.
         whole = config["batch_size"]
         sizes = [factor * b for factor in (1, 2, 4) for b in {whole, whole // ranks.count()}]
+        sizes.append(SCORING_BATCH)
         for network in pair.networks:
             devices.compile_network(network, sizes)
     return pair
