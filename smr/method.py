@@ -175,9 +175,10 @@ def semi_supervised_epoch(
 ) -> dict[str, float]:
     """One network's semi-supervised epoch (method 5).
 
-    Batches are those of `loader.run('train', …)`. Returns the means of `loss`, `loss_x`, `loss_u`,
-    `lambda_u` (the weight of Lu) and `penalty`, and the share of right targets, `refined_accuracy`
-    and `guessed_accuracy`, where the batches carry the true labels.
+    Batches are those of `loader.run('train', …)`, strong views among them where the recipe has
+    these. Returns the means of `loss`, `loss_x`, `loss_u`, `lambda_u` (the weight of Lu) and
+    `penalty`, and the share of right targets, `refined_accuracy` and `guessed_accuracy`, where the
+    batches carry the true labels.
     """
     network.train()
     peer.eval()
@@ -187,8 +188,11 @@ def semi_supervised_epoch(
     weights = device_weights(recipe.alpha, steps, device)
     hits = {"refined_accuracy": Hits(), "guessed_accuracy": Hits()}
     unlabelled_stream = endless(unlabelled)
-    for step, (x1, x2, labels, probability, *truth_x) in enumerate(labelled):
-        u1, u2, *truth_u = next(unlabelled_stream, (x1[:0], x1[:0]))
+    views = 4 if recipe.augment == "strong" else 2
+    for step, batch_x in enumerate(labelled):
+        (x1, x2, *strong_x), (labels, probability, *truth_x) = batch_x[:views], batch_x[views:]
+        batch_u = next(unlabelled_stream, (x1[:0],) * views)
+        (u1, u2, *strong_u), truth_u = batch_u[:views], batch_u[views:]
         images = 2 * len(x1) + 2 * len(u1)
         permutation = torch.randperm(images, device=device)
         with autocast(device, recipe.amp):
@@ -201,6 +205,7 @@ def semi_supervised_epoch(
                 permutation,
                 epoch + step / ramp_steps,
                 recipe,
+                strong_x + strong_u,
             )
         optimise(result.loss, optimiser)
         figures = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
@@ -355,7 +360,9 @@ def train_network(
             if split.labelled.any():
                 truth = loader.is_clean is not None
                 batches = loader.run(
-                    "train", split.labelled, split.probability, split.index, with_truth=truth
+                    *("train", split.labelled, split.probability, split.index),
+                    with_truth=truth,
+                    strong=recipe.augment == "strong",
                 )
                 return semi_supervised_epoch(
                     network, peer, optimiser, *batches, epoch, recipe, step_done

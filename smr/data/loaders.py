@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smr import ranks
+from smr.data.distortions import distorted
 from smr.data.images import ImageSet, Views
 from smr.divide import split_statistics, statistics_line
 
@@ -44,6 +45,7 @@ class Loader(Protocol):
         prob: Sequence[float] = (),
         index: Sequence[int] | None = None,
         with_truth: bool = False,
+        strong: bool = False,
     ):
         """The batches of `mode`, shuffled or drawn anew at each iteration.
 
@@ -53,7 +55,9 @@ class Loader(Protocol):
         'train': a labelled iterable of (view 1, view 2, labels, probability) and an unlabelled one
         of (view 1, view 2), in batches of B. pred, bool [m], is True for labelled, and prob,
         float [m], the clean probability, of the images at positions `index`, int64 [m], in the
-        whole set (None: all of it). with_truth appends the clean labels to each batch.
+        whole set (None: all of it). with_truth appends the clean labels to each batch; with
+        `strong` each of its two views is distorted too (method 11): (view 1, view 2, strong view
+        1, strong view 2, …).
         A name of `test_sets`: (images, labels, index), not augmented.
 
         Images are float32 [b, 3, h, w], normalised; labels and index int64 [b].
@@ -97,6 +101,7 @@ class Rows:
 class Batches:
     """Batches of (view, …, column, …): `views` augmented views, or one plain one where views = 0.
 
+    With `strong` the same views follow again, each distorted (method 11).
     Each column is a tensor with a value for each image of the whole set. The last batch holds what
     is left over; each iteration shuffles anew. Of several ranks each gets its part.
     """
@@ -110,6 +115,7 @@ class Batches:
         views: int,
         shuffle: bool,
         generator: torch.Generator,
+        strong: bool = False,
     ):
         self.images = images
         self.dataset = Rows(index)
@@ -118,6 +124,7 @@ class Batches:
         self.views = views
         self.shuffle = shuffle
         self.generator = generator
+        self.strong = strong
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -132,10 +139,15 @@ class Batches:
             for rows in ranks.own_batches(batches):
                 yield self.images.plain(rows), *(column[rows] for column in self.columns)
             return
+        source = ranks.own_generator(self.generator) if self.strong else None
         for rows in batches:
             own = ranks.own_rows(len(rows))
-            views = [self.images.augmented(rows, self.generator, own) for _ in range(self.views)]
-            yield *views, *(column[rows[own]] for column in self.columns)
+            views = [self.images.drawn(rows, self.generator, own) for _ in range(self.views)]
+            if source:
+                pixels = [view.unflatten(2, (-1, 3)) for view in views]
+                views += [distorted(view, source).flatten(2) for view in pixels]
+            images = (self.images.normalised(view) for view in views)
+            yield *images, *(column[rows[own]] for column in self.columns)
 
 
 class BaseLoader:
@@ -182,7 +194,7 @@ class BaseLoader:
             "class_names": class_names,
         } | facts
 
-    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False):
+    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False, strong=False):
         """The iterables of `mode`; see `Loader.run`. Raises ValueError."""
         if mode in ("warmup", "recalibrate"):
             return self._supervised(self.train_index)
@@ -194,11 +206,19 @@ class BaseLoader:
             return self._batches(images, index, (labels, index), self.batch_size, 0, False)
         if mode == "train":
             index = np.arange(len(self.noisy_labels)) if index is None else np.asarray(index)
-            return self._split(np.asarray(pred, dtype=bool), np.asarray(prob), index, with_truth)
+            pred, prob = np.asarray(pred, dtype=bool), np.asarray(prob)
+            return self._split(pred, prob, index, with_truth, strong)
         modes = f"'warmup', 'recalibrate', 'eval_train', 'whole', 'train' or {self.test_sets}"
         raise ValueError(f"mode '{mode}': expected {modes}")
 
-    def _split(self, pred: np.ndarray, prob: np.ndarray, index: np.ndarray, with_truth: bool):
+    def _split(
+        self,
+        pred: np.ndarray,
+        prob: np.ndarray,
+        index: np.ndarray,
+        with_truth: bool,
+        strong: bool,
+    ):
         if not len(pred) == len(prob) == len(index):
             raise ValueError(
                 f"pred has {len(pred)} and prob {len(prob)} values: expected one for each of the "
@@ -217,9 +237,10 @@ class BaseLoader:
         labelled, unlabelled = (
             torch.from_numpy(index[chosen]).to(device) for chosen in (pred, ~pred)
         )
+        columns = self.noisy_labels, probability, *truth
         return (
-            self._training(labelled, (self.noisy_labels, probability, *truth), 2, self.batch_size),
-            self._training(unlabelled, truth, 2, self.batch_size),
+            self._training(labelled, columns, 2, self.batch_size, strong),
+            self._training(unlabelled, truth, 2, self.batch_size, strong),
         )
 
     def _supervised(self, index: Tensor):
@@ -230,8 +251,15 @@ class BaseLoader:
         columns = self.noisy_labels, self.train_index
         return self._batches(self.train_images, index, columns, self.batch_size, 0, False)
 
-    def _training(self, index: Tensor, columns: Sequence[Tensor], views: int, batch_size: int):
-        return self._batches(self.train_images, index, columns, batch_size, views, True)
+    def _training(
+        self,
+        index: Tensor,
+        columns: Sequence[Tensor],
+        views: int,
+        batch_size: int,
+        strong: bool = False,
+    ):
+        return self._batches(self.train_images, index, columns, batch_size, views, True, strong)
 
 
 class NoisyLoader(BaseLoader):
@@ -274,5 +302,6 @@ class NoisyLoader(BaseLoader):
         """The training images at these positions as they came, uint8 [k, h, w, 3]."""
         return self.train_images.stored[torch.from_numpy(index)].cpu().numpy()
 
-    def _batches(self, images, index, columns, batch_size: int, views: int, shuffle: bool):
-        return Batches(images, index, columns, batch_size, views, shuffle, self.generator)
+    def _batches(self, images, index, columns, batch_size, views, shuffle, strong=False):
+        served = images, index, columns, batch_size, views, shuffle
+        return Batches(*served, self.generator, strong)
