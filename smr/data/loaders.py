@@ -13,6 +13,10 @@ from smr.data.distortions import distorted
 from smr.data.images import ImageSet, Views
 from smr.divide import split_statistics, statistics_line
 
+# Batches that are distorted at once: of their dozens of small operations a batch costs nearly what
+# many do.
+AHEAD = 16
+
 
 class Loader(Protocol):
     """All that the method, the record and a run ask of a data set.
@@ -139,15 +143,26 @@ class Batches:
             for rows in ranks.own_batches(batches):
                 yield self.images.plain(rows), *(column[rows] for column in self.columns)
             return
-        source = ranks.own_generator(self.generator) if self.strong else None
-        for rows in batches:
-            own = ranks.own_rows(len(rows))
-            views = [self.images.drawn(rows, self.generator, own) for _ in range(self.views)]
-            if source:
-                pixels = [view.unflatten(2, (-1, 3)) for view in views]
-                views += [distorted(view, source).flatten(2) for view in pixels]
+        weak = ((rows, self._drawn(rows)) for rows in batches)
+        for rows, views in self._with_strong(batches) if self.strong else weak:
+            own = rows[ranks.own_rows(len(rows))]
             images = (self.images.normalised(view) for view in views)
-            yield *images, *(column[rows[own]] for column in self.columns)
+            yield *images, *(column[own] for column in self.columns)
+
+    def _drawn(self, rows: Tensor) -> list[Tensor]:
+        own = ranks.own_rows(len(rows))
+        return [self.images.drawn(rows, self.generator, own) for _ in range(self.views)]
+
+    def _with_strong(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        source = ranks.own_generator(self.generator)
+        for first in range(0, len(batches), AHEAD):
+            group = batches[first : first + AHEAD]
+            weak = [view for rows in group for view in self._drawn(rows)]
+            pixels = torch.cat(weak).unflatten(2, (-1, 3))
+            strong = distorted(pixels, source).flatten(2).split([len(view) for view in weak])
+            for k, rows in enumerate(group):
+                own = slice(k * self.views, (k + 1) * self.views)
+                yield rows, [*weak[own], *strong[own]]
 
 
 class BaseLoader:

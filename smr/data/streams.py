@@ -261,7 +261,7 @@ class StreamBatches:
                     drawn = zip(pixels.unbind(1), flipped.unbind(1), strict=True)
                     views = [mirrored(*view) for view in drawn]
                     if source:
-                        views += [distorted(view, source) for view in views]
+                        views += distorted(torch.cat(views), source).split(len(rows))
                     images = map(loader.finished, views)
                     yield *images, *(column[rows] for column in self.columns)
 
