@@ -19,7 +19,7 @@ from dataloader_cifar import HUMAN_LABELS
 from smr.errors import InputError
 from smr.record.log import duration
 from smr.record.records import read_metrics
-from smr.run.options import FREE, SPEED, Parser, one_line_errors, shown
+from smr.run.options import FREE, OLDER, SPEED, Parser, one_line_errors, shown
 
 HEADINGS = (
     *("data set", "noise", "method", "num_epochs", "seeds"),
@@ -99,7 +99,7 @@ def method(config: dict) -> str:
 def read_run(folder: Path) -> FinishedRun | str:
     """The run of a folder, or in words why it cannot be averaged."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = OLDER | json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rows = read_metrics(folder)
         epochs = [row["epoch"] for row in rows]
         if epochs != list(range(config["num_epochs"] + 1)):

@@ -120,7 +120,7 @@ class clothing_dataloader(StreamLoader):
             **options,
         )
 
-    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False):
+    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False, strong=False):
         """The iterables of `mode` over this epoch's sample; see `Loader.run`. Raises ValueError."""
         count = self.num_batches * self.batch_size
         if mode == "warmup":
@@ -132,7 +132,7 @@ class clothing_dataloader(StreamLoader):
             # moves the generator on, and a resumed run finds it too.
             seed = self.new_seed(self.generator.clone_state())
             return self._scoring(self._sample(count, (seed, RECALIBRATION)))
-        return super().run(mode, pred, prob, index, with_truth)
+        return super().run(mode, pred, prob, index, with_truth, strong)
 
     def _sample(self, count: int, seed: tuple[int, ...]) -> torch.Tensor:
         draw = np.random.default_rng(seed)

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from smr.data.image_files import upright
+from smr.data.images import mirrored
 from smr.data.streams import IMAGENET_VIEWS, Frame, Photos, StreamLoader, scaled
 from smr.run.devices import hardware, peak_memory, prepare_process
 
@@ -162,14 +163,16 @@ def bounds(photos: Photos, frame: Frame) -> dict[str, float]:
         for view in range(2):
             pixels[view] = wholes[i][:side, :side]
 
+    def mirror_and_normalise(_: int) -> None:
+        loader.finished(mirrored(batch, flipped))
+
     decode = milliseconds(lambda i: upright(paths[i], frame.resize), len(paths))
     return {
         "decode": decode,
         "scale": milliseconds(lambda i: scaled(paths[i], frame), len(paths)) - decode,
         "cut two": milliseconds(cut, len(paths)),
         "to the main process": milliseconds(lambda _: batch.clone(), 20) / BATCH_SIZE * 2,
-        "mirror, normalise two": milliseconds(lambda _: loader.finished(batch, flipped), 5)
-        / BATCH_SIZE * 2,
+        "mirror, normalise two": milliseconds(mirror_and_normalise, 5) / BATCH_SIZE * 2,
     }  # fmt: skip
 
 

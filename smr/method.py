@@ -176,9 +176,9 @@ def semi_supervised_epoch(
 ) -> dict[str, float]:
     """One network's semi-supervised epoch (method 5).
 
-    Batches are those of `loader.run('train', …)`. Returns the means of `loss`, `loss_x`, `loss_u`,
-    `lambda_u` (the weight of Lu) and `penalty`, and the share of right targets, `refined_accuracy`
-    and `guessed_accuracy`, where the batches carry the true labels.
+    Batches are those of `loader.run('train', …)`, with strong views if the recipe has them. Returns
+    the means of `loss`, `loss_x`, `loss_u`, `lambda_u` (the weight of Lu) and `penalty`, and, where
+    batches carry the truth, the share of right targets, `refined_accuracy` and `guessed_accuracy`.
     """
     network.train()
     peer.eval()
@@ -188,8 +188,11 @@ def semi_supervised_epoch(
     weights = device_weights(recipe.alpha, steps, device)
     hits = {"refined_accuracy": Hits(), "guessed_accuracy": Hits()}
     unlabelled_stream = endless(unlabelled)
-    for step, (x1, x2, labels, probability, *truth_x) in enumerate(labelled):
-        u1, u2, *truth_u = next(unlabelled_stream, (x1[:0], x1[:0]))
+    views = 4 if recipe.augment == "strong" else 2
+    for step, batch_x in enumerate(labelled):
+        (x1, x2, *strong_x), (labels, probability, *truth_x) = batch_x[:views], batch_x[views:]
+        batch_u = next(unlabelled_stream, (x1[:0],) * views)
+        (u1, u2, *strong_u), truth_u = batch_u[:views], batch_u[views:]
         images = 2 * len(x1) + 2 * len(u1)
         permutation = torch.randperm(images, device=device)
         with autocast(device, recipe.amp):
@@ -202,6 +205,7 @@ def semi_supervised_epoch(
                 permutation,
                 epoch + step / ramp_steps,
                 recipe,
+                strong_x + strong_u,
             )
         optimise(result.loss, optimiser)
         figures = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
@@ -255,8 +259,7 @@ def co_divide(pair: Pair, loader: Loader, recipe: Recipe) -> tuple[Split, Split]
             add_scores(history, scores, recipe.r)
             if ranks.is_first():
                 fits.append(fitting.submit(divide, history, recipe))
-        first, second = ranks.from_first(lambda: [fit.result() for fit in fits])
-    return first, second
+        return ranks.from_first(lambda: (fits[0].result(), fits[1].result()))
 
 
 def test(
@@ -359,7 +362,9 @@ def train_network(
             if split.labelled.any():
                 truth = loader.is_clean is not None
                 batches = loader.run(
-                    "train", split.labelled, split.probability, split.index, with_truth=truth
+                    *("train", split.labelled, split.probability, split.index),
+                    with_truth=truth,
+                    strong=recipe.augment == "strong",
                 )
                 return semi_supervised_epoch(
                     network, peer, optimiser, *batches, epoch, recipe, step_done

@@ -174,6 +174,13 @@ def draw_apart(shared: torch.Generator) -> None:
         torch.manual_seed(zlib.crc32(shared.get_state().numpy().tobytes()) + dist.get_rank())
 
 
+def own_generator(shared: torch.Generator) -> torch.Generator:
+    """A generator of the CPU that draws for this rank alone, seeded by the next of `shared`."""
+    seed = int(torch.randint(2**62, (), generator=shared, device=shared.device))
+    number = dist.get_rank() if count() > 1 else 0
+    return torch.Generator().manual_seed(seed + number)
+
+
 def parallel(network: nn.Module) -> nn.Module:
     """The network as it trains: its gradients are the mean of all ranks'."""
     if count() == 1:

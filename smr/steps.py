@@ -87,11 +87,13 @@ def mixmatch_loss(
     permutation: Tensor,
     epoch: float,
     recipe: Recipe,
+    strong: Sequence[Tensor] = (),
 ) -> MixMatchLoss:
     """The loss of a semi-supervised step (method 5).
 
     Args: labelled (x1, x2, labels, clean probability); unlabelled (u1, u2), or None; weight, the
-    step's l; permutation over the rows of [x1; x2; u1; u2]; epoch + step/steps.
+    step's l; permutation over the rows of [x1; x2; u1; u2]; epoch + step/steps; strong, the views
+    that are mixed in the place of x1, x2, u1, u2, where there are others (method 11).
     """
     x1, x2, labels, probability = labelled
     images, targets_u = [x1, x2], None
@@ -100,7 +102,7 @@ def mixmatch_loss(
         images += unlabelled
     targets_x = refine(network, x1, x2, labels, probability, recipe.T)
     targets = [targets_x, targets_x] + ([targets_u, targets_u] if targets_u is not None else [])
-    mixed_images = mix(torch.cat(images), weight, permutation)
+    mixed_images = mix(torch.cat(strong or images), weight, permutation)
     mixed_targets = mix(torch.cat(targets), weight, permutation)
     rows_x = 2 * len(x1)
     if recipe.labelled_rows_only:

@@ -94,8 +94,8 @@ def test_each_network_trains_on_what_the_other_one_scored(root, monkeypatch):
     loader, asked = loader_of(root), []
     run = loader.run
 
-    def noting(mode, pred=(), prob=(), index=None, with_truth=False):
-        batches = run(mode, pred, prob, index, with_truth)
+    def noting(mode, pred=(), prob=(), index=None, **options):
+        batches = run(mode, pred, prob, index, **options)
         served = batches.dataset.index if mode == "eval_train" else index
         asked.append((mode, None if served is None else sorted(np.asarray(served).tolist())))
         return batches

@@ -136,6 +136,17 @@ def test_runs_of_other_settings_make_a_row_of_their_own_which_says_what_differs(
     ]
 
 
+def test_strong_views_make_a_row_of_their_own_and_older_runs_had_weak_ones(write_run):
+    older = write_run("older", [50.0] * 12)
+    weak = write_run("weak", [52.0] * 12, seed=2, augment="weak")
+    strong = write_run("strong", [60.0] * 12, augment="strong")
+    rows = rows_of(compare_runs.compare([older, weak, strong]))
+    assert sorted((row[2], row[4], row[5]) for row in rows) == [
+        ("smr (augment strong)", "1", "60.00"),
+        ("smr (augment weak)", "2", "51.00 ± 1.41"),
+    ]
+
+
 def test_a_folder_of_runs_stands_for_the_runs_in_it(write_run, tmp_path):
     folders = [write_run(str(seed), [50.0] * 12, seed=seed) for seed in (1, 2)]
     assert compare_runs.compare([tmp_path]) == compare_runs.compare(folders)

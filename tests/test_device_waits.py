@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import smr
 from PreResNet import ResNet18
+from smr.data.distortions import COLOURS, MOVES, warped
 from smr.meters import Meter
 from smr.steps import mixmatch_loss
 
@@ -81,6 +82,14 @@ def test_a_semi_supervised_pass_reads_no_value_until_its_end(on_a_card, labelled
     smr.semi_supervised_epoch(
         *on_a_card.networks, on_a_card.optimisers[0], labelled, unlabelled, 20, recipe
     )
+
+
+@pytest.mark.parametrize("operation", COLOURS + MOVES, ids=lambda each: each.__name__)
+def test_a_strong_view_s_operation_reads_no_value(on_a_card, operation):
+    pixels, strength = images().to(torch.uint8), torch.rand(B)
+    move = operation in MOVES
+    made = warped(pixels, operation(strength)) if move else operation(pixels, strength)
+    assert (made.device.type, made.shape) == ("cuda", pixels.shape)
 
 
 def test_a_scoring_pass_reads_no_value(on_a_card):

@@ -156,6 +156,7 @@ def test_given_flags_are_those_that_say_how_to_train(parser):
 def test_flags_that_are_not_given_take_their_defaults():
     expected = {
         **{"method": "smr", "alpha": 4.0, "T": 0.5, "p_threshold": 0.5, "warmup_loss": "mixup"},
+        **{"augment": "weak"},
         **{"id": "", "seed": 123, "device": "auto", "gpuid": 0, "output": "./checkpoint"},
         **{"save_every": 1, "review": 500},
         **{"amp": False, "compile": False, "channels_last": True},
@@ -249,6 +250,7 @@ def test_values_that_undo_each_other_are_told():
 def stored(device="cpu", **config) -> dict:
     """A checkpoint's part that tells its flags."""
     flags = {"lr": 0.02, "lr_steps": ((50, 0.1),), "num_epochs": 60, "method": "smr", "id": ""}
+    flags["augment"] = "weak"
     speed = {"amp": False, "compile": False, "channels_last": True}
     return {"device": device, "config": flags | speed | config}
 
@@ -284,6 +286,21 @@ def test_each_flag_that_would_change_numbers_is_named_with_what_the_run_has():
         "--lr_steps  (the run has 50:0.1), --method ce (the run has smr), "
         "--amp bf16 (the run has off), --width 8 (the run has None)"
     )
+
+
+def test_a_run_that_is_older_than_strong_views_goes_on_with_weak_ones_alone():
+    older = stored()
+    del older["config"]["augment"]
+    assert options.continued(older, {"augment": "weak"}, CPU, "last.pt")["augment"] == "weak"
+    with pytest.raises(InputError, match=r"--augment strong \(the run has weak\)"):
+        options.continued(older, {"augment": "strong"}, CPU, "last.pt")
+
+
+def test_strong_views_are_refused_where_nothing_is_mixed():
+    assert resolve("--augment", "strong")["augment"] == "strong"
+    assert resolve("--method", "ce", "--augment", "weak")["augment"] == "weak"
+    with pytest.raises(InputError, match="--augment strong with --method ce"):
+        resolve("--method", "ce", "--augment", "strong")
 
 
 def test_on_another_kind_of_device_the_flags_of_speed_are_that_one_s():

@@ -504,12 +504,13 @@ def test_sync_bn_is_for_several_cards(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_short(tmp_path, "--sync_bn", "on")
     assert "--sync_bn on: only under torchrun, on several CUDA cards" in capsys.readouterr().err
-    one_card = {"config": {"compile": True, "num_epochs": 1}, "device": "cuda", "ranks": 1}
-    two_cards = {"config": {"sync_bn": True, "num_epochs": 1}, "device": "cuda", "ranks": 2}
-    assert options.continued(two_cards, {}, CUDA, "") == {"num_epochs": 1}
+    flags = {"augment": "weak", "num_epochs": 1}
+    one_card = {"config": flags | {"compile": True}, "device": "cuda", "ranks": 1}
+    two_cards = {"config": flags | {"sync_bn": True}, "device": "cuda", "ranks": 2}
+    assert options.continued(two_cards, {}, CUDA, "") == flags
     with monkeypatch.context() as patch:
         patch.setattr(ranks, "count", lambda: 2)
-        assert options.continued(one_card, {}, CUDA, "") == {"num_epochs": 1}
+        assert options.continued(one_card, {}, CUDA, "") == flags
         assert options.continued(two_cards, {}, CUDA, "")["sync_bn"]
         assert options.joint_bn({}, CUDA) == {"sync_bn": True, "compile": False}
         assert options.joint_bn({"sync_bn": False, "compile": True}, CUDA) == {}

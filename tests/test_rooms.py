@@ -12,7 +12,7 @@ PLAN = (
     ("smr.ranks",),
     ("smr.console", "smr.meters"),
     ("smr.steps", "smr.divide"),
-    ("smr.data.images", "smr.data.listings", "smr.data.pickles"),
+    ("smr.data.images", "smr.data.distortions", "smr.data.listings", "smr.data.pickles"),
     ("smr.data.loaders", "smr.data.image_files"),
     ("smr.data.cifar_files", "smr.data.streams"),
     ("smr.data.label_lists",),

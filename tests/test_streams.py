@@ -187,6 +187,20 @@ def test_a_split_serves_two_views_of_each_side_at_once(folder):
     assert len(loader.idle_teams) == 2
 
 
+def test_strong_views_are_the_weak_ones_distorted_on_any_number_of_workers(folder):
+    def views(workers: int) -> list[torch.Tensor]:
+        loader = loader_of(folder, workers=workers)
+        labelled, _ = loader.run("train", [True] * 10, [1.0] * 10, strong=True)
+        return [torch.cat(column) for column in zip(*labelled, strict=True)]
+
+    x1, x2, s1, s2, *_ = views(0)
+    for weak, strong in ((x1, s1), (x2, s2)):
+        assert 4 <= sum(not torch.equal(*both) for both in zip(weak, strong, strict=True)) <= 10
+    assert not torch.equal(s1, s2)
+    for found, wanted in zip(views(1), views(0), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_an_abandoned_pass_leaves_nothing_behind(folder):
     loader = loader_of(folder, workers=1, batch_size=1)
     for images, _, index in loader.run("eval_train"):

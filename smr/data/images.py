@@ -108,13 +108,17 @@ class ImageSet:
 
         Drawn for all of `index` [b], made of the `own` ones, so that ranks draw alike.
         """
+        return self.normalised(self.drawn(index, generator, own))
+
+    def drawn(self, index: Tensor, generator: torch.Generator, own: slice) -> Tensor:
+        """The pixels of an `augmented` view: uint8 [b, height, 3·width]."""
         draw = {"generator": generator, "device": self.device}
         offsets = torch.randint(self.margin + 1, (2, len(index)), **draw)
         rows = self._cropped(index[own], *offsets[:, own])
         if self.flip:
             images = rows.unflatten(2, (self.width, 3))
             rows = mirrored(images, torch.randint(2, (len(index),), **draw)[own]).flatten(2)
-        return self.normalised(rows)
+        return rows
 
     def _cropped(self, index: Tensor, down: Tensor | int, right: Tensor | int) -> Tensor:
         """uint8 [b, height, 3·width] from these pixels of the padded images on."""

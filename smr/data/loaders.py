@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from smr import ranks
+from smr.data.distortions import distorted
 from smr.data.images import ImageSet, Views
 from smr.divide import split_statistics, statistics_line
 
 # Images that a pass without gradients takes at once, where none has more pixels than this: a card
 # is kept busy, and nothing is held that a training step at B = 128 does not hold.
 SCORING_BATCH, SCORING_PIXELS = 1000, 64 * 64
+# Batches that are distorted at once: of their dozens of small operations a batch costs nearly what
+# many do.
+AHEAD = 16
 
 
 class Loader(Protocol):
@@ -48,6 +52,7 @@ class Loader(Protocol):
         prob: Sequence[float] = (),
         index: Sequence[int] | None = None,
         with_truth: bool = False,
+        strong: bool = False,
     ):
         """The batches of `mode`, shuffled or drawn anew at each iteration.
 
@@ -58,7 +63,9 @@ class Loader(Protocol):
         'train': a labelled iterable of (view 1, view 2, labels, probability) and an unlabelled one
         of (view 1, view 2), in batches of B. pred, bool [m], is True for labelled, and prob,
         float [m], the clean probability, of the images at positions `index`, int64 [m], in the
-        whole set (None: all of it). with_truth appends the clean labels to each batch.
+        whole set (None: all of it). with_truth appends the clean labels to each batch; with
+        `strong` each of its two views is distorted too (method 11): (view 1, view 2, strong view
+        1, strong view 2, …).
         A name of `test_sets`: (images, labels, index), not augmented, in batches of any size.
 
         Images are float32 [b, 3, h, w], normalised; labels and index int64 [b].
@@ -102,6 +109,7 @@ class Rows:
 class Batches:
     """Batches of (view, …, column, …): `views` augmented views, or one plain one where views = 0.
 
+    With `strong` the same views follow again, each distorted (method 11).
     Each column is a tensor with a value for each image of the whole set. The last batch holds what
     is left over; each iteration shuffles anew. Of several ranks each gets its part.
     """
@@ -115,6 +123,7 @@ class Batches:
         views: int,
         shuffle: bool,
         generator: torch.Generator,
+        strong: bool = False,
     ):
         self.images = images
         self.dataset = Rows(index)
@@ -123,6 +132,7 @@ class Batches:
         self.views = views
         self.shuffle = shuffle
         self.generator = generator
+        self.strong = strong
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -137,10 +147,26 @@ class Batches:
             for rows in ranks.own_batches(batches):
                 yield self.images.plain(rows), *(column[rows] for column in self.columns)
             return
-        for rows in batches:
-            own = ranks.own_rows(len(rows))
-            views = [self.images.augmented(rows, self.generator, own) for _ in range(self.views)]
-            yield *views, *(column[rows[own]] for column in self.columns)
+        weak = ((rows, self._drawn(rows)) for rows in batches)
+        for rows, views in self._with_strong(batches) if self.strong else weak:
+            own = rows[ranks.own_rows(len(rows))]
+            images = (self.images.normalised(view) for view in views)
+            yield *images, *(column[own] for column in self.columns)
+
+    def _drawn(self, rows: Tensor) -> list[Tensor]:
+        own = ranks.own_rows(len(rows))
+        return [self.images.drawn(rows, self.generator, own) for _ in range(self.views)]
+
+    def _with_strong(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        source = ranks.own_generator(self.generator)
+        for first in range(0, len(batches), AHEAD):
+            group = batches[first : first + AHEAD]
+            weak = [view for rows in group for view in self._drawn(rows)]
+            pixels = torch.cat(weak).unflatten(2, (-1, 3))
+            strong = distorted(pixels, source).flatten(2).split([len(view) for view in weak])
+            for k, rows in enumerate(group):
+                own = slice(k * self.views, (k + 1) * self.views)
+                yield rows, [*weak[own], *strong[own]]
 
 
 class BaseLoader:
@@ -187,7 +213,7 @@ class BaseLoader:
             "class_names": class_names,
         } | facts
 
-    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False):
+    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False, strong=False):
         """The iterables of `mode`; see `Loader.run`. Raises ValueError."""
         if mode in ("warmup", "recalibrate"):
             return self._supervised(self.train_index)
@@ -199,11 +225,19 @@ class BaseLoader:
             return self._plain(images, index, (labels, index))
         if mode == "train":
             index = np.arange(len(self.noisy_labels)) if index is None else np.asarray(index)
-            return self._split(np.asarray(pred, dtype=bool), np.asarray(prob), index, with_truth)
+            pred, prob = np.asarray(pred, dtype=bool), np.asarray(prob)
+            return self._split(pred, prob, index, with_truth, strong)
         modes = f"'warmup', 'recalibrate', 'eval_train', 'whole', 'train' or {self.test_sets}"
         raise ValueError(f"mode '{mode}': expected {modes}")
 
-    def _split(self, pred: np.ndarray, prob: np.ndarray, index: np.ndarray, with_truth: bool):
+    def _split(
+        self,
+        pred: np.ndarray,
+        prob: np.ndarray,
+        index: np.ndarray,
+        with_truth: bool,
+        strong: bool,
+    ):
         if not len(pred) == len(prob) == len(index):
             raise ValueError(
                 f"pred has {len(pred)} and prob {len(prob)} values: expected one for each of the "
@@ -222,9 +256,10 @@ class BaseLoader:
         labelled, unlabelled = (
             torch.from_numpy(index[chosen]).to(device) for chosen in (pred, ~pred)
         )
+        columns = self.noisy_labels, probability, *truth
         return (
-            self._training(labelled, (self.noisy_labels, probability, *truth), 2, self.batch_size),
-            self._training(unlabelled, truth, 2, self.batch_size),
+            self._training(labelled, columns, 2, self.batch_size, strong),
+            self._training(unlabelled, truth, 2, self.batch_size, strong),
         )
 
     def _supervised(self, index: Tensor):
@@ -238,8 +273,15 @@ class BaseLoader:
         """Not augmented; by B: large images fill memory, and their decoding sets the pace."""
         return self._batches(images, index, columns, self.batch_size, 0, False)
 
-    def _training(self, index: Tensor, columns: Sequence[Tensor], views: int, batch_size: int):
-        return self._batches(self.train_images, index, columns, batch_size, views, True)
+    def _training(
+        self,
+        index: Tensor,
+        columns: Sequence[Tensor],
+        views: int,
+        batch_size: int,
+        strong: bool = False,
+    ):
+        return self._batches(self.train_images, index, columns, batch_size, views, True, strong)
 
 
 class NoisyLoader(BaseLoader):
@@ -289,5 +331,6 @@ class NoisyLoader(BaseLoader):
             size = min(SCORING_BATCH, ranks.share(len(index)))
         return self._batches(images, index, columns, size, 0, False)
 
-    def _batches(self, images, index, columns, batch_size: int, views: int, shuffle: bool):
-        return Batches(images, index, columns, batch_size, views, shuffle, self.generator)
+    def _batches(self, images, index, columns, batch_size, views, shuffle, strong=False):
+        served = images, index, columns, batch_size, views, shuffle
+        return Batches(*served, self.generator, strong)

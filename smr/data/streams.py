@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from smr import ranks
 from smr.console import Console
+from smr.data.distortions import distorted
 from smr.data.image_files import reason_of, upright
 from smr.data.images import Normaliser, Views, mirrored
 from smr.data.loaders import BaseLoader, Rows
@@ -218,6 +219,7 @@ class StreamBatches:
         batch_size: int,
         views: int,
         shuffle: bool,
+        strong: bool = False,
     ):
         self.loader = loader
         self.photos = photos
@@ -226,6 +228,7 @@ class StreamBatches:
         self.batch_size = batch_size
         self.views = views
         self.shuffle = shuffle
+        self.strong = strong
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -249,13 +252,18 @@ class StreamBatches:
         seed = loader.new_seed() if self.views or self.shuffle else 0
         if self.shuffle:
             index = np.random.default_rng(seed).permutation(index)
+        source = ranks.own_generator(loader.generator) if self.strong else None
         with loader.team() as team:
             batches = team.serve(self.requests(index, seed))
             for rows, flipped, pixels, broken in copied_ahead(batches, loader.device):
                 loader.name_broken(broken)
                 if len(rows):
-                    views = map(loader.finished, pixels.unbind(1), flipped.unbind(1))
-                    yield *views, *(column[rows] for column in self.columns)
+                    drawn = zip(pixels.unbind(1), flipped.unbind(1), strict=True)
+                    views = [mirrored(*view) for view in drawn]
+                    if source:
+                        views += distorted(torch.cat(views), source).split(len(rows))
+                    images = map(loader.finished, views)
+                    yield *images, *(column[rows] for column in self.columns)
 
 
 class StreamLoader(BaseLoader):
@@ -326,9 +334,9 @@ class StreamLoader(BaseLoader):
         finally:
             self.idle_teams.append(team)
 
-    def finished(self, pixels: Tensor, flipped: Tensor) -> Tensor:
+    def finished(self, pixels: Tensor) -> Tensor:
         """uint8 [b, side, side, 3] as the networks take it: float32 [b, 3, side, side]."""
-        return self.normalised(mirrored(pixels, flipped).flatten(2))
+        return self.normalised(pixels.flatten(2))
 
     def name_broken(self, broken: dict[str, str]) -> None:
         """Name each photo, path → reason, the first time. Raises InputError unless skip_broken."""
@@ -342,5 +350,6 @@ class StreamLoader(BaseLoader):
                 Console().line(f"left out {path}, which cannot be decoded ({reason})")
         self.broken |= broken
 
-    def _batches(self, images, index, columns, batch_size: int, views: int, shuffle: bool):
-        return StreamBatches(self, images, index, columns, batch_size, views, shuffle)
+    def _batches(self, images, index, columns, batch_size, views, shuffle, strong=False):
+        served = images, index, columns, batch_size, views, shuffle
+        return StreamBatches(self, *served, strong)

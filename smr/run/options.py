@@ -26,6 +26,7 @@ DEFAULTS = {
     "T": 0.5,
     "p_threshold": 0.5,
     "warmup_loss": "mixup",
+    "augment": "weak",
     "id": "",
     "seed": 123,
     "device": "auto",
@@ -34,6 +35,8 @@ DEFAULTS = {
     "save_every": 1,
     "review": 500,
 }
+# What runs did whose configuration is older than these flags.
+OLDER = {"augment": "weak"}
 # Flags that say what to do with a run and are no part of its configuration.
 ACTIONS = ("resume", "overwrite", "evaluate")
 # Flags that suit one kind of device, or several cards: they change figures within rounding, or
@@ -216,6 +219,10 @@ def new_parser(
     about = "sharpening temperature of guessed and refined targets (default: 0.5)"
     add("--T", type=number(float, 0, open_low=True), help=about)
 
+    about = """strong: after the warm-up, what is mixed and trained on is distorted as well, and
+        targets still come from weak views (default: weak, the published crop and flip)"""
+    add("--augment", choices=("weak", "strong"), help=about)
+
     add = parser.add_argument_group("training").add_argument
     about = f"number of the last epoch; epoch 0 is run too ({default('num_epochs')})"
     add("--num_epochs", type=number(int, 0), help=about)
@@ -297,6 +304,8 @@ def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
         for flag, value in baseline.items():
             if given.get(flag, value) != value:
                 raise InputError(f"--{flag} with --method ce: it has no warm-up, no recalibration")
+        if given.get("augment") == "strong":
+            raise InputError("--augment strong with --method ce: it mixes nothing")
     elif method == "dividemix":
         baseline = {"warmup_loss": "ce", "recalibrate_every": 0}
     speed = speed_of(device) | joint_bn(given, device)
@@ -363,7 +372,7 @@ def continued(state: dict, given: dict, device: torch.device, where: str) -> dic
     round, the flags of SPEED are left to that.
     Raises InputError that names each flag by which numbers would change.
     """
-    stored = state["config"]
+    stored = OLDER | state["config"]
     several = ranks.count() > 1, state.get("ranks", 1) > 1
     moved = device.type != state["device"] or several[0] != several[1]
     free = FREE + (SPEED if moved else ())
