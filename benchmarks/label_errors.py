@@ -31,6 +31,7 @@ from torch.optim import SGD
 
 import smr
 import train_cifar
+from dataloader_cifar import SYNTHETIC_MODES
 from smr.data.loaders import Batches, Loader
 from smr.recipe import recipe_of
 from smr.record.labels import Judgement, judge
@@ -87,6 +88,8 @@ def read_lines(path: Path) -> list[dict]:
 def run_cell(name: dict, flags: Sequence[str], results: Path) -> None:
     """Measure a cell and add its line to the results, unless it is there. Raises InputError."""
     given = options.given_flags(train_cifar.new_parser().parse_args(flags))
+    if given["noise_mode"] in SYNTHETIC_MODES:
+        given.pop("noise_file", None)  # is for the other cells
     device = session.device_of(given)
     config = train_cifar.resolve(given, device)
     name = name | {"settings": {key: options.shown(key, config[key]) for key in SETTINGS}}

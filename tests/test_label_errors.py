@@ -85,6 +85,7 @@ def test_a_finished_cell_is_a_line_that_is_not_run_again_and_a_column_of_the_tab
 ):
     data, results = write_cifar(tmp_path, train_images=200), tmp_path / "results" / "cells.jsonl"
     argv = [*TINY, "--data_path", str(data), "--results", str(results)]
+    argv += ["--noise_file", "CIFAR-10_human.pt"]  # is there for human cells
     assert label_errors.main(argv) == 0
     (line,) = label_errors.read_lines(results)
     assert (line["cell"], line["seed"], line["settings"]["width"]) == ("sym50", 1, "2")
