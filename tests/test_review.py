@@ -266,6 +266,11 @@ def test_a_phone_shows_one_image_a_row_with_nothing_beyond_the_edge(shown):
         assert len(set(shown.js(f"return {lefts}"))) == 1
         sizes = "[...document.querySelectorAll('article button')].map(b => b.offsetHeight)"
         assert min(shown.js(f"return {sizes}")) >= 40  # a finger's width
+        shown.js("window.scrollTo(0, document.body.scrollHeight)")
+        shown.click("article:last-child [data-action=drop]")  # nothing covers the last buttons
+        place = "const b = document.querySelector('#save').getBoundingClientRect()"
+        top, bottom = shown.js(f"{place}; return [b.top, b.bottom]")
+        assert 0 < top < bottom < 740  # Save is at hand wherever one stands
     finally:
         shown.emulate("Emulation.clearDeviceMetricsOverride")
 
