@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pieces
 from contenders import SCRIPT, Clock, Given, Watched, config_of, occupancy, our_steps
 
-from smr import method
+from smr import method, passes
 from smr.recipe import recipe_of
 from smr.run import checkpoints, devices, options, session
 from smr.run.saving import Saver, copied
@@ -82,7 +82,7 @@ def compilation(args: argparse.Namespace) -> Iterator[dict]:
         images = torch.randn(rows, 3, 32, 32, device=args.device)
         images = images.to(memory_format=torch.channels_last)
         network.train(train)
-        with torch.set_grad_enabled(gradients), method.autocast(args.device, args.amp):
+        with torch.set_grad_enabled(gradients), passes.autocast(args.device, args.amp):
             loss = network(images).float().square().mean()
         if gradients:
             loss.backward()
@@ -148,7 +148,7 @@ def scoring(args: argparse.Namespace) -> Iterator[dict]:
         batches = Given(
             clock.calls, images.to(memory_format=torch.channels_last), index % 10, index
         )
-        score = partial(method.sample_losses, network, batches, args.amp)
+        score = partial(passes.sample_losses, network, batches, args.amp)
         score()
         yield {"rows": rows, "images_per_s": rows * clock.calls / clock.seconds(score)}
 

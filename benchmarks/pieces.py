@@ -22,7 +22,7 @@ import smr
 import train_cifar
 from dataloader_cifar import VIEWS
 from smr.data.loaders import ImageData, NoisyLoader
-from smr.method import endless
+from smr.passes import endless
 from smr.recipe import recipe_of
 from smr.run import devices, session
 

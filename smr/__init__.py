@@ -2,8 +2,9 @@
 
 from smr.divide import Scores, Split, clean_probability, divide, fit_mixture
 from smr.errors import InputError, NonFiniteLoss
-from smr.method import EpochResult, Pair, co_divide, cross_entropy_epoch, new_pair, sample_losses
-from smr.method import score, semi_supervised_epoch, test, train, warm_up_epoch
+from smr.method import EpochResult, Pair, co_divide, new_pair, test, train
+from smr.passes import cross_entropy_epoch, semi_supervised_epoch, warm_up_epoch
+from smr.passes import sample_losses, score
 from smr.recipe import CROSS_ENTROPY, RECALIBRATION, SEMI_SUPERVISED, WARM_UP
 from smr.recipe import Recipe, kind_of_epoch, learning_rate
 from smr.run.serving import Predictor, load

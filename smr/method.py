@@ -1,30 +1,37 @@
 """SMR: two networks that find each other's wrong labels (docs/method.md, sections 3 to 6).
 
 Zhang et al., Mathematics 2024, 12, 2389, on the frame of DivideMix (Li, Socher, Hoi, ICLR 2020).
-`train` is the epoch loop; each function that it calls implements one paragraph of the method on
-plain arguments, and serves any pair of networks and any `smr.data.loaders.Loader`.
+`train` is the epoch loop; each function that it calls, here and in `smr.passes`, implements one
+paragraph of the method on plain arguments, and serves any pair of networks and any
+`smr.data.loaders.Loader`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import precision_recall_fscore_support
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Optimizer
 
 from smr import ranks
 from smr.data.loaders import Loader
 from smr.divide import Scores, Split, add_scores, divide, split_statistics
 from smr.errors import NonFiniteLoss
-from smr.meters import Hits, Meter
+from smr.passes import (
+    cross_entropy_epoch,
+    device_of,
+    no_progress,
+    sample_losses,
+    score,
+    semi_supervised_epoch,
+    warm_up_epoch,
+)
 from smr.recipe import CROSS_ENTROPY, SEMI_SUPERVISED, WARM_UP, Recipe, kind_of_epoch, learning_rate
-from smr.steps import cross_entropy_loss, mixmatch_loss, mixup_loss, mixup_weights
 
 
 @dataclass
@@ -53,10 +60,6 @@ class EpochResult:
     splits: tuple[Split, Split] | None
 
 
-def no_progress(*_) -> None:
-    """The hook of a caller who wants no progress; see `train`."""
-
-
 def new_pair(
     build_network: Callable[[], nn.Module],
     recipe: Recipe,
@@ -69,179 +72,6 @@ def new_pair(
     sgd = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     fused = device.type in ("cuda", "cpu")
     return Pair(networks, [SGD(network.parameters(), **sgd, fused=fused) for network in networks])
-
-
-def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
-    """bf16 autocast on `device` where amp is set, else nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp)
-
-
-def optimise(loss: Tensor, optimiser: Optimizer) -> None:
-    """One step of the optimiser down the gradient of `loss`, from and to no gradients."""
-    loss.backward()
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)  # at once: the next forward pass needs the memory
-
-
-def device_weights(alpha: float, steps: int, device: torch.device) -> Tensor:
-    """`mixup_weights` of a whole pass as float32 on the device, so that no step waits for one."""
-    return torch.as_tensor(mixup_weights(alpha, steps), dtype=torch.float32).to(device)
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Where the network's parameters lie."""
-    return next(network.parameters()).device
-
-
-def supervised_epoch(
-    network: nn.Module,
-    optimiser: Optimizer,
-    batches: Iterable,
-    batch_loss: Callable[[int, Tensor, Tensor], Tensor],
-    recipe: Recipe,
-    progress: Callable,
-) -> dict[str, float]:
-    """One network's epoch on the given labels; its mean `loss`.
-
-    Args: batch_loss gives the loss of (step, images, labels); progress is called after each step
-    with (step from 1, steps, Meter).
-    """
-    network.train()
-    device, meter = device_of(network), Meter()
-    for step, (images, labels, _) in enumerate(batches):
-        with autocast(device, recipe.amp):
-            loss = ranks.weighed(batch_loss(step, images, labels), len(images))
-        optimise(loss, optimiser)
-        meter.add(loss, {"loss": loss}, len(images))
-        progress(step + 1, len(batches), meter)
-    ranks.average_buffers(network)
-    return meter.figures()
-
-
-def warm_up_epoch(
-    network: nn.Module,
-    optimiser: Optimizer,
-    batches: Iterable,
-    recipe: Recipe,
-    progress: Callable = no_progress,
-) -> dict[str, float]:
-    """One network's warm-up epoch, by mixup (method 3) or by CE (method 6)."""
-    if recipe.warmup_loss == "ce":
-        penalised = recipe.asymmetric
-        return cross_entropy_epoch(network, optimiser, batches, recipe, progress, penalised)
-    device = device_of(network)
-    weights = device_weights(recipe.alpha, len(batches), device)
-
-    def batch_loss(step: int, images: Tensor, labels: Tensor) -> Tensor:
-        permutation = torch.randperm(len(images), device=device)
-        return mixup_loss(network, images, labels, weights[step], permutation)
-
-    return supervised_epoch(network, optimiser, batches, batch_loss, recipe, progress)
-
-
-def cross_entropy_epoch(
-    network: nn.Module,
-    optimiser: Optimizer,
-    batches: Iterable,
-    recipe: Recipe,
-    progress: Callable = no_progress,
-    penalised: bool = False,
-) -> dict[str, float]:
-    """One network's epoch of CE on the given labels: recalibration, and the baseline `ce`.
-
-    Method 3 and 6.
-    """
-
-    def batch_loss(_step: int, images: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy_loss(network, images, labels, penalised)
-
-    return supervised_epoch(network, optimiser, batches, batch_loss, recipe, progress)
-
-
-def endless(batches: Iterable) -> Iterator:
-    """The batches again and again, shuffled anew each time; nothing of an empty set."""
-    while len(batches):
-        yield from batches
-
-
-def semi_supervised_epoch(
-    network: nn.Module,
-    peer: nn.Module,
-    optimiser: Optimizer,
-    labelled: Iterable,
-    unlabelled: Iterable,
-    epoch: int,
-    recipe: Recipe,
-    progress: Callable = no_progress,
-) -> dict[str, float]:
-    """One network's semi-supervised epoch (method 5).
-
-    Batches are those of `loader.run('train', …)`, with strong views if the recipe has them. Returns
-    the means of `loss`, `loss_x`, `loss_u`, `lambda_u` (the weight of Lu) and `penalty`, and, where
-    batches carry the truth, the share of right targets, `refined_accuracy` and `guessed_accuracy`.
-    """
-    network.train()
-    peer.eval()
-    device, meter = device_of(network), Meter()
-    steps = len(labelled)
-    ramp_steps = len(labelled.dataset) // labelled.batch_size + 1  # Kept: the published count
-    weights = device_weights(recipe.alpha, steps, device)
-    hits = {"refined_accuracy": Hits(), "guessed_accuracy": Hits()}
-    unlabelled_stream = endless(unlabelled)
-    views = 4 if recipe.augment == "strong" else 2
-    for step, batch_x in enumerate(labelled):
-        (x1, x2, *strong_x), (labels, probability, *truth_x) = batch_x[:views], batch_x[views:]
-        batch_u = next(unlabelled_stream, (x1[:0],) * views)
-        (u1, u2, *strong_u), truth_u = batch_u[:views], batch_u[views:]
-        images = 2 * len(x1) + 2 * len(u1)
-        permutation = torch.randperm(images, device=device)
-        with autocast(device, recipe.amp):
-            result = mixmatch_loss(
-                network,
-                peer,
-                (x1, x2, labels, probability),
-                (u1, u2) if len(u1) else None,
-                weights[step],
-                permutation,
-                epoch + step / ramp_steps,
-                recipe,
-                strong_x + strong_u,
-            )
-        optimise(result.loss, optimiser)
-        figures = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
-        meter.add(result.loss, {name: getattr(result, name) for name in figures}, images)
-        hits["refined_accuracy"].add(result.targets_x, truth_x)
-        hits["guessed_accuracy"].add(result.targets_u, truth_u)
-        progress(step + 1, steps, meter)
-    ranks.average_buffers(network)
-    return meter.figures() | {name: hit.percent() for name, hit in hits.items() if hit.count}
-
-
-@torch.no_grad()
-def score(
-    networks: Sequence[nn.Module], batches: Iterable, amp: bool = False
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(logits float32 [networks, b, classes], labels, index) of each batch, in eval mode."""
-    for network in networks:
-        network.eval()
-    device = device_of(networks[0])
-    for images, labels, index in batches:
-        with autocast(device, amp):
-            logits = torch.stack([network(images).float() for network in networks])
-        yield logits, labels, index
-
-
-def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> Scores:
-    """CE of each image against its given label, raw, in eval mode (method 4).
-
-    In ascending order of index, in whatever order the batches come.
-    """
-    losses, positions, device = [], [], device_of(network)
-    for (logits,), labels, index in score([network], batches, amp):
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        positions.append(index)
-    index, order = torch.cat(ranks.gathered(positions, device)).sort()
-    return Scores(index, torch.cat(ranks.gathered(losses, device))[order])
 
 
 def co_divide(pair: Pair, loader: Loader, recipe: Recipe) -> tuple[Split, Split]:

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 import smr
-import smr.method as method
+import smr.passes as passes
 from smr import ranks
 from smr.data import distortions, loaders
 from smr.data.distortions import COLOURS, MOVES, distorted, operated, warped
@@ -192,21 +192,21 @@ class Watched(TinyNet):
 def test_strong_views_go_into_the_mixed_pass_alone_and_targets_come_from_weak_ones(
     rows_u, monkeypatch
 ):
-    monkeypatch.setattr(method, "device_weights", lambda _alpha, steps, _device: torch.ones(steps))
+    monkeypatch.setattr(passes, "device_weights", lambda _alpha, steps, _device: torch.ones(steps))
     source = generator()
     x1, x2, s1, s2 = torch.randn(4, 4, 3, 8, 8, generator=source)
     u1, u2, t1, t2 = torch.randn(4, rows_u, 3, 8, 8, generator=source)
     columns = torch.arange(4), torch.rand(4, generator=source)
-    results, original = [], method.mixmatch_loss
+    results, original = [], passes.mixmatch_loss
     monkeypatch.setattr(
-        method, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
+        passes, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
     )
     shown = {}
     for augment in ("weak", "strong"):
         torch.manual_seed(0)
-        passes: list = []
+        batches: list = []
         recipe = tiny_recipe(augment=augment)
-        pair = tiny_pair(recipe, partial(Watched, passes))
+        pair = tiny_pair(recipe, partial(Watched, batches))
         labelled, unlabelled = OneBatch(x1, x2, *columns), OneBatch(u1, u2)
         if augment == "strong":
             labelled, unlabelled = OneBatch(x1, x2, s1, s2, *columns), OneBatch(u1, u2, t1, t2)
@@ -214,7 +214,7 @@ def test_strong_views_go_into_the_mixed_pass_alone_and_targets_come_from_weak_on
             unlabelled = []
         networks, optimiser = pair.networks, pair.optimisers[0]
         smr.semi_supervised_epoch(*networks, optimiser, labelled, unlabelled, 20, recipe)
-        shown[augment] = passes
+        shown[augment] = batches
     *weak_targets, weak_mixed = shown["weak"]
     *targets, mixed = shown["strong"]
     assert torch.equal(torch.cat(targets), torch.cat(weak_targets))

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import smr
 import smr.method as method
+import smr.passes as passes
 from losses import NegEntropy
 from smr import meters
 from smr.data.loaders import Rows
@@ -152,9 +153,9 @@ def test_figures_of_an_epoch_judge_the_targets_by_the_truth():
 
 
 def test_figures_of_an_epoch_are_the_means_of_its_steps(monkeypatch):
-    results, original = [], method.mixmatch_loss
+    results, original = [], passes.mixmatch_loss
     monkeypatch.setattr(
-        method, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
+        passes, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
     )
     labelled, unlabelled = tiny_loader().run("train", np.arange(40) < 20, np.ones(40))
     found = semi_supervised(tiny_pair(tiny_recipe()), labelled, unlabelled, epoch=10)
@@ -437,7 +438,7 @@ def test_smr_warms_up_with_mixup():
 def test_warm_up_draws_one_weight_a_batch_and_takes_all_data_in_double_batches(monkeypatch):
     drawn, seen = [], []
     monkeypatch.setattr(
-        method, "mixup_loss", lambda network, images, labels, weight, permutation: (
+        passes, "mixup_loss", lambda network, images, labels, weight, permutation: (
             drawn.append((float(weight), permutation.tolist())),
             seen.append(len(images)),
             F.cross_entropy(network(images), labels),

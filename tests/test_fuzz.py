@@ -22,7 +22,7 @@ from smr.console import Console
 from smr.data.label_lists import read_label_list
 from smr.divide import Scores
 from smr.errors import InputError
-from smr.method import optimise
+from smr.passes import optimise
 from smr.run import checkpoints, options, session
 
 SECONDS_A_CASE = 5

@@ -9,7 +9,7 @@ from helpers import TinyNet, tiny_loader, tiny_pair, tiny_recipe
 
 from smr.errors import InputError
 from smr.record import labels, pictures
-from smr.run import session
+from smr.run import folders
 
 
 @pytest.fixture
@@ -72,15 +72,15 @@ def test_an_edited_list_of_a_run_without_a_record_of_it_stays_too(pair, tmp_path
 def test_overwrite_refuses_to_delete_what_a_person_edited_or_corrected(pair, tmp_path):
     report(pair, tmp_path)
     overwrite = Namespace(resume=None, overwrite=True)
-    session.refuse_a_run(tmp_path, overwrite)
+    folders.refuse_a_run(tmp_path, overwrite)
     for name in ("corrections.csv", "corrected_labels.json"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(InputError, match=f"{name} is a person's work"):
-            session.refuse_a_run(tmp_path, overwrite)
+            folders.refuse_a_run(tmp_path, overwrite)
         (tmp_path / name).unlink()
     (tmp_path / "labels.csv").write_text("mine")
     with pytest.raises(InputError, match=r"labels\.csv is a person's work"):
-        session.refuse_a_run(tmp_path, overwrite)
+        folders.refuse_a_run(tmp_path, overwrite)
 
 
 def test_pred_probs_are_the_networks_probabilities_in_the_order_of_labels_csv(pair, tmp_path):

@@ -12,7 +12,7 @@ from helpers import REPOSITORY, TinyNet, script_environment
 from runs import run_short
 
 import train_cifar
-from smr.method import optimise
+from smr.passes import optimise
 from smr.run import checkpoints, devices, session
 
 CPU = torch.device("cpu")

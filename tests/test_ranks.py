@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import train_cifar
-from smr import method, ranks
+from smr import method, passes, ranks
 from smr.errors import InputError, NonFiniteLoss
 from smr.record import labels
 from smr.run import checkpoints, options
@@ -146,7 +146,7 @@ def warm_up_step(network, pair, rows: int, count: int) -> dict:
     """A warm-up step of so many images, as `count` ranks pair them."""
     batches = Served([own(images_and_labels(rows, seed=1))])
     with reversed_pairs(parts(rows, count)):
-        return method.warm_up_epoch(network, pair.optimisers[0], batches, STEP)
+        return passes.warm_up_epoch(network, pair.optimisers[0], batches, STEP)
 
 
 def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, recipe) -> dict:
@@ -160,7 +160,7 @@ def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, rec
     ]
     batches = Served([labelled]), Served([own((u1, u2))])
     with reversed_pairs(mixed):
-        return method.semi_supervised_epoch(
+        return passes.semi_supervised_epoch(
             network, pair.networks[1], pair.optimisers[0], *batches, 20, recipe
         )
 
@@ -236,7 +236,7 @@ def statistics(of_part: Callable[[Tensor], slice]) -> dict[str, Tensor]:
     pair = tiny_pair(STILL)
     whole = [images_and_labels(8, seed) for seed in (1, 2)]
     batches = [tuple(column[of_part(column)] for column in batch) for batch in whole]
-    method.cross_entropy_epoch(pair.trained[0], pair.optimisers[0], batches, STILL)
+    passes.cross_entropy_epoch(pair.trained[0], pair.optimisers[0], batches, STILL)
     return dict(pair.networks[0].named_buffers())
 
 
@@ -258,7 +258,7 @@ def judged(networks: list[dict], images: int = IMAGES) -> dict:
     pair = tiny_pair(recipe)
     for network, state in zip(pair.networks, networks, strict=True):
         network.load_state_dict(state)
-    scores = method.sample_losses(pair.networks[0], loader.run("eval_train"))
+    scores = passes.sample_losses(pair.networks[0], loader.run("eval_train"))
     figures, confusion = method.test(pair.networks, loader.run("test"), recipe)
     found = vars(labels.judge(pair, loader, recipe))
     return {"scores": vars(scores), "test": [figures, confusion], "judged": dict(found)}
@@ -276,7 +276,7 @@ def broken_step() -> None:
     pair, batches = tiny_pair(STEP), [images_and_labels(4, seed) for seed in (1, 2, 3)]
     if not is_not_last():
         batches[1][0].fill_(torch.nan)
-    method.cross_entropy_epoch(pair.trained[0], pair.optimisers[0], batches, STEP)
+    passes.cross_entropy_epoch(pair.trained[0], pair.optimisers[0], batches, STEP)
 
 
 def is_not_last() -> bool:

@@ -277,8 +277,8 @@ def test_a_cut_checkpoint_is_refused_by_resume_and_evaluate(folder, capsys, cont
 
 HOLDER = """
 import os, pathlib, signal, sys, time
-from smr.run import session
-with session.locked(pathlib.Path(sys.argv[1])):
+from smr.run import folders
+with folders.locked(pathlib.Path(sys.argv[1])):
     if os.fork() == 0:  # as a process that decodes photos
         print(os.getpid(), flush=True)
         time.sleep(60)

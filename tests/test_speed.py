@@ -14,7 +14,7 @@ import smr
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet
 from smr.data import loaders
-from smr.method import autocast, optimise
+from smr.passes import autocast, optimise
 from smr.run import devices, session
 from train_cifar import build_network
 

@@ -26,7 +26,8 @@ from smr.data.loaders import Loader
 from smr.divide import Scores, add_scores, divide
 from smr.errors import NonFiniteLoss
 from smr.files import replace_text, replacing
-from smr.method import Pair, score
+from smr.method import Pair
+from smr.passes import score
 from smr.recipe import Recipe
 from smr.record import pictures, review
 

@@ -3,11 +3,10 @@
 import argparse
 import hashlib
 import json
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,8 @@ from smr.record import labels
 from smr.record.log import title
 from smr.record.records import Record, run_name
 from smr.run import checkpoints, devices, options
+from smr.run.folders import clear_folder, locked, refuse_a_run
 from smr.run.saving import Saver, copied
-
-try:
-    import fcntl
-except ImportError:  # Windows has none, and a run folder there no lock
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -135,68 +130,6 @@ def go_on(script: Script, state: dict, given: dict, path: Path) -> dict:
             return script.resolve(flags, device)
         except InputError as error:
             raise InputError(f"{path}: its configuration does not fit: {error}") from error
-
-
-def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
-    """Raise InputError where starting anew in this folder would lose a run that is there.
-
-    --resume may: a run that was killed before its first checkpoint has nothing to lose.
-    """
-    if args.resume and (folder / "best.pt").exists():
-        raise InputError(
-            f"{folder} holds a run without the last.pt to resume it from; --overwrite deletes it"
-        )
-    if holds_run(folder) and not (args.resume or args.overwrite):
-        raise InputError(
-            f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
-            "--id NAME starts another beside it"
-        )
-    if args.overwrite and (edited := labels.edited(folder)):
-        raise InputError(
-            f"--overwrite: {edited[0]} is a person's work, which a run never deletes; move it away"
-        )
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run was started in this folder."""
-    return any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "last.pt"))
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process alone; the lock dies with the process.
-
-    A folder into which nothing was written goes again.
-    """
-    lock = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(lock, "a") as file:  # to write: nothing else is locked
-            if fcntl:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit it
-            try:
-                yield
-            finally:
-                if [entry.name for entry in folder.iterdir()] == [lock.name]:
-                    shutil.rmtree(folder)
-                    with suppress(OSError):  # it holds other runs
-                        folder.parent.rmdir()
-    except BlockingIOError as error:
-        raise InputError(f"{folder}: another process trains here; use another --id") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"{error.filename or folder}: {reason}; make room, or give another --output"
-        ) from error
-
-
-def clear_folder(folder: Path) -> None:
-    """Delete the run that is here, but for this process's lock. Raises OSError."""
-    for entry in folder.iterdir() if holds_run(folder) else ():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != ".lock":
-            entry.unlink()
 
 
 def run(
