@@ -2,7 +2,7 @@
 
     python benchmarks/label_errors.py --data_path ./data/cifar-10-batches-py \
         --noise_file CIFAR-10_human.pt
-    python benchmarks/label_errors.py sym50 --seeds 1 --train_images 2000 --num_epochs 11
+    python benchmarks/label_errors.py --cells sym50 --seeds 1 --train_images 2000 --num_epochs 11
     python benchmarks/label_errors.py --table
 
 A cell is a noise and a seed. It trains two networks by SMR, and measures their list as it is today
@@ -62,19 +62,17 @@ KINDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the cells that are not there yet, or print the table; the exit status."""
     parser = options.Parser(__doc__)
-    parser.add_argument("cells", nargs="*", metavar="CELL", help=f"{', '.join(CELLS)} (all)")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="(all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--table", action="store_true", help="print what is there as Markdown")
     args, flags = parser.parse_known_args(argv)
-    if unknown := set(args.cells) - set(CELLS):
-        parser.error(f"{', '.join(sorted(unknown))}: cells are {', '.join(CELLS)}")
     if args.table:
         print(tables(read_lines(args.results)), end="")
         return 0
     with options.one_line_errors("label_errors.py"):
         for seed in args.seeds:
-            for cell in args.cells or CELLS:
+            for cell in args.cells:
                 given = [*SMALL, *flags, *CELLS[cell], "--seed", str(seed)]
                 run_cell({"cell": cell, "seed": seed}, given, args.results)
     return 0

@@ -17,7 +17,7 @@ import label_errors
 from dataloader_cifar import cifar_dataloader
 from smr.record.labels import Judgement
 
-TINY = ["sym50", "--seeds", "1", "--width", "2", "--num_epochs", "1", "--warm_up", "1"]
+TINY = ["--cells", "sym50", "--seeds", "1", "--width", "2", "--num_epochs", "1", "--warm_up", "1"]
 TINY += ["--train_images", "200", "--batch_size", "32", "--device", "cpu"]
 
 
@@ -123,6 +123,6 @@ def test_the_table_has_means_and_deviations_over_seeds_for_each_settings():
 
 def test_an_unknown_cell_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
-        label_errors.main(["sym55"])
+        label_errors.main(["--cells", "sym55"])
     assert stopped.value.code == 2
-    assert "sym55: cells are sym50, asym40" in capsys.readouterr().err
+    assert "invalid choice: 'sym55'" in capsys.readouterr().err
