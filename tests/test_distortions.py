@@ -140,6 +140,7 @@ def levels(views: torch.Tensor) -> torch.Tensor:
 
 def test_a_split_s_strong_views_are_the_weak_ones_distorted_beside_the_same_labels(monkeypatch):
     monkeypatch.setattr(loaders, "distorted", inverted)
+    monkeypatch.setattr(loaders, "AHEAD", 2)  # three batches, two and one at a time
     loader, chosen = tiny_loader(), np.arange(40) < 24
     options = {"with_truth": True, "strong": True}
     labelled, unlabelled = loader.run("train", chosen, np.linspace(0, 1, 40), **options)

@@ -172,6 +172,16 @@ def test_semi_supervised_loss_that_is_not_finite_says_where(monkeypatch):
         list(smr.train(pair, tiny_loader(), recipe, note=lambda _: None))
 
 
+def test_a_weight_that_is_not_finite_ends_an_epoch_whose_losses_were():
+    recipe = tiny_recipe(warm_up=1)
+    pair = tiny_pair(recipe)
+    pair.networks[1].register_buffer("unused", torch.tensor([0.0, float("inf")]))
+    with pytest.raises(
+        smr.NonFiniteLoss, match=r"^epoch 0, warm-up, unused of network 2 is not finite$"
+    ):
+        list(smr.train(pair, tiny_loader(), recipe))
+
+
 def test_scores_that_are_not_finite_say_where():
     recipe = tiny_recipe(**SEMI_SUPERVISED)
     pair = tiny_pair(recipe)

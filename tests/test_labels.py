@@ -117,6 +117,16 @@ def test_a_label_is_less_suspicious_where_no_better_one_is_at_hand():
     np.testing.assert_allclose(judgement.suspicion, [-(0.5 + 0.3 / 0.35), -(0.5 + 0.3 / 0.7)])
 
 
+def test_a_label_looks_wrong_where_another_class_is_seen_and_the_mean_clean_probability_is_low():
+    judgement = judgement_of(
+        [0] * 6,
+        [1, 1, 1, 1, 1, 0],
+        [0.1] * 6,
+        [[0.9, 0.9, 0.4, 0.5, 0.2, 0], [0.05, 0.2, 0.56, 0.5, 0.4, 0]],
+    )
+    assert judgement.looks_wrong.tolist() == [True, False, True, False, True, False]
+
+
 def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions():
     clean = np.array([1, 1, 1, 2, 0, 0])
     loader = loader_of([0, 0, 0, 0, 0, 0], clean)
@@ -139,6 +149,14 @@ def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
         judgement_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
     )
     assert words == ["0 of 2 training labels look wrong (0.0 %)"]
+
+
+def test_the_progress_of_judging_counts_the_batches_done(monkeypatch):
+    said = []
+    monkeypatch.setattr(labels.Console, "due", lambda _: True)
+    monkeypatch.setattr(labels.Console, "progress", lambda _, words: said.append(words))
+    assert list(labels.watched("abc")) == ["a", "b", "c"]
+    assert said == [f"judging the labels: {k} of 3 batches" for k in (1, 2, 3)]
 
 
 def test_networks_that_are_not_finite_judge_nothing_and_say_so(pair, noisy, tmp_path):
