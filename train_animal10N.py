@@ -55,11 +55,15 @@ RECIPES = {"animal10N": ANIMAL_RECIPE, "folder": FOLDER_RECIPE}
 OF_FOLDER = ("image_size", "resize", "val_fraction", "pretrained", "weights", "check_images")
 
 
-def recipe_for(count: int, device: torch.device) -> dict:
-    """The folder recipe's values that depend on the number of training photos and the device."""
-    # 2,000 photos take about an hour on two CPU cores. Fewer need more epochs for as many steps,
-    # yet repeat themselves: the root is between as many epochs and as many steps.
-    num_epochs = min(max(round(USUAL_EPOCHS * (USUAL_PHOTOS / count) ** 0.5), 4), 40)
+def recipe_for(count: int, device: torch.device, num_epochs: int | None) -> dict:
+    """The folder recipe's values that depend on the number of training photos, and on the device.
+
+    Args: num_epochs, where --num_epochs gives it.
+    """
+    if num_epochs is None:
+        # 2,000 photos take up to an hour on two CPU cores. Fewer need more epochs for as many
+        # steps, yet repeat themselves: the root is between as many epochs and as many steps.
+        num_epochs = min(max(round(USUAL_EPOCHS * (USUAL_PHOTOS / count) ** 0.5), 4), 40)
     batch_size = 32
     while batch_size > 8 and count < 16 * batch_size:
         batch_size //= 2
@@ -103,7 +107,8 @@ def resolve(given: dict, device: torch.device) -> dict:
                 "--noise_file: a photo's folder is its label; correct_labels.py moves it"
             )
         found = list_folder(Path(given["data_path"]), given.get("val_fraction"), 0)
-        recipe, classes = recipe_for(len(found.train.files), device), len(found.class_names)
+        count, classes = len(found.train.files), len(found.class_names)
+        recipe = recipe_for(count, device, given.get("num_epochs"))
     else:
         recipe, classes = ANIMAL_RECIPE, len(data.ANIMALS)
         for flag in OF_FOLDER:

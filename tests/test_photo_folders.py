@@ -180,7 +180,7 @@ def test_large_images_and_large_sets_stream(mixed):
      (30_000, 4, 32, 3), (10**6, 4, 32, 3)],
 )  # fmt: skip
 def test_the_recipe_suits_the_number_of_photos(count, epochs, batch_size, every):
-    recipe = train_animal10N.recipe_for(count, CPU)
+    recipe = train_animal10N.recipe_for(count, CPU, None)
     assert (recipe["num_epochs"], recipe["batch_size"], recipe["recalibrate_every"]) == (
         *(epochs, batch_size, every),
     )
@@ -190,7 +190,20 @@ def test_the_recipe_suits_the_number_of_photos(count, epochs, batch_size, every)
         "resnet18",
         True,
     )
-    assert train_animal10N.recipe_for(count, torch.device("cuda"))["image_size"] == 224
+    on_card = train_animal10N.recipe_for(count, torch.device("cuda"), None)
+    assert on_card["image_size"] == 224
+
+
+@pytest.mark.parametrize(("given", "half", "every"), [(2, 1, 3), (5, 3, 3), (40, 20, 5)])
+def test_learning_rate_and_recalibration_follow_the_epochs_that_a_flag_gives(
+    mixed, given, half, every
+):
+    flags = ["--dataset", "folder", "--data_path", str(mixed), "--num_epochs", str(given)]
+    config = resolved(*flags)
+    assert (config["num_epochs"], config["lr_steps"]) == (given, ((half, 0.1),))
+    assert config["recalibrate_every"] == every
+    config = resolved(*flags, "--lr_steps", "1:0.5", "--recalibrate_every", "7")
+    assert (config["lr_steps"], config["recalibrate_every"]) == (((1, 0.5),), 7)
 
 
 def resolved(*arguments) -> dict:
