@@ -254,7 +254,7 @@ def train(root, output, *flags) -> int:
 
 def test_a_folder_becomes_a_list_and_a_resumed_run_ends_alike(mixed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_animal10N, "folder_dataloader", streaming(folder_dataloader))
-    flags = ("--image_size", "40", "--recalibrate_every", "2")
+    flags = ("--image_size", "40", "--recalibrate_every", "2", "--lr_steps", "1:0.1")
     assert train(mixed, tmp_path / "whole", *flags, "--num_epochs", "2") == 0
     log = capsys.readouterr().out
     assert "25 training and 3 test images of 40x40, 3 classes" in log
