@@ -32,7 +32,8 @@ NO_SETTINGS = {
     *("seed", *SPEED, "ranks", "noise_file"),
     *("noise_sha256", "realised_noise_rate", "versions", "hardware"),
 } - {"num_epochs"}
-# Method 7: what papers report for a cell, by the method that reports it.
+# Method 7: what papers report for a cell, by the method that reports it; on sets of 50,000 images.
+PUBLISHED_IMAGES = 50_000
 PUBLISHED = {
     ("cifar10", "sym 0.2"): {"dividemix": "96.1 / 95.7"},
     ("cifar10", "sym 0.5"): {"dividemix": "94.6 / 94.4", "smr": "about 96.1"},
@@ -160,9 +161,14 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
-def published(cell: tuple[str, str, str]) -> str:
-    """The published figure of the cell's method, else those of other methods by name."""
+def published(cell: tuple[str, str, str], train_images: int) -> str:
+    """The published figure of the cell's method, else those of other methods by name.
+
+    None for a part of the training set.
+    """
     dataset, noise, method = cell
+    if train_images < PUBLISHED_IMAGES:
+        return "–"
     figures = PUBLISHED.get((dataset, noise), {})
     if method in figures:
         return figures[method]
@@ -181,7 +187,7 @@ def table_row(runs: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
         mean_and_deviation([run.accuracies[-1] for run in runs]),
         mean_and_deviation(last_tens),
         duration(statistics.mean(run.seconds for run in runs)),
-        published(runs[0].cell),
+        published(runs[0].cell, runs[0].config.get("train_images", PUBLISHED_IMAGES)),
     )
 
 

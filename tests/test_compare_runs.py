@@ -1,6 +1,7 @@
 """The table of runs: what is averaged, what is not and why, and what stands beside it."""
 
 import json
+from functools import partial
 
 import pytest
 from helpers import run_script
@@ -103,10 +104,17 @@ def test_rows_are_apart_by_data_set_noise_and_method(write_run):
 
 
 def test_a_method_without_a_figure_of_its_own_stands_beside_those_of_others():
-    assert compare_runs.published(("cifar10", "sym 0.8", "smr")) == "dividemix 93.2 / 92.9"
-    assert compare_runs.published(("cifar10", "sym 0.8", "dividemix")) == "93.2 / 92.9"
-    assert compare_runs.published(("animal10N", "real", "ce")) == "79.4"
-    assert compare_runs.published(("digits", "sym 0.8", "smr")) == "–"
+    published = partial(compare_runs.published, train_images=50_000)
+    assert published(("cifar10", "sym 0.8", "smr")) == "dividemix 93.2 / 92.9"
+    assert published(("cifar10", "sym 0.8", "dividemix")) == "93.2 / 92.9"
+    assert published(("animal10N", "real", "ce")) == "79.4"
+    assert published(("digits", "sym 0.8", "smr")) == "–"
+
+
+def test_no_published_figure_stands_beside_a_part_of_the_training_set(write_run):
+    assert rows_of(compare_runs.compare([write_run("a", [9.0] * 12)]))[0][-1] == "about 96.1"
+    part = write_run("b", [9.0] * 12, train_images=5000)
+    assert rows_of(compare_runs.compare([part]))[0][-1] == "–"
 
 
 def test_an_unfinished_run_is_named_and_not_averaged_in(write_run):
