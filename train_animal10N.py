@@ -70,7 +70,7 @@ def recipe_for(count: int, device: torch.device, num_epochs: int | None) -> dict
     return FOLDER_RECIPE | {
         "num_epochs": num_epochs,
         "batch_size": batch_size,
-        "lr_steps": ((-(-num_epochs // 2), 0.1),),
+        "lr_steps": ((max(1, -(-num_epochs // 2)), 0.1),),
         # Clothing1M's every 10 of 80 epochs, but never so often that no other epoch is left.
         "recalibrate_every": max(3, num_epochs // 8),
         "image_size": 224 if device.type == "cuda" else 128,

@@ -194,7 +194,7 @@ def test_the_recipe_suits_the_number_of_photos(count, epochs, batch_size, every)
     assert on_card["image_size"] == 224
 
 
-@pytest.mark.parametrize(("given", "half", "every"), [(2, 1, 3), (5, 3, 3), (40, 20, 5)])
+@pytest.mark.parametrize(("given", "half", "every"), [(0, 1, 3), (2, 1, 3), (5, 3, 3), (40, 20, 5)])
 def test_learning_rate_and_recalibration_follow_the_epochs_that_a_flag_gives(
     mixed, given, half, every
 ):
