@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_recipe, write_cifar
+from helpers import REPOSITORY, tiny_recipe, write_cifar
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -126,3 +126,12 @@ def test_an_unknown_cell_is_refused(capsys):
         label_errors.main(["--cells", "sym55"])
     assert stopped.value.code == 2
     assert "invalid choice: 'sym55'" in capsys.readouterr().err
+
+
+def test_labels_md_shows_the_table_of_the_kept_cells():
+    text = label_errors.tables(label_errors.read_lines(label_errors.RESULTS))
+    _, precision, rules = text.strip().split("\n\n")
+    shown = (REPOSITORY / "docs" / "labels.md").read_text(encoding="utf-8")
+    assert precision in shown and precision.count("\n") == 9  # a head and eight measures
+    some = [line for line in rules.splitlines() if line.startswith("| another class")]
+    assert len(some) == 4 and "\n".join(some) in shown
