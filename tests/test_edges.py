@@ -172,6 +172,14 @@ def test_semi_supervised_loss_that_is_not_finite_says_where(monkeypatch):
         list(smr.train(pair, tiny_loader(), recipe, note=lambda _: None))
 
 
+def test_one_score_that_is_not_finite_among_others_is_enough(monkeypatch):
+    scores = smr.Scores(torch.arange(40), torch.tensor([1.0] * 39 + [float("inf")]))
+    monkeypatch.setattr(method, "sample_losses", lambda *_: scores)
+    recipe = tiny_recipe(**SEMI_SUPERVISED)
+    with pytest.raises(smr.NonFiniteLoss, match="network 1, scoring: a sample's loss is not"):
+        smr.co_divide(tiny_pair(recipe), tiny_loader(), recipe)
+
+
 def test_a_weight_that_is_not_finite_ends_an_epoch_whose_losses_were():
     recipe = tiny_recipe(warm_up=1)
     pair = tiny_pair(recipe)

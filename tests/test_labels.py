@@ -144,6 +144,16 @@ def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions(
     )
 
 
+def test_closing_words_name_three_confusions():
+    words = labels.closing_words(
+        judgement_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
+    )
+    assert words[0].endswith(
+        "class 0 that looks like class 1 (1), class 0 that looks like class 2 (1), "
+        "class 0 that looks like class 3 (1)"
+    )
+
+
 def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
     words = labels.closing_words(
         judgement_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
