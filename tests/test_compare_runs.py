@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 import pytest
-from helpers import run_script
+from helpers import REPOSITORY, run_script
 
 import compare_runs
 from smr.errors import InputError
@@ -197,3 +197,13 @@ def test_runs_of_other_numbers_of_processes_share_a_row_and_are_named(write_run)
     assert "\nAveraged together:\n\n- cifar10, sym 0.5, smr: runs of 1 and 2 and 3 pro" in text
     assert "together" not in compare_runs.compare([alone])
     assert "together" not in compare_runs.compare(shared[:1])
+
+
+def test_results_md_and_readme_show_the_table_of_the_kept_runs():
+    table = compare_runs.compare([REPOSITORY / "benchmarks" / "results" / "small"])
+    assert table in (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    names = {"ce": "plain cross-entropy", "dividemix": "DivideMix", "smr": "SMR"}
+    for _, noise, method, _, _, *accuracies, _, _ in rows_of(table):
+        if noise == "sym 0.5" and method in names:
+            assert f"| {names[method]} | {' | '.join(accuracies)} |" in readme
