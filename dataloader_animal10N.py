@@ -17,6 +17,7 @@ from smr.data.image_files import read_images
 from smr.data.images import Views
 from smr.data.label_lists import dropped_facts, read_label_list, without_dropped
 from smr.data.listings import (
+    OWN_PHOTOS,
     Listing,
     class_notes,
     entries,
@@ -60,7 +61,8 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Console
     if (root / "training").is_dir():
         if has_class_folders(root / "training"):
             form = "class folders in training/ and testing/"
-            list_part = partial(list_class_folders, labels=ANIMAL_FOLDERS)
+            otherwise = f"rename or remove it; {OWN_PHOTOS}"
+            list_part = partial(list_class_folders, labels=ANIMAL_FOLDERS, otherwise=otherwise)
         else:
             form = "files named label_id in training/ and testing/"
             list_part = list_labelled_names
@@ -119,7 +121,7 @@ def find_binaries(root: Path) -> list[str]:
     if not names or "test_batch.bin" not in held:
         raise InputError(
             f"{root}: no Animal-10N: expected folders training/ and testing/, or data_batch_1.bin "
-            f"and test_batch.bin; found {first_ten(held) or 'nothing'}"
+            f"and test_batch.bin; found {first_ten(held) or 'nothing'}; {OWN_PHOTOS}"
         )
     return names
 

@@ -129,7 +129,16 @@ def test_a_file_name_with_a_label_outside_the_classes_is_refused_even_with_skip_
 def test_a_class_folder_of_no_animal_is_refused(tmp_path):
     folder = write_animals(tmp_path, "classes")
     write_png(folder / "testing" / "horse" / "1.png", np.zeros((64, 64, 3), np.uint8))
-    assert f"{folder / 'testing' / 'horse'}: no class has this name" in refusal(folder)
+    message = refusal(folder)
+    assert f"{folder / 'testing' / 'horse'}: no class has this name" in message
+    assert message.endswith("train_animal10N.py --dataset folder")
+
+
+def test_flags_of_injected_noise_are_answered_however_they_are_spelt(capsys):
+    for flag in ("--r", "--noise_mode", "--noise-mode"):
+        with pytest.raises(SystemExit):
+            train_animal10N.main([flag, "sym"])
+        assert "as people gave them, and no noise is injected" in capsys.readouterr().err
 
 
 def test_files_that_are_no_images_are_named_counted_and_left_out_only_on_request(tmp_path):
@@ -173,7 +182,8 @@ def test_a_folder_without_the_data_is_refused_with_what_it_holds(tmp_path):
     (tmp_path / "letter.txt").touch()
     message = refusal(tmp_path)
     assert message.startswith(f"{tmp_path}: no Animal-10N: expected folders training/ and testing/")
-    assert message.endswith("found data_batch_1.bin, letter.txt")
+    assert "found data_batch_1.bin, letter.txt; photos of your own in class folders: " in message
+    assert message.endswith("train_animal10N.py --dataset folder")
     assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: cannot be read: " + (
         "No such file or directory"
     )

@@ -146,11 +146,21 @@ def test_a_name_that_cannot_be_printed_is_refused(photos):
     assert "the name 'caf\\udce9.png' is not readable" in refusal(photos)
 
 
-@pytest.mark.parametrize("make", [lambda root: root.mkdir(), lambda root: None])
-def test_a_folder_without_class_folders_is_refused(tmp_path, make):
-    make(tmp_path / "photos")
-    message = refusal(tmp_path / "photos")
-    assert message.startswith(f"{tmp_path / 'photos'}: no class folders; expected")
+def test_a_folder_without_class_folders_is_refused_with_what_it_holds(tmp_path):
+    root = tmp_path / "photos"
+    assert refusal(root) == f"{root}: cannot be read: No such file or directory"
+    root.mkdir()
+    assert refusal(root).startswith(f"{root}: no class folders; expected {root}/<class>/<images>")
+    assert refusal(root).endswith("found nothing")
+    (root / "1.png").touch()
+    assert refusal(root).endswith("found 1.png")
+
+
+def test_one_part_of_a_set_is_refused_for_the_folder_above_it(photos):
+    for part in ("training", "testing"):
+        assert refusal(photos / part).startswith(
+            f"{photos / part}: give the folder above it, which holds {part}/ and "
+        )
 
 
 def test_a_single_class_is_refused(tmp_path):

@@ -131,6 +131,12 @@ def test_resume_of_a_path_that_is_not_there_is_refused(tmp_path, capsys):
     assert "there is no such file" in refused(capsys, "--resume", tmp_path / "last.pt")
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--evaluate"])
+def test_a_folder_of_runs_is_answered_with_their_names(folder, capsys, flag):
+    said = refused_run(capsys, folder, flag, folder.parent)
+    assert f"{folder.parent}: give one of its runs: {folder.name}" in said
+
+
 def test_resume_of_best_pt_says_what_it_takes(folder, capsys):
     said = refused_run(capsys, folder, "--resume", folder / "best.pt")
     assert "holds the networks alone; --resume takes the run's last.pt" in said

@@ -196,6 +196,10 @@ def test_missing_data_is_one_clear_line_and_status_2(tmp_path, monkeypatch, caps
     for help_text in ("University of Toronto", "--download", "--dataset digits needs no data"):
         assert help_text in line
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        train_cifar.main(["--data_path", "photos"])
+    assert "train_animal10N.py --dataset folder" in capsys.readouterr().err
 
 
 def test_cifar100_trains(cifar100_folder, tmp_path, tiny_network):

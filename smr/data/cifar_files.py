@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from smr.data import pickles
+from smr.data.listings import OWN_PHOTOS, has_class_folders
 from smr.data.loaders import ImageData
 from smr.errors import InputError
 
@@ -68,10 +69,12 @@ def find_data(root: str | Path, dataset: str) -> Path:
     for folder in (Path(root), Path(root) / archive.folder):
         if (folder / archive.train_files[0]).is_file():
             return folder
+    own_photos = f"; {OWN_PHOTOS}" if has_class_folders(Path(root)) else ""
     raise InputError(
         f"{dataset} not found: looked for {archive.train_files[0]} in {root} and in "
         f"{Path(root) / archive.folder}; get the Python version from the CIFAR page of the "
         "University of Toronto, or let --download fetch it; --dataset digits needs no data"
+        f"{own_photos}"
     )
 
 

@@ -14,6 +14,7 @@ from smr.errors import InputError
 
 # What people call the folders of class folders.
 TRAINING, TESTING = ("training", "train"), ("testing", "test", "val")
+OWN_PHOTOS = "photos of your own in class folders: train_animal10N.py --dataset folder"
 # Where correct_labels.py puts what a person dropped: no class where classes lie beside it.
 DROPPED_FOLDER = "dropped"
 # So many times larger a class is than another before a note says so.
@@ -110,13 +111,15 @@ def class_names(root: str | Path) -> list[str]:
     Raises InputError.
     """
     root = Path(root)
+    refuse_a_part(root)
     folder = root / (
         find_part(root, TRAINING) or ("training" if (root / "training").is_dir() else "")
     )
     if not has_class_folders(folder):
+        held = [entry.name for entry in entries(folder)]
         raise InputError(
             f"{folder}: no class folders; expected {folder / '<class>' / '<images>'}, a folder for "
-            "each class"
+            f"each class; found {first_ten(held) or 'nothing'}"
         )
     names = [entry.name for entry in class_entries(root, folder) if entry.is_dir()]
     if len(names) < 2:
@@ -128,16 +131,26 @@ def class_names(root: str | Path) -> list[str]:
     return names
 
 
+def refuse_a_part(root: Path) -> None:
+    """Raise InputError for a folder of training images whose test images lie beside it."""
+    name, parent = root.resolve().name, root.resolve().parent
+    for own, other in ((TRAINING, TESTING), (TESTING, TRAINING)):
+        if name in own and (beside := find_part(parent, other)):
+            raise InputError(f"{root}: give the folder above it, which holds {name}/ and {beside}/")
+
+
 def class_entries(root: Path, folder: Path) -> list[os.DirEntry]:
     """What `folder` holds, but for the photos that a person dropped, which lie in `root` itself."""
     return [e for e in entries(folder) if folder != root or e.name != DROPPED_FOLDER]
 
 
-def list_class_folders(root: Path, part: str, labels: Mapping[str, int]) -> Listing:
+def list_class_folders(
+    root: Path, part: str, labels: Mapping[str, int], otherwise: str = "rename or remove it"
+) -> Listing:
     """The files of root/part/<class>/ and of the folders inside, by label and natural order.
 
     Args: part, "" for root itself; labels, the label of each class's name, however it is spelt.
-    Raises InputError on another folder.
+    Raises InputError on another folder, with `otherwise`: what to do.
     """
     found, broken = [], {}
     spelt = {same_name(name): label for name, label in labels.items()}
@@ -148,8 +161,8 @@ def list_class_folders(root: Path, part: str, labels: Mapping[str, int]) -> List
             continue
         if same_name(folder.name) not in spelt:
             raise InputError(
-                f"{folder.path}: no class has this name, only {first_ten(list(labels))}; rename or "
-                "remove it"
+                f"{folder.path}: no class has this name, only {first_ten(list(labels))}; "
+                f"{otherwise}"
             )
         label = spelt[same_name(folder.name)]
         for file in files_inside(Path(folder.path), broken, name):

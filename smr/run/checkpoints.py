@@ -207,6 +207,18 @@ def best_networks(state: dict, best_epochs: tuple[int, int], path: Path) -> dict
     return best
 
 
+def path_of(given: str) -> Path:
+    """The checkpoint that a flag names, a file or a run's folder. Raises InputError."""
+    path = Path(given)
+    if path.is_dir():
+        if runs := sorted(found.parent.name for found in path.glob("*/last.pt")):
+            raise InputError(f"{path}: give one of its runs: {', '.join(runs)}")
+        path = path / "last.pt"
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    return path
+
+
 def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
     """A checkpoint's content, on the CPU, `last.pt` or `best.pt`. Raises InputError."""
     try:

@@ -87,11 +87,10 @@ class Parser(argparse.ArgumentParser):
 
     def hint(self, flag: str) -> str:
         """What to do instead of giving an unknown flag."""
-        flag = flag.split("=")[0]
-        if flag in self.elsewhere:
-            return f"; {self.elsewhere[flag]}"
+        word = flag.split("=")[0].replace("-", "_").strip("_")
+        if f"--{word}" in self.elsewhere:
+            return f"; {self.elsewhere[f'--{word}']}"
         known = [name for action in self._actions for name in action.option_strings]
-        word = flag.replace("-", "_").strip("_")
         close = [name for name in known if len(word) > 2 and word in name]
         close += difflib.get_close_matches(f"--{word}", known, 1, 0.7)
         return f"; did you mean {close[0]}?" if close else ""

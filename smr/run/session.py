@@ -87,10 +87,7 @@ def opened(
     """
     given = options.given_flags(args)
     if isinstance(args.resume, str):
-        path = Path(args.resume)
-        path = path / "last.pt" if path.is_dir() else path
-        if not path.is_file():
-            raise InputError(f"{path}: there is no such file")
+        path = checkpoints.path_of(args.resume)
     else:
         config = script.resolve(given, device_of(given))
         path = Path(config["output"]) / run_name(config) / "last.pt"
@@ -314,8 +311,7 @@ def introduce(
 
 def evaluate(script: Script, args: argparse.Namespace) -> int:
     """Test the checkpoint of --evaluate alone, against its stored accuracy; the exit status."""
-    path = Path(args.evaluate)
-    path = path / "last.pt" if path.is_dir() else path
+    path = checkpoints.path_of(args.evaluate)
     state = ranks.from_first(partial(checkpoints.load, path))
     config = ranks.from_first(partial(go_on, script, state, options.given_flags(args), path))
     device = device_of(config)
