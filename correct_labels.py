@@ -104,6 +104,9 @@ def move(run: JudgedRun, decisions: Sequence[Decision], root: Path, dry_run: boo
             f"{error.filename}: {error.strerror}; {done} of {len(moves)} files were moved: the "
             "same command again goes on, --undo puts them back"
         ) from error
+    if not moves:
+        print(f"nothing to move in {root}: each file is where it should be")
+        return 0
     print(f"moved {done:,} files in {root}; --undo puts them back, by {log}")
     print("train again with the same command and another --id")
     return 0

@@ -73,8 +73,9 @@ def list_folder(
         return PhotoFolder(root, classes, train, test[0], False, notes)
     chosen = held_out(train.labels, val_fraction or VAL_FRACTION, seed)
     notes.append(
-        f"no testing/: {chosen.sum()} training images are held out for the test; their labels are "
-        "noisy too, so that test accuracy counts agreement with wrong labels as well"
+        f"no testing/: {chosen.sum()} training images are held out for the test, and not judged "
+        "(another --seed holds out others); their labels are noisy too, so that test accuracy "
+        "counts agreement with wrong labels as well"
     )
     test = replace(train.only(chosen), broken={})
     return PhotoFolder(root, classes, train.only(~chosen), test, True, notes)

@@ -176,7 +176,7 @@ def test_the_same_corrections_again_do_nothing_more(run, photos, corrections, ca
     moved = checksums(photos)
     assert call(run, corrections) == 0
     assert checksums(photos).keys() == moved.keys()
-    assert "moved 0 files" in capsys.readouterr().out
+    assert "nothing to move in" in capsys.readouterr().out
 
 
 def test_undo_overwrites_no_file_that_took_the_old_place(run, photos, corrections, capsys):

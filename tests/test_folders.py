@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -157,6 +158,7 @@ def test_a_folder_without_class_folders_is_refused_with_what_it_holds(tmp_path):
 
 
 def test_one_part_of_a_set_is_refused_for_the_folder_above_it(photos):
+    shutil.copytree(photos / "training", photos / "testing", dirs_exist_ok=True)
     for part in ("training", "testing"):
         assert refusal(photos / part).startswith(
             f"{photos / part}: give the folder above it, which holds {part}/ and "

@@ -1,6 +1,8 @@
 """Photos streamed from disk, held against a plain and slow implementation."""
 
+import multiprocessing
 import os
+import signal
 from collections import Counter
 
 import numpy as np
@@ -185,6 +187,17 @@ def test_a_split_serves_two_views_of_each_side_at_once(folder):
     assert found == {0.9: 1, 0.8: 1, 0.7: 0}
     stream.close()
     assert len(loader.idle_teams) == 2
+
+
+def test_a_worker_that_is_told_to_end_does_so_without_an_error(folder):
+    before = set(multiprocessing.active_children())
+    batches = iter(loader_of(folder, workers=1).run("eval_train"))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(20)
+    assert worker.exitcode == 0
+    batches.close()
 
 
 def test_strong_views_are_the_weak_ones_distorted_on_any_number_of_workers(folder):

@@ -4,6 +4,8 @@ A view is drawn from its pass's seed, its photo and its number alone, and each p
 loader's generator: neither the number of workers nor where a run was resumed changes it.
 """
 
+import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,6 +147,11 @@ class Passed:
         return iter(self.requests)
 
 
+def end_quietly_when_told(_worker: int) -> None:
+    """Have a worker end by SIGTERM without an error: who stops all processes told the run too."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
 class Team:
     """Worker processes that serve one pass at a time and stay for the next."""
 
@@ -159,6 +166,7 @@ class Team:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else it draws from the one that training draws from
+            worker_init_fn=end_quietly_when_told,
         )
 
     def serve(self, requests: Iterable[Request]) -> Iterator[tuple]:

@@ -102,7 +102,10 @@ def reader_of(cells: dict[str, str]) -> Callable[[dict, JudgedRun, int], int | N
     """What reads such a row's decision. Raises InputError where columns are missing."""
     read, wanted = (corrected, CORRECTIONS) if "action" in cells else (edited, EDITED)
     if missing := [name for name in wanted if cells.get(name) is None]:
-        raise InputError(f"no column {', '.join(missing)}; expected those of the run's own table")
+        raise InputError(
+            f"no column {', '.join(missing)}; expected {', '.join(CORRECTIONS)} of "
+            "corrections.csv, or all of the run's own labels.csv"
+        )
     return read
 
 

@@ -345,7 +345,7 @@ def report(
                 judgement.index[rows],
                 judgement.given[rows],
                 judgement.probability[rows],
-                *(loader, root, folder.resolve().name),
+                *(loader, root, folder.as_posix()),
             )
             replace_text(folder / "labels.html", text)
             line(f"the first {len(rows):,} to look at and decide: {folder / 'labels.html'}")

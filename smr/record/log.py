@@ -129,7 +129,10 @@ class Log:
         """Show where training is; the arguments are those of `smr.train`'s `progress`."""
         if not self.console.due():
             return
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in meter.means().items())
+        unused = ("loss_u", "lambda_u") if self.recipe.lambda_u == 0 else ()
+        figures = "  ".join(
+            f"{name} {value:.4f}" for name, value in meter.means().items() if name not in unused
+        )
         rate = ranks.count() * meter.images / (time.perf_counter() - meter.started)
         left = self.time_left.seconds(epoch, (network - 1 + step / steps) / 2)
         self.console.progress(

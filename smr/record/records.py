@@ -152,6 +152,12 @@ class Record:
             "suspects.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt, last.pt"
         )
         self.log.line(f"in {self.folder}: {files}")
+        if self.loader.facts.get("labels_in_paths"):
+            self.log.line(
+                f"next: decide in labels.html and save; python correct_labels.py {self.folder} "
+                f"corrections.csv moves the photos; python predict.py {self.folder}/best.pt PHOTOS "
+                "classifies others"
+            )
         self.log.line(
             f"next: tensorboard --logdir {runs} shows curves; python compare_runs.py {runs} makes "
             "a table; the same command with --resume and a larger --num_epochs goes on"
