@@ -77,13 +77,9 @@ def recipe_for(count: int, device: torch.device, num_epochs: int | None) -> dict
     }
 
 
-NOISE_FLAGS = ("--r", "--noise_mode")
-NO_NOISE = "these labels are as people gave them, and no noise is injected"
-
-
 def new_parser() -> options.Parser:
     """The shared flags, and those of photos."""
-    parser = options.new_parser(__doc__, RECIPES, dict.fromkeys(NOISE_FLAGS, NO_NOISE))
+    parser = options.new_parser(__doc__, RECIPES, photos.NO_NOISE)
     add = options.add_data_flags(
         parser,
         "folder is any DIR/<class>/* or DIR/training/<class>/* (default: animal10N)",

@@ -46,7 +46,7 @@ RECIPES = {
 
 def new_parser() -> options.Parser:
     """The shared flags, and those of photos and of an epoch's sample."""
-    parser = options.new_parser(__doc__, RECIPES)
+    parser = options.new_parser(__doc__, RECIPES, photos.NO_NOISE)
     path = "DIR holds the lists and images/, or is images/ itself (default: ./data/Clothing1M)"
     add = options.add_data_flags(parser, "there is one (default: clothing1M)", path)
     about = """batches of B in a sample that a network scores and its peer trains on; a warm-up has

@@ -48,7 +48,7 @@ DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),), "imagenet_resize": 256}
 
 def new_parser() -> options.Parser:
     """The shared flags, and those of photos and of ImageNet's."""
-    parser = options.new_parser(__doc__, RECIPES)
+    parser = options.new_parser(__doc__, RECIPES, photos.NO_NOISE)
     path = "DIR holds info/, google/ and val_images_256/ (default: ./data/WebVision1.0)"
     add = options.add_data_flags(parser, "there is one (default: webvision)", path)
     about = """ImageNet's validation images, in folders named by synset or class number (default:

@@ -14,6 +14,8 @@ from runs import rows_of
 
 import smr
 import train_animal10N
+import train_clothing1M
+import train_webvision
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
 from smr.console import Console
 from smr.errors import InputError
@@ -134,10 +136,11 @@ def test_a_class_folder_of_no_animal_is_refused(tmp_path):
     assert message.endswith("train_animal10N.py --dataset folder")
 
 
-def test_flags_of_injected_noise_are_answered_however_they_are_spelt(capsys):
+@pytest.mark.parametrize("script", [train_animal10N, train_webvision, train_clothing1M])
+def test_flags_of_injected_noise_are_answered_however_they_are_spelt(script, capsys):
     for flag in ("--r", "--noise_mode", "--noise-mode"):
         with pytest.raises(SystemExit):
-            train_animal10N.main([flag, "sym"])
+            script.main([flag, "sym"])
         assert "as people gave them, and no noise is injected" in capsys.readouterr().err
 
 

@@ -285,3 +285,15 @@ def test_a_log_on_a_full_disk_stops_nothing(monkeypatch):
     monkeypatch.setattr(console.sys, "stdout", FullDisk())
     Console().line("lost")
     Console().progress("lost")
+
+
+@pytest.mark.parametrize(("weight", "shown"), [(25.0, True), (0.0, False)])
+def test_a_progress_line_leaves_out_an_unlabelled_loss_without_weight(weight, shown, capsys):
+    told, meter = new_log(tiny_recipe(lambda_u=weight)), Meter()
+    told.begin(first_epoch=0)
+    meter.add(torch.tensor(2.0), {"loss": 2.0, "loss_u": 0.5, "lambda_u": 3.0}, 32)
+    told.console.last_shown -= 60
+    told.progress(0, smr.WARM_UP, 1, 1, 2, meter)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "loss 2.0000  " in line
+    assert ("loss_u 0.5000  lambda_u 3.0000" in line) == shown == ("_u" in line)

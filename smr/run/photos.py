@@ -18,6 +18,10 @@ RECIPE = {
     "weights": "",
     "lambda_u": 0.0,
 }
+# What a parser answers to flags of other scripts.
+NO_NOISE = dict.fromkeys(
+    ("--r", "--noise_mode"), "these labels are as people gave them, and no noise is injected"
+)
 
 
 def add_flags(parser: options.Parser, add: Callable) -> None:
