@@ -196,6 +196,11 @@ def same_place(moved: str, wanted: str) -> bool:
 
 def check_file(root: Path, file: str, checksum: int | None) -> None:
     """Raise InputError where a file is not what the run judged."""
+    if not root.is_dir():
+        raise InputError(
+            f"{root}: there is no such folder from here; --data_path DIR says where the data is; "
+            "nothing was done"
+        )
     check_inside(root, file)
     try:
         found = zlib.crc32((root / file).read_bytes())

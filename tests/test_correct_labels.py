@@ -226,6 +226,12 @@ def test_a_file_that_changed_or_went_since_the_run_is_refused(run, photos, corre
     assert not (photos / "dropped").exists()
 
 
+def test_a_data_folder_that_is_not_there_is_asked_for(run, photos, corrections, capsys):
+    photos.rename(photos.with_name("elsewhere"))
+    said = refused(capsys, run, corrections)
+    assert f"{photos}: there is no such folder from here; --data_path DIR" in said
+
+
 def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_path, capsys):
     outside = tmp_path / "outside"
     (photos / "training/fox").rename(outside)
