@@ -43,10 +43,10 @@ PROBABILITY[np.arange(6), [4, 4, 4, 4, 0, 4]] = 0.2
 PROBABILITY[2] = [0.002, 0.6, 0.398, 0, 0, 0]
 
 
-def write_page(path, loader=None, title="run 1"):
+def write_page(path, loader=None, run="checkpoint/run 1"):
     loader = loader or six_labels()
     given = loader.noisy_labels.numpy()[RANKED]
-    path.write_text(review.page(RANKED, given, PROBABILITY, loader, None, title), encoding="utf-8")
+    path.write_text(review.page(RANKED, given, PROBABILITY, loader, None, run), encoding="utf-8")
     return path
 
 
@@ -119,6 +119,10 @@ def test_names_with_markup_quotes_and_other_scripts_show_as_they_are_and_run_not
     assert shown.js(
         "return window.ran === undefined && document.querySelectorAll('b').length === 0"
     )
+
+
+def test_the_page_is_called_by_its_run_and_its_command_names_the_run_s_folder(shown):
+    assert texts(shown, "h1") == ["run 1"] and texts(shown, "#run") == ["checkpoint/run 1"]
 
 
 def test_the_page_fetches_nothing(shown):
@@ -206,7 +210,7 @@ def test_arrows_move_and_u_makes_undecided(shown):
 
 def test_decisions_are_restored_and_kept_apart_from_those_of_other_labels(shown, tmp_path):
     shown.press("rsd")
-    shown.open(write_page(tmp_path / "again.html", title="the same labels elsewhere"))
+    shown.open(write_page(tmp_path / "again.html", run="the same labels elsewhere"))
     assert actions(shown)[:3] == ["take", "drop", None]
     assert texts(shown, "#count") == ["2 of 6 decided"]
     other = six_labels()

@@ -29,12 +29,13 @@ def page(
     probability: np.ndarray,
     loader: Loader,
     root: Path | None,
-    title: str,
+    run: str,
 ) -> str:
     """The page's text; it runs nothing but its own script, whatever classes and files are called.
 
     Args: index int64 [k], the images' positions in the training set, the most suspicious first;
-    given int64 [k] their labels; probability float [k, classes]; root, the folder of the files.
+    given int64 [k] their labels; probability float [k, classes]; root, the folder of the files;
+    run, the run's folder, as correct_labels.py takes it.
     """
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     script = re.search("<script>(.*?)</script>", template, re.DOTALL)[1]
@@ -55,7 +56,7 @@ def page(
         )
     ]
     content = {
-        "title": title,
+        "run": run,
         "key": storage_key(loader),
         "classes": loader.class_names,
         "items": items,
