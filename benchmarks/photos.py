@@ -11,6 +11,7 @@ command shows the memory of a scoring pass over so many photos, links to the sam
 """
 
 import argparse
+import gc
 import statistics
 import sys
 import tempfile
@@ -131,6 +132,7 @@ def views_a_second(batches: Iterable, count: int, device: torch.device) -> float
 
 def compare(photos: Photos, frame: Frame, workers: int, rounds: int, device: torch.device):
     """(views a second streamed, the ordinary way): medians of rounds in turn, the first unseen."""
+    gc.collect()  # else new workers inherit the last comparison's, and complain
     ways = [make(photos, frame, workers, device) for make in (streamed, ordinary)]
     measured = [
         [views_a_second(way, len(photos), device) for way in ways] for _ in range(rounds + 1)
