@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import threading
+import time
 import weakref
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -150,6 +151,10 @@ def test_one_copy_of_the_state_is_held_at_the_most(tmp_path, monkeypatch):
     def counting(state):
         if state["epoch"] == 2:
             next_copied.set()
+        for _ in range(100):  # the thread lets go of a copy a moment after it is done
+            if not any(copy() is not None for copy in held):
+                break
+            time.sleep(0.01)
         alive.append(sum(copy() is not None for copy in held))
         copy = copied(state)
         held.append(weakref.ref(copy["networks"][0]["linear.weight"]))
