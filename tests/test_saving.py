@@ -149,19 +149,19 @@ def test_one_copy_of_the_state_is_held_at_the_most(tmp_path, monkeypatch):
     held, alive, next_copied = [], [], threading.Event()
 
     def counting(state):
-        if state["epoch"] == 2:
-            next_copied.set()
-        for _ in range(100):  # the thread lets go of a copy a moment after it is done
+        for _ in range(30):  # the thread lets go of a copy a moment after it is done
             if not any(copy() is not None for copy in held):
                 break
             time.sleep(0.01)
         alive.append(sum(copy() is not None for copy in held))
         copy = copied(state)
         held.append(weakref.ref(copy["networks"][0]["linear.weight"]))
+        if state["epoch"] == 2:
+            next_copied.set()
         return copy
 
     monkeypatch.setattr(session, "copied", counting)
-    on_save_of(monkeypatch, 1, lambda: next_copied.wait(2))  # a slow disk, which is waited for
+    on_save_of(monkeypatch, 1, lambda: next_copied.wait(1))  # a slow disk, which is waited for
     assert run_short(tmp_path) == 0
     assert alive == [0] * 6
 
