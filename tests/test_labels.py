@@ -144,6 +144,12 @@ def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions(
     )
 
 
+def test_the_precision_of_one_label_that_looks_wrong_and_is_so_is_one():
+    judgement = judgement_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
+    words = labels.closing_words(judgement, loader_of([0, 1], np.array([1, 1])))
+    assert "1 are wrong, 1 of them among these (precision 1.000, recall 1.000)" in words[-1]
+
+
 def test_closing_words_name_three_confusions():
     words = labels.closing_words(
         judgement_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
