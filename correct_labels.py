@@ -84,6 +84,11 @@ def announce(decisions: Sequence[Decision], run: JudgedRun) -> None:
 
 def move(run: JudgedRun, decisions: Sequence[Decision], root: Path, dry_run: bool) -> int:
     """Move the files into the folders of their classes; the exit status. Raises InputError."""
+    if not root.is_dir():
+        raise InputError(
+            f"{root}: there is no such folder from here; --data_path DIR says where the data is; "
+            "nothing was done"
+        )
     log = log_path(run, root)
     logged = read_log(log)
     moves = plan(run, decisions, root, {step.source: step.target for step in logged})
@@ -91,6 +96,9 @@ def move(run: JudgedRun, decisions: Sequence[Decision], root: Path, dry_run: boo
         print(f"{step.source} → {step.target}")
     if dry_run:
         print(f"{len(moves):,} files would move in {root}; nothing was done (--dry_run)")
+        return 0
+    if not moves:
+        print(f"nothing to move in {root}: each file is where it should be")
         return 0
     done = 0
     try:
@@ -104,9 +112,6 @@ def move(run: JudgedRun, decisions: Sequence[Decision], root: Path, dry_run: boo
             f"{error.filename}: {error.strerror}; {done} of {len(moves)} files were moved: the "
             "same command again goes on, --undo puts them back"
         ) from error
-    if not moves:
-        print(f"nothing to move in {root}: each file is where it should be")
-        return 0
     print(f"moved {done:,} files in {root}; --undo puts them back, by {log}")
     print("train again with the same command and another --id")
     return 0
@@ -196,11 +201,6 @@ def same_place(moved: str, wanted: str) -> bool:
 
 def check_file(root: Path, file: str, checksum: int | None) -> None:
     """Raise InputError where a file is not what the run judged."""
-    if not root.is_dir():
-        raise InputError(
-            f"{root}: there is no such folder from here; --data_path DIR says where the data is; "
-            "nothing was done"
-        )
     check_inside(root, file)
     try:
         found = zlib.crc32((root / file).read_bytes())
@@ -294,13 +294,11 @@ def steps_back(backward: Sequence[Move], root: Path) -> list[Move]:
 
 def write_label_list(run: JudgedRun, decisions: Sequence[Decision], dry_run: bool) -> int:
     """Write the labels for --noise_file, null for each dropped image; the exit status."""
+    decided = {decision.row: decision.label for decision in decisions}
     # null, too, for a photo that could not be decoded, so that nobody judged it.
     labels: list[int | None] = [None] * run.config["train_images"]
     for index, row in run.rows.items():
-        labels[index] = run.given[row]
-    positions = {row: index for index, row in run.rows.items()}
-    for decision in decisions:
-        labels[positions[decision.row]] = decision.label
+        labels[index] = decided.get(row, run.given[row])
     text = json.dumps(label_list(labels, run.config.get("dropped_images", [])))
     path, number = run.folder / "corrected_labels.json", 1
     while path.exists() and path.read_text(encoding="utf-8") != text:

@@ -207,13 +207,13 @@ def best_networks(state: dict, best_epochs: tuple[int, int], path: Path) -> dict
     return best
 
 
-def path_of(given: str) -> Path:
-    """The checkpoint that a flag names, a file or a run's folder. Raises InputError."""
+def path_of(given: str | Path, name: str = "last.pt") -> Path:
+    """The checkpoint that a user names, a file or a run's folder. Raises InputError."""
     path = Path(given)
     if path.is_dir():
-        if runs := sorted(found.parent.name for found in path.glob("*/last.pt")):
+        if runs := sorted(found.parent.name for found in path.glob(f"*/{name}")):
             raise InputError(f"{path}: give one of its runs: {', '.join(runs)}")
-        path = path / "last.pt"
+        path = path / name
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     return path

@@ -59,8 +59,7 @@ def load(path: str | Path) -> Predictor:
 
     Raises InputError. Nothing in the file is run.
     """
-    path = Path(path)
-    path = path / "best.pt" if path.is_dir() else path
+    path = checkpoints.path_of(path, "best.pt")
     state = checkpoints.load(path)
     config, images = state["config"], state["images"]
     with checkpoints.fitting(path, "a damaged checkpoint"):
