@@ -124,19 +124,19 @@ def folder_dataloader(
         data = held_in_memory(found, frame, num_workers, skip_broken)
         views = replace(IMAGENET_VIEWS, window=frame.crop)
         loader = NoisyLoader(data, views, batch_size, seed, **options)
-        loader.facts["labels_in_paths"] = True
-        return loader
-    notes = [*found.notes, "the photos are decoded from disk as they are needed"]
-    train, test = (Photos(root, part.files, frame) for part in (found.train, found.test))
-    return StreamLoader(
-        *(train, found.train.labels, {"test": (test, found.test.labels)}, IMAGENET_VIEWS),
-        *(found.class_names, batch_size, seed),
-        workers=num_workers,
-        skip_broken=skip_broken,
-        facts={
-            "data_notes": notes + found.left_out(skip_broken),
-            "test_labels_are_noisy": found.test_labels_are_noisy,
-            "labels_in_paths": True,
-        },
-        **options,
-    )
+    else:
+        found.notes.append("the photos are decoded from disk as they are needed")
+        train, test = (Photos(root, part.files, frame) for part in (found.train, found.test))
+        loader = StreamLoader(
+            *(train, found.train.labels, {"test": (test, found.test.labels)}, IMAGENET_VIEWS),
+            *(found.class_names, batch_size, seed),
+            workers=num_workers,
+            skip_broken=skip_broken,
+            facts={
+                "data_notes": found.notes + found.left_out(skip_broken),
+                "test_labels_are_noisy": found.test_labels_are_noisy,
+            },
+            **options,
+        )
+    loader.facts["labels_in_paths"] = True
+    return loader

@@ -35,9 +35,8 @@ COLUMNS = (
     *("index", "file", "given", "given_name", "predicted", "predicted_name"),
     *("p_predicted", "p_given", "p_clean_net1", "p_clean_net2", "p_clean", "rank", "true"),
 )
-PICTURES = ("suspects.png", "transitions.png")
-# Of suspects: how many, in rows of how many, of what side; TensorBoard shows pictures small.
-GALLERIES = {"suspects.png": (64, 8, 128), "wrong_labels/suspects": (9, 3, 224)}
+# Suspects: how many, in rows of how many, of what side; TensorBoard shows pictures small.
+FOLDER_GALLERY, TENSORBOARD_GALLERY = (64, 8, 128), (9, 3, 224)
 CONFUSIONS_NAMED = 3
 # Agreement with the given labels, 0 by chance and 1 for all, below which networks judge nothing.
 LEAST_KAPPA = 0.05
@@ -222,25 +221,39 @@ def doubts(judgement: Judgement, names: list[str]) -> str:
     return ""
 
 
-def draw(judgement: Judgement, loader: Loader) -> dict[str, np.ndarray]:
-    """File or tag → picture: the most suspicious images, and the noise found beside the true one.
-
-    Their tags come last in TensorBoard's alphabet, so that its first page shows curves.
-    """
-    j, names, clean = judgement, loader.class_names, loader.clean_labels
-    found = pictures.transitions(
-        j.given, j.predicted, None if clean is None else clean[j.index], names
+def gallery(
+    judgement: Judgement, loader: Loader, count: int, columns: int, side: int
+) -> np.ndarray:
+    """The `count` most suspicious images, in rows of `columns`, each of `side` pixels."""
+    j, first = judgement, judgement.order[:count]
+    index, given, predicted = j.index[first], j.given[first], j.predicted[first]
+    captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
+    return pictures.suspects(
+        *(loader.thumbnails(index), captions, given, predicted, loader.class_names, columns, side)
     )
-    drawn = {"transitions.png": found, "wrong_labels/transitions": found}
-    for name, (count, columns, side) in GALLERIES.items():
-        first = j.order[:count]
-        index = j.index[first]
-        captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
-        drawn[name] = pictures.suspects(
-            *(loader.thumbnails(index), captions, j.given[first], j.predicted[first], names),
-            *(columns, side),
-        )
-    return drawn
+
+
+def draw(
+    judgement: Judgement, loader: Loader
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The most suspicious images, and the noise found beside the true one.
+
+    By file name for the run folder, and by tag for TensorBoard, in whose alphabet these come last,
+    so that its first page shows curves.
+    """
+    j, clean = judgement, loader.clean_labels
+    transitions = pictures.transitions(
+        *(j.given, j.predicted, None if clean is None else clean[j.index], loader.class_names)
+    )
+    files = {
+        "suspects.png": gallery(j, loader, *FOLDER_GALLERY),
+        "transitions.png": transitions,
+    }
+    tags = {
+        "wrong_labels/suspects": gallery(j, loader, *TENSORBOARD_GALLERY),
+        "wrong_labels/transitions": transitions,
+    }
+    return files, tags
 
 
 def digest(raw: bytes) -> str:
@@ -328,16 +341,15 @@ def report(
     except NonFiniteLoss as error:
         line(f"labels.csv was not written: {error}")
         return {}
-    drawn = draw(judgement, loader)
-    tagged = {name: picture for name, picture in drawn.items() if name not in PICTURES}
+    files, tags = draw(judgement, loader)
     for words in closing_words(judgement, loader):
         line(words)
     try:
         path = write_list(judgement, loader, folder, root)
         if path.name != "labels.csv":
             line(f"labels.csv was edited and stays as it is; the new list is {path.name}")
-        for name in PICTURES:
-            Image.fromarray(drawn[name]).save(folder / name)
+        for name, picture in files.items():
+            Image.fromarray(picture).save(folder / name)
         line(f"every label, with its rank of suspicion: {path}")
         if shown:
             rows = judgement.order[:shown]
@@ -351,4 +363,4 @@ def report(
             line(f"the first {len(rows):,} to look at and decide: {folder / 'labels.html'}")
     except OSError as error:
         line(f"labels.csv was not written to {folder} ({error.strerror})")
-    return tagged
+    return tags
