@@ -188,4 +188,4 @@ class animal_dataloader(NoisyLoader):
             *(without_dropped(data), ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)
         )
         self.facts |= dropped_facts(data.train_labels)
-        self.facts["labels_in_paths"] = (Path(root) / "training").is_dir()
+        self.facts["labels_in_paths"] = not noise_file and (Path(root) / "training").is_dir()

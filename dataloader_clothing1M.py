@@ -13,7 +13,7 @@ from smr.data.image_files import checked_images
 from smr.data.images import Views
 from smr.data.label_lists import relabelled
 from smr.data.listings import Listing, class_notes, lines_of, names_and_labels, refuse_broken
-from smr.data.streams import Frame, Photos, StreamLoader
+from smr.data.streams import Frame, Photos, StreamBatches, StreamLoader
 from smr.errors import InputError
 
 CLASSES = (
@@ -59,6 +59,8 @@ def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
     path = lists / f"{kind}_label_kv.txt"
     labels = dict(names_and_labels(path, WHERE))
     names = [line.strip() for line in lines_of(lists / keys, WHERE) if line.strip()]
+    if not names:
+        raise InputError(f"{lists / keys}: names no photo; {WHERE}")
     if unlabelled := next((name for name in names if name not in labels), None):
         raise InputError(f"{lists / keys}: {path.name} has no label of {unlabelled}")
     found = np.array([labels[name] for name in names], dtype=np.int64)
@@ -131,7 +133,9 @@ class clothing_dataloader(StreamLoader):
             # Kept: not augmented, not shuffled. Both networks find the same sample, since neither
             # moves the generator on, and a resumed run finds it too.
             seed = self.new_seed(self.generator.clone_state())
-            return self._scoring(self._sample(count, (seed, RECALIBRATION)))
+            sample, columns = self._sample(count, (seed, RECALIBRATION)), self._columns()
+            served = self.train_images, sample, columns, self.batch_size
+            return StreamBatches(self, *served, views=0, shuffle=False, trained=True)
         return super().run(mode, pred, prob, index, with_truth, strong)
 
     def _sample(self, count: int, seed: tuple[int, ...]) -> torch.Tensor:

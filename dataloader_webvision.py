@@ -71,17 +71,19 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
     held = {entry.name for entry in entries(root)}
     numbers = [str(label) for label in range(len(synsets))]
     folders = synsets if synsets[0] in held else numbers
+    expected = (
+        "expected ImageNet's validation images (ILSVRC2012) in folders named by synset, such as "
+        f"{synsets[0]}, or by class number, 0, 1, …"
+    )
     if absent := [name for name in folders if name not in held]:
-        raise InputError(
-            f"{root}: lacks the class folders {first_ten(absent)}; expected ImageNet's validation "
-            f"images (ILSVRC2012) in folders named by synset, such as {synsets[0]}, or by class "
-            "number, 0, 1, …"
-        )
+        raise InputError(f"{root}: lacks the class folders {first_ten(absent)}; {expected}")
     rows = [
         (f"{folder}/{entry.name}", label)
         for label, folder in enumerate(folders)
         for entry in entries(root / folder)
     ]
+    if not rows:
+        raise InputError(f"{root}: the class folders are empty; {expected}")
     return Listing([name for name, _ in rows], np.array([label for _, label in rows]))
 
 

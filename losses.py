@@ -33,16 +33,12 @@ def sharpen(probabilities: Tensor, T: float) -> Tensor:
     return powered / powered.sum(dim=1, keepdim=True)
 
 
-def uniform_prior_penalty(outputs: Tensor) -> Tensor:
-    """Σ_c prior_c · log(prior_c / mean softmax_c), prior uniform (method 5).
+def uniform_prior_penalty(mean_probabilities: Tensor) -> Tensor:
+    """Σ_c prior_c · log(prior_c / mean_c) of a batch's mean softmax [classes], prior uniform.
 
-    It keeps a network from giving all images to few classes while most labels are guesses.
+    Method 5. It keeps a network from giving all images to few classes while most labels are
+    guesses.
     """
-    return prior_penalty(torch.softmax(outputs, dim=1).mean(dim=0))
-
-
-def prior_penalty(mean_probabilities: Tensor) -> Tensor:
-    """`uniform_prior_penalty` of the batch's mean softmax [classes]."""
     prior = torch.full_like(mean_probabilities, 1 / len(mean_probabilities))
     return (prior * torch.log(prior / mean_probabilities)).sum()
 

@@ -97,7 +97,10 @@ def resolve(given: dict, device: torch.device) -> dict:
         _, config["r"] = data.HUMAN_LABELS[noise_mode]
     data.check_noise(dataset, noise_mode, config["noise_file"])
     if "lambda_u" not in given:
-        config["lambda_u"] = published_lambda_u(dataset, noise_mode, config["r"])
+        # A list of labels alone tells no cell.
+        of_list = config["noise_file"] and not given.keys() & {"r", "noise_mode"}
+        cell = ("", "", 0.0) if of_list else (dataset, noise_mode, config["r"])
+        config["lambda_u"] = published_lambda_u(*cell)
     config["asymmetric"] = noise_mode.startswith("asym")
     return config
 

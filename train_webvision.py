@@ -1,7 +1,7 @@
 """Train two networks with SMR on mini WebVision (Zhang et al., Mathematics 2024; method 8).
 
     python train_webvision.py --data_path ./data/WebVision1.0/ --imagenet_path ./data/imagenet/val
-    python train_webvision.py --method dividemix --crop 227
+    python train_webvision.py --method dividemix
 
 The first reproduces the figure of the paper's abstract, the second that of DivideMix, each with
 Inception-ResNet-v2 of timm (pip install timm). A flag that is not given takes its value from the
@@ -43,7 +43,7 @@ RECIPES = {
         "test_titles": {"test": "WebVision", "imagenet": "ImageNet"},
     }
 }
-DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),), "imagenet_resize": 256}
+DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 227, "imagenet_resize": 256}
 
 
 def new_parser() -> options.Parser:
@@ -66,6 +66,7 @@ def resolve(given: dict, device: torch.device) -> dict:
     config = options.resolve(given, recipe, device)
     if "imagenet_path" not in given and not Path(config["imagenet_path"]).is_dir():
         config["imagenet_path"] = ""
+    config["imagenet_resize"] = max(config["imagenet_resize"], config["image_size"])
     config["top5"] = config["num_class"] > 5
     photos.settle(config)
     return config

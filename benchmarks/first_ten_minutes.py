@@ -174,7 +174,7 @@ def epochs(args: argparse.Namespace) -> Iterator[dict]:
         for result in method.train(pair, loader, recipe):
             trained = time.perf_counter()
             saver.wait()
-            parts = pair, loader, config, "", [], "", result.epoch
+            parts = pair, loader, config, "", [], result.epoch
             state = copied(checkpoints.training_state(SCRIPT.name, *parts))
             saver.start(partial(checkpoints.keep, state, Path(folder), (-1, -1), last=True))
             now = time.perf_counter()

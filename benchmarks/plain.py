@@ -66,7 +66,8 @@ def semi_supervised_step(
     rows = 2 * len(x1)
     loss_x = soft_cross_entropy(logits[:rows], targets[:rows])
     loss_u = ((torch.softmax(logits[rows:], dim=1) - targets[rows:]) ** 2).mean()
-    return take_step(loss_x + lambda_u * loss_u + uniform_prior_penalty(logits), optimiser)
+    penalty = uniform_prior_penalty(torch.softmax(logits, dim=1).mean(dim=0))
+    return take_step(loss_x + lambda_u * loss_u + penalty, optimiser)
 
 
 def scoring_step(network, images, labels) -> Tensor:

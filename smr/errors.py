@@ -1,4 +1,4 @@
-"""Every exception of the project; each message is for the person who started the run."""
+"""What ends a run; each message is for the person who started it."""
 
 
 class InputError(ValueError):

@@ -16,9 +16,11 @@ from smr.errors import InputError
 
 PREACT = "preact_resnet18"
 TIMM = "timm/"
-# Without the heads that help training alone, and that other weights files lack.
-WITHOUT_HELPERS = {
-    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
+# Without the heads that help training alone, and that other weights files lack; with the scaling
+# of the images that torchvision's weights of these two, and of no other, were trained on.
+BUILT_WITH = {
+    name: {"aux_logits": False, "init_weights": True, "transform_input": True}
+    for name in ("googlenet", "inception_v3")
 }
 HELPERS = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision's files of its DenseNets name the layers of a block as an older torch did.
@@ -74,7 +76,7 @@ def build(name: str, num_class: int, width: int, pretrained: bool, weights: str)
     if weights:
         load_weights(network, read_weights(Path(weights)), weights)
     elif pretrained:
-        load_weights(network, fetched_weights(name), f"{name}'s default weights")
+        load_weights(network, fetched_weights(name), f"{name}'s trained weights")
     return network
 
 
@@ -90,7 +92,7 @@ def untrained(name: str, num_class: int, width: int) -> nn.Module:
     else:
         from torchvision import models
 
-        network = models.get_model(name, weights=None, **WITHOUT_HELPERS.get(name, {}))
+        network = models.get_model(name, weights=None, **BUILT_WITH.get(name, {}))
         fit_head(network, num_class)
     pass_lone_images_twice(network)
     return network
@@ -139,7 +141,7 @@ def joint_statistics(network: nn.Module) -> nn.Module:
 
 
 def fetched_weights(name: str) -> dict[str, Tensor]:
-    """torchvision's or timm's default weights, from their cache or fetched with progress.
+    """torchvision's first or timm's default weights, from their cache or fetched with progress.
 
     Raises InputError.
     """
@@ -162,7 +164,7 @@ def fetched_weights(name: str) -> dict[str, Tensor]:
             ) from error
     from torchvision import models
 
-    weights = models.get_model_weights(name).DEFAULT
+    weights = next(iter(models.get_model_weights(name)))  # those that published runs start from
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:

@@ -10,7 +10,7 @@ CROSS_ENTROPY = "cross-entropy"
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run of the method depends on besides data, networks and seed (method 3)."""
+    """All that a run of the method depends on besides data and networks (method 3)."""
 
     method: str  # 'smr', 'dividemix' or 'ce': with 'ce' every epoch is plain cross-entropy
     num_epochs: int  # the last epoch's number, since epoch 0 is run too
@@ -33,7 +33,6 @@ class Recipe:
     momentum: float = 0.9
     amp: bool = False  # bf16 autocast
     top5: bool = False  # tests give the share of labels among the five likeliest classes too
-    best_by: str = "test/accuracy"  # the metric whose highest value makes an epoch the best
     select_on: str = ""  # the test set by which each network's best epoch is kept apart (method 9)
 
 

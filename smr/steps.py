@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses import NegEntropy, SemiLoss, mixup_criterion, prior_penalty, sharpen
+from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
 from smr import ranks
 from smr.recipe import Recipe
 
@@ -118,7 +118,7 @@ def mixmatch_loss(
     )
     loss_x, loss_u = ranks.weighed(loss_x, rows_x), ranks.weighed(loss_u, len(logits) - rows_x)
     softmax = ranks.weighed(torch.softmax(logits, dim=1).mean(dim=0), len(logits))
-    penalty = prior_penalty(ranks.mean(softmax))
+    penalty = uniform_prior_penalty(ranks.mean(softmax))
     loss = loss_x + lambda_u * loss_u + penalty
     return MixMatchLoss(
         loss, loss_x, loss_u, lambda_u, penalty, logits, mixed_targets, targets_x, targets_u

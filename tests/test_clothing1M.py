@@ -10,6 +10,7 @@ from helpers import TinyNet, tiny_pair, tiny_recipe
 from photo_sets import write_clothing
 from runs import assert_same, assert_same_run, rows_of
 
+import compare_runs
 import smr
 import train_clothing1M
 from dataloader_clothing1M import balanced_sample, clothing_dataloader, read_part
@@ -152,6 +153,13 @@ def test_what_is_missing_is_named_with_where_to_get_it(tmp_path, gone, words):
         loader_of(tmp_path / "set")
 
 
+def test_an_empty_list_is_named(tmp_path):
+    write_clothing(tmp_path, train=1, held=1)
+    (tmp_path / "clean_val_key_list.txt").write_text("")
+    with pytest.raises(InputError, match=r"clean_val_key_list.txt: names no photo"):
+        loader_of(tmp_path)
+
+
 def test_a_photo_without_label_or_with_a_strange_one_is_refused(tmp_path):
     write_clothing(tmp_path, train=1, held=1)
     labels = tmp_path / "noisy_label_kv.txt"
@@ -215,9 +223,15 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
     assert train(root, parts, "--num_epochs", "4", "--lr", "0.1", "--resume") == 0
     assert_same_run(parts / folder.name, folder)
     test_accuracy = float(log.split("test accuracy ")[1].split()[0])
+    selected = json.loads((folder / "config.json").read_text())["selected_accuracy"]
+    assert f"{selected:.2f}" == f"{test_accuracy:.2f}"
+    assert f" {selected:.2f} " in compare_runs.compare([folder]).splitlines()[2]
     assert train_clothing1M.main(["--evaluate", str(folder / "best.pt")]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "best.pt, epoch" in line]
     assert any(f"accuracy {test_accuracy:.2f} %" in line for line in told)
+    assert len(set(epochs)) == 2  # then what is stored of one epoch is not said of the pair
+    assert all(f"epoch {epochs[0]} and {epochs[1]}: " in line for line in told)
+    assert not any("stored" in line for line in told)
 
 
 def test_networks_of_different_best_epochs_are_kept_apart(tmp_path):
@@ -225,4 +239,5 @@ def test_networks_of_different_best_epochs_are_kept_apart(tmp_path):
     torch.save(parts | {"networks": ["a0", "b0"]}, tmp_path / "best.pt")
     second = parts | {"epoch": 1, "networks": ["a1", "b1"]}  # the best of network 2 alone
     assert session.checkpoints.keep(second, tmp_path, best_epochs=(0, 1), last=False) == []
-    assert torch.load(tmp_path / "best.pt")["networks"] == ["a0", "b1"]
+    kept = torch.load(tmp_path / "best.pt")
+    assert kept["networks"] == ["a0", "b1"] and kept["epochs"] == (0, 1)

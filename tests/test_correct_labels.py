@@ -372,6 +372,16 @@ def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path)
     assert (photos / "train/cat/0.png").exists() and (photos / "train/fox/1.png").exists()
 
 
+def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_path):
+    root = write_animals(tmp_path, "classes")
+    loader = animal_dataloader(root, 8, 1)
+    assert loader.facts["labels_in_paths"]
+    labels = loader.noisy_labels.tolist()
+    (tmp_path / "list.json").write_text(json.dumps(labels[::-1]))
+    listed = animal_dataloader(root, 8, 1, noise_file=tmp_path / "list.json")
+    assert not listed.facts["labels_in_paths"]
+
+
 def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
     root = write_animals(tmp_path, "binary")
     first, run = animal_dataloader(root, 8, 1), tmp_path / "run"

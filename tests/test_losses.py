@@ -44,12 +44,12 @@ def test_sharpening_squares_at_half_temperature_and_normalises():
 def test_penalty_compares_the_mean_prediction_with_the_uniform_prior():
     mean = [0.4, 0.25, 0.35]
     expected = sum(math.log((1 / 3) / p) / 3 for p in mean)
-    assert uniform_prior_penalty(LOGITS).item() == pytest.approx(expected, rel=1e-5)
+    assert uniform_prior_penalty(torch.tensor(mean)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_penalty_is_nought_where_predictions_are_sure_but_spread_evenly():
-    assert uniform_prior_penalty(100 * torch.eye(3)).item() == pytest.approx(0, abs=1e-6)
-    assert uniform_prior_penalty(4 * torch.eye(3)[:1]).item() > 1
+def test_penalty_is_nought_where_predictions_are_spread_evenly():
+    assert uniform_prior_penalty(torch.full((3,), 1 / 3)).item() == pytest.approx(0, abs=1e-6)
+    assert uniform_prior_penalty(torch.tensor([0.98, 0.01, 0.01])).item() > 1
 
 
 @pytest.mark.parametrize(

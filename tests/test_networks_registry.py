@@ -51,7 +51,7 @@ def layers(network) -> dict[str, int]:
 @pytest.mark.parametrize("name", REGISTRY)
 def test_the_last_layer_of_every_network_of_the_registry_is_fitted(name, monkeypatch):
     with without_values(monkeypatch, name):
-        plain = models.get_model(name, weights=None, **networks.WITHOUT_HELPERS.get(name, {}))
+        plain = models.get_model(name, weights=None, **networks.BUILT_WITH.get(name, {}))
         before = layers(plain)
         networks.fit_head(plain, 7)
     changed = {layer for layer, outputs in layers(plain).items() if outputs != before[layer]}
@@ -68,8 +68,9 @@ def test_a_network_of_each_family_gives_logits_of_the_classes(name, monkeypatch)
     assert network.eval()(images).shape == (2, 7)
     if name == "maxvit_t":  # whose last layer has none
         assert network.classifier[-1].bias is None
-    if name in networks.WITHOUT_HELPERS:
+    if name in networks.BUILT_WITH:
         assert network.train()(images).shape == (2, 7)
+        assert network.transform_input
 
 
 def test_preact_resnet18_has_the_width_asked_for():
@@ -199,8 +200,8 @@ class FakeWeights:
 
 
 def fake_registry(monkeypatch, state):
-    weights = SimpleNamespace(DEFAULT=FakeWeights(state))
-    monkeypatch.setattr(models, "get_model_weights", lambda name: weights)
+    newer = FakeWeights(None)
+    monkeypatch.setattr(models, "get_model_weights", lambda name: [FakeWeights(state), newer])
 
 
 def test_the_registry_s_weights_are_fetched_and_used(monkeypatch):

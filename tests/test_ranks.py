@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import TinyNet, state_copy, tiny_loader, tiny_pair, tiny_recipe
+from photo_sets import write_clothing
 from runs import (
     PRELOADED,
     RUN_NAME,
@@ -34,7 +36,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import train_cifar
+from dataloader_clothing1M import clothing_dataloader
 from smr import method, passes, ranks
+from smr.data.streams import Frame
 from smr.errors import InputError, NonFiniteLoss
 from smr.record import labels
 from smr.run import checkpoints, options
@@ -401,17 +405,38 @@ def test_an_input_error_is_told_by_the_first_rank_alone(found):
     assert [of_rank["refused"] for of_rank in found] == ["no such file"] + ["2"] * (len(found) - 1)
 
 
+def of_two_ranks(monkeypatch, loader_of: Callable, mode: str) -> list[list]:
+    """The batches that each of two ranks has of a mode."""
+    found = []
+    for rank in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "count", lambda: 2)
+            patch.setattr(ranks.dist, "get_rank", lambda rank=rank: rank)
+            found.append(list(loader_of().run(mode)))
+    return found
+
+
+def test_clothing1m_s_plain_recalibration_is_shared_out_by_the_row(tmp_path, monkeypatch):
+    write_clothing(tmp_path, train=3, held=1)
+
+    def loader_of():
+        return clothing_dataloader(tmp_path, 6, 0, 7, Frame(36, 32))
+
+    first, second = of_two_ranks(monkeypatch, loader_of, "recalibrate")
+    assert [len(images) for images, *_ in first] == [len(images) for images, *_ in second]
+    shared = [
+        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(first, second, strict=True)
+    ]
+    whole = list(loader_of().run("recalibrate"))
+    assert_same(shared, whole)
+    assert len(whole) == 7  # of an odd number one rank would have a batch, and a step, more
+
+
 def test_photos_are_shared_out_too_and_no_rank_is_left_without_one(tmp_path, monkeypatch):
     names = write(tmp_path)
 
     def of_ranks(mode: str, **options) -> list[list]:
-        found = []
-        for rank in (0, 1):
-            with monkeypatch.context() as patch:
-                patch.setattr(ranks, "count", lambda: 2)
-                patch.setattr(ranks.dist, "get_rank", lambda rank=rank: rank)
-                found.append(list(loader_of(tmp_path, **options).run(mode)))
-        return found
+        return of_two_ranks(monkeypatch, partial(loader_of, tmp_path, **options), mode)
 
     shared = [
         tuple(map(torch.cat, zip(*parts, strict=True)))

@@ -88,17 +88,13 @@ def test_stats_txt_has_a_line_for_each_network_that_split_the_data(tmp_path):
     )
 
 
-def test_the_best_epoch_is_the_first_of_equals_and_by_the_recipe_s_metric(tmp_path):
+def test_the_best_epoch_is_the_first_of_equals(tmp_path):
     record = new_record(tmp_path)
     add_epochs(record, [50])
     assert record.best_epochs == (0, 0)
     add_epochs(record, [80, 70, 80])
     assert record.best_epochs == (1, 1)
-    other = new_record(tmp_path / "other", best_by="test/f1")
-    for epoch, f1 in enumerate((30, 20, 40)):
-        other.add(result_of(epoch, 90 - f1, **{"test/f1": f1}), MEMORY)
-    assert other.best_epochs == (2, 2)
-    assert [row["test/best_accuracy"] for row in metrics_of(tmp_path / "other")] == [30, 30, 40]
+    assert [row["test/best_accuracy"] for row in metrics_of(tmp_path)] == [50, 80, 80, 80]
 
 
 def test_each_network_may_have_a_best_epoch_of_its_own(tmp_path):

@@ -17,8 +17,10 @@ from helpers import REPOSITORY, write_cifar
 
 import train_cifar
 from smr import files
+from smr.errors import InputError
 from smr.record.records import read_metrics
 from smr.run import checkpoints, devices
+from smr.run.folders import locked
 
 TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
 RUN_NAME = "digits_0.5_sym_ce_seed123"
@@ -367,6 +369,13 @@ def test_a_disk_full_from_the_start_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full_disk)
     said = refused(capsys, *TINY, "--output", tmp_path)
     assert "No space left on device; make room, or give another --output" in said
+
+
+def test_a_file_elsewhere_that_cannot_be_read_is_not_told_to_make_room(tmp_path):
+    error = OSError(errno.EMFILE, "Too many open files", "/data/photo.jpg")
+    with pytest.raises(InputError) as caught, locked(tmp_path / "run"):
+        raise error
+    assert str(caught.value) == "/data/photo.jpg: Too many open files"
 
 
 def test_a_failed_save_keeps_the_older_file_and_leaves_no_other(tmp_path, monkeypatch):

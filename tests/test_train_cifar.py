@@ -339,9 +339,16 @@ def test_published_commands_run_verbatim_with_the_published_values(
         ("--dataset cifar100 --noise_mode asym_superclass --r 0.4", 0),
         ("--dataset digits", 25),
         ("--noise_mode sym --r 0.2 --lambda_u 7.5", 7.5),
+        ("--dataset cifar100 --noise_file list.json", 25),
+        ("--dataset cifar100 --noise_file list.json --r 0.5", 150),
+        ("--dataset cifar100 --noise_file list.json --noise_mode asym", 0),
     ],
 )
-def test_lambda_u_takes_the_published_value_of_its_noise_cell(flags, expected):
+def test_lambda_u_takes_the_published_value_of_its_noise_cell(
+    flags, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[]")
     assert resolve(*flags.split())["lambda_u"] == expected
 
 

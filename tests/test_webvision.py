@@ -116,7 +116,7 @@ def resolved(*arguments) -> dict:
 
 def test_the_recipes_are_those_of_the_papers(monkeypatch):
     monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
-    smr, mix = resolved(), resolved("--method", "dividemix", "--crop", "227")
+    smr, mix = resolved(), resolved("--method", "dividemix")
     shared = {"batch_size": 32, "lr": 0.01, "weight_decay": 5e-4, "alpha": 0.5, "lambda_u": 0}
     shared |= {"warm_up": 1, "resize": 320, "num_class": 50, "T": 0.5, "p_threshold": 0.5}
     shared |= {"network": "timm/inception_resnet_v2", "pretrained": False}
@@ -128,6 +128,25 @@ def test_the_recipes_are_those_of_the_papers(monkeypatch):
     ):
         wanted = shared | own
         assert {name: config[name] for name in wanted} == wanted
+
+
+def test_a_larger_crop_has_its_imagenet_photos_scaled_to_it(monkeypatch):
+    monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
+    assert resolved("--crop", "336", "--resize", "384")["imagenet_resize"] == 336
+
+
+def test_empty_class_folders_of_imagenet_are_named(tmp_path):
+    for synset in ("n1000", "n1001"):
+        (tmp_path / synset).mkdir()
+    with pytest.raises(InputError, match="the class folders are empty; expected ImageNet's"):
+        read_imagenet(tmp_path, ["n1000", "n1001"])
+
+
+def test_blank_lines_of_a_list_are_passed_over(tmp_path):
+    write_webvision(tmp_path, classes=2, train=2, val=1)
+    path = tmp_path / "info" / "train_filelist_google.txt"
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert len(read_webvision(tmp_path, 2)[0].files) == 4
 
 
 def test_without_timm_the_default_network_says_how_to_get_it(capsys, tmp_path):

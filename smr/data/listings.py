@@ -59,6 +59,8 @@ def names_and_labels(path: Path, about: str) -> list[tuple[str, int]]:
     """(name, label) of a list's lines `name label`. Raises InputError; `about`, see `lines_of`."""
     found = []
     for number, line in enumerate(lines_of(path, about), start=1):
+        if not line.strip():
+            continue
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal():
             raise InputError(f"{path}: line {number} is '{line[:80]}', expected a path and a label")

@@ -262,12 +262,15 @@ class BaseLoader:
             self._training(unlabelled, truth, 2, self.batch_size, strong),
         )
 
+    def _columns(self) -> tuple[Tensor, Tensor]:
+        """What goes with a training image where each is served once: its label, its position."""
+        return self.noisy_labels, self.train_index
+
     def _supervised(self, index: Tensor):
-        columns = self.noisy_labels, self.train_index
-        return self._training(index, columns, 1, 2 * self.batch_size)
+        return self._training(index, self._columns(), 1, 2 * self.batch_size)
 
     def _scoring(self, index: Tensor):
-        return self._plain(self.train_images, index, (self.noisy_labels, self.train_index))
+        return self._plain(self.train_images, index, self._columns())
 
     def _plain(self, images: Sized, index: Tensor, columns: Sequence[Tensor]):
         """Not augmented; by B: large images fill memory, and their decoding sets the pace."""

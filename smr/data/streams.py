@@ -215,6 +215,7 @@ def arrived(tensors: Sequence[Tensor], other, copied: torch.cuda.Event) -> tuple
 class StreamBatches:
     """Batches of (view, …, column, …) of photos; the arguments are those of `loaders.Batches`.
 
+    Args: trained, share each batch out among the ranks also where it has no augmented views.
     A photo that cannot be decoded is named once, and is missing in its batch.
     """
 
@@ -228,6 +229,7 @@ class StreamBatches:
         views: int,
         shuffle: bool,
         strong: bool = False,
+        trained: bool = False,
     ):
         self.loader = loader
         self.photos = photos
@@ -237,6 +239,7 @@ class StreamBatches:
         self.views = views
         self.shuffle = shuffle
         self.strong = strong
+        self.trained = trained or views > 0
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -245,9 +248,9 @@ class StreamBatches:
         """A pass over the photos at these positions; of several ranks each asks for its part."""
         photos = self.photos
         starts = range(0, len(index), self.batch_size)
-        for start in starts if self.views else ranks.own_batches(starts):
+        for start in starts if self.trained else ranks.own_batches(starts):
             batch = index[start : start + self.batch_size]
-            own = batch[ranks.own_rows(len(batch))] if self.views else batch
+            own = batch[ranks.own_rows(len(batch))] if self.trained else batch
             spare = np.setdiff1d(batch, own)
             rows = np.concatenate([own, spare])
             paths = [f"{photos.root}/{photos.files[i]}" for i in rows]
@@ -297,7 +300,6 @@ class StreamLoader(BaseLoader):
         workers: int = 0,
         skip_broken: bool = False,
         facts: dict | None = None,
-        log=None,
     ):
         side = train.frame.crop
         facts = {
@@ -310,7 +312,6 @@ class StreamLoader(BaseLoader):
         super().__init__(
             *(train, train_labels, tests, class_names, batch_size, seed, device, facts),
             files=train.files,
-            log=log,
         )
         self.normalised = Normaliser(views, side, device, channels_last)
         workers = ranks.own_workers(workers)
@@ -359,5 +360,4 @@ class StreamLoader(BaseLoader):
         self.broken |= broken
 
     def _batches(self, images, index, columns, batch_size, views, shuffle, strong=False):
-        served = images, index, columns, batch_size, views, shuffle
-        return StreamBatches(self, *served, strong)
+        return StreamBatches(self, images, index, columns, batch_size, views, shuffle, strong)

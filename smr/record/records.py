@@ -80,8 +80,8 @@ class Record:
 
     @property
     def scores(self) -> list[float]:
-        """Each epoch's figure by which the best is chosen."""
-        return [row[self.recipe.best_by] for row in self.rows]
+        """Each epoch's test accuracy, by which the best is chosen."""
+        return [row["test/accuracy"] for row in self.rows]
 
     @property
     def best_epochs(self) -> tuple[int, int]:
@@ -89,7 +89,7 @@ class Record:
 
         Both have the same, unless the recipe selects each by its own accuracy on a test set.
         """
-        names = [self.recipe.best_by] * 2
+        names = ["test/accuracy"] * 2
         if self.recipe.select_on:
             names = [f"{self.recipe.select_on}/net{k}/accuracy" for k in (1, 2)]
         first, second = (int(np.argmax([row[name] for row in self.rows])) for name in names)
@@ -119,7 +119,7 @@ class Record:
         now = time.monotonic()
         metrics = result.metrics | memory | {"time/seconds": now - self.epoch_ended}
         self.epoch_ended = now
-        scores = [*self.scores, metrics[self.recipe.best_by]]
+        scores = [*self.scores, metrics["test/accuracy"]]
         metrics["test/best_accuracy"] = max(scores)
         metrics["test/mean_of_last_ten"] = float(np.mean(scores[-10:]))
         self.rows.append({"epoch": result.epoch, "kind": result.kind} | metrics)

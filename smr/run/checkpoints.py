@@ -74,7 +74,6 @@ def training_state(
     config: dict,
     noise_sha256: str,
     rows: list[dict],
-    best_by: str,
     epoch: int,
 ) -> dict:
     """The state after `epoch` (-1: before the first), with the rows of metrics.jsonl so far."""
@@ -85,7 +84,7 @@ def training_state(
         "device": loader.generator.device.type,
         "noise_sha256": noise_sha256,
         "networks": [network.state_dict() for network in pair.networks],
-        "accuracy": rows[-1][best_by] if rows else 0.0,
+        "accuracy": rows[-1]["test/accuracy"] if rows else 0.0,
         "images": {name: loader.facts.get(name) for name in IMAGE_FACTS},
         "ranks": ranks.count(),
         "optimisers": [optimiser.state_dict() for optimiser in pair.optimisers],
@@ -199,11 +198,15 @@ def keep(state: dict, folder: Path, best_epochs: tuple[int, int], last: bool) ->
 
 
 def best_networks(state: dict, best_epochs: tuple[int, int], path: Path) -> dict:
-    """What `best.pt` is to hold: the state's networks, but for one that was better there."""
+    """What `best.pt` is to hold: the state's networks, but for one that was better there.
+
+    `epochs` are the networks' own where they differ; `epoch` and `accuracy` are of the latest pair.
+    """
     best, newest = networks_alone(state), [epoch == state["epoch"] for epoch in best_epochs]
     if not all(newest):
         chosen = zip(newest, state["networks"], load(path)["networks"], strict=True)
         best["networks"] = [new if is_best else old for is_best, new, old in chosen]
+        best["epochs"] = best_epochs
     return best
 
 

@@ -37,10 +37,10 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError as error:
         raise InputError(f"{folder}: another process trains here; use another --id") from error
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"{error.filename or folder}: {reason}; make room, or give another --output"
-        ) from error
+        path = Path(error.filename or folder)
+        ours = path.is_relative_to(folder) or folder.is_relative_to(path)
+        advice = "; make room, or give another --output" if ours else ""
+        raise InputError(f"{path}: {error.strerror or error}{advice}") from error
 
 
 def holds_run(folder: Path) -> bool:

@@ -18,10 +18,10 @@ from smr import ranks
 from smr.errors import InputError
 from smr.run.devices import can_compile
 
-# Flags whose value depends on no data set.
+# What flags are that neither a recipe nor the command line gives.
 DEFAULTS = {
     "method": "smr",
-    # DivideMix's published constants, kept by SMR in all of its recipes.
+    # DivideMix's published constants for CIFAR, kept by SMR.
     "alpha": 4.0,
     "T": 0.5,
     "p_threshold": 0.5,
@@ -52,7 +52,7 @@ FREE = (
     "noise_file",  # the labels themselves are compared
     "num_epochs",
 )
-# What the two words of a flag of speed stand for: False and True.
+# The two words of a switch: for False, for True.
 SWITCHES = {"amp": ("off", "bf16")} | dict.fromkeys(
     ("compile", "channels_last", "pretrained", "sync_bn"), ("off", "on")
 )
@@ -95,12 +95,17 @@ class Parser(argparse.ArgumentParser):
         close += difflib.get_close_matches(f"--{word}", known, 1, 0.7)
         return f"; did you mean {close[0]}?" if close else ""
 
-    def default_of(self, flag: str) -> str:
-        """What the recipes give for a flag, in words: 'default: 300; digits 60'."""
-        values = {dataset: recipe.get(flag) for dataset, recipe in self.recipes.items()}
-        first, *others = values.items()
-        words = [shown(flag, first[1])]
-        words += [f"{name} {shown(flag, value)}" for name, value in others if value != first[1]]
+    def default_of(self, flag: str, otherwise: str = "by the number of photos") -> str:
+        """What the recipes give for a flag, in words: 'default: 300; digits 60'.
+
+        Args: otherwise, what the flag is where a recipe leaves it open.
+        """
+        values = {
+            dataset: shown(flag, recipe[flag]) if flag in recipe else otherwise
+            for dataset, recipe in self.recipes.items()
+        }
+        (_, first), *others = values.items()
+        words = [first] + [f"{name} {value}" for name, value in others if value != first]
         return "default: " + "; ".join(words)
 
     def _print_message(self, message: str, file=None):
@@ -209,9 +214,11 @@ def new_parser(
     add("--recalibrate_every", type=number(int, 0), metavar="K", help=about)
     about = f"epochs of warm-up, before memorising begins ({default('warm_up')})"
     add("--warm_up", type=number(int, 0), metavar="EPOCHS", help=about)
-    about = "parameter of mixup's Beta(alpha, alpha) (default: 4, pairs are mixed nearly evenly)"
+    about = f"""parameter of mixup's Beta(alpha, alpha), larger ones mix more evenly
+        ({default("alpha", "4")})"""
     add("--alpha", type=number(float, 0, open_low=True), help=about)
-    about = "weight of the unlabelled loss (default: the published value of the noise cell)"
+    about = f"""weight of the unlabelled loss
+        ({default("lambda_u", "the published value of the noise cell")})"""
     add("--lambda_u", type=number(float, 0), help=about)
     about = "clean probability above which a sample is labelled (default: 0.5, the likelier side)"
     add("--p_threshold", type=number(float, 0, 1), help=about)
@@ -278,7 +285,8 @@ def add_data_flags(parser: Parser, about: str, path_about: str) -> Callable:
     add = parser.add_argument_group("data and networks").add_argument
     add("--dataset", choices=tuple(parser.recipes), help=about)
     add("--data_path", metavar="DIR", help=path_about)
-    about = "number of classes (default: the data set's; another one is an error)"
+    about = f"""number of classes; of WebVision the first ones, other data sets have theirs
+        ({parser.default_of("num_class", "the data set's")})"""
     add("--num_class", type=number(int, 2), help=about)
     about = f"channels of PreAct-ResNet-18's first stage ({parser.default_of('width')})"
     add("--width", type=number(int, 1, 1024), help=about)

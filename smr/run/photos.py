@@ -27,14 +27,15 @@ NO_NOISE = dict.fromkeys(
 def add_flags(parser: options.Parser, add: Callable) -> None:
     """Add the flags of photos and their networks to the data's group."""
     default = parser.default_of
-    about = f"side of the image that a network sees ({default('image_size')})"
+    about = f"side of the image that a network sees ({default('image_size', '128, on CUDA 224')})"
     add("--image_size", "--crop", type=options.number(int, 32, 1024), metavar="PIXELS", help=about)
-    about = "shorter side that photos are scaled to before the crop (default: 8/7 of the crop)"
+    about = f"""shorter side that photos are scaled to before the crop
+        ({default("resize", "8/7 of the crop")})"""
     add("--resize", type=options.number(int, 32, 2048), metavar="PIXELS", help=about)
     about = f"""preact_resnet18, any of torchvision's classification networks, or timm/NAME where
         timm is installed ({default("network")})"""
     add("--network", metavar="NAME", help=about)
-    about = f"start from torchvision's or timm's default weights ({default('pretrained')})"
+    about = f"start from torchvision's first or timm's default weights ({default('pretrained')})"
     add("--pretrained", type=options.switch("pretrained"), metavar="{off,on}", help=about)
     about = "start from this state dict, .pt or .safetensors, of the network with any last layer"
     add("--weights", metavar="FILE", help=about)

@@ -164,10 +164,11 @@ def run(
     record = Record(folder, config, recipe, loader, rows)
     state_after = partial(
         checkpoints.training_state,
-        *(script.name, pair, loader, config, sha256, record.rows, recipe.best_by),
+        *(script.name, pair, loader, config, sha256, record.rows),
     )
     machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
-    replace_json(folder / "config.json", config | facts | machine | {"ranks": ranks.count()})
+    described = config | facts | machine | {"ranks": ranks.count()}
+    replace_json(folder / "config.json", described)
     introduce(record, facts, given, device, ranks_before)
     if not rows and loader.clean_labels is not None:
         noisy = label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
@@ -182,6 +183,7 @@ def run(
         record.finish(drawn)
         if recipe.select_on:
             accuracy = test_selected(pair, loader, recipe, folder)
+            replace_json(folder / "config.json", described | {"selected_accuracy": accuracy})
             record.log.line(
                 f"selected by {recipe.select_on} accuracy: networks of epochs "
                 f"{' and '.join(map(str, record.best_epochs))}, test accuracy {accuracy:.2f} %"
@@ -237,8 +239,7 @@ def test_selected(pair: Pair, loader: Loader, recipe: Recipe, folder: Path) -> f
     """The test accuracy of the networks in best.pt, each of its own best epoch (method 9)."""
     path = folder / "best.pt"
     checkpoints.restore_networks(ranks.from_first(lambda: checkpoints.load(path)), pair, path)
-    test_set, _ = recipe.best_by.split("/")
-    return test(pair.networks, loader.run(test_set), recipe)[0]["accuracy"]
+    return test(pair.networks, loader.run("test"), recipe)[0]["accuracy"]
 
 
 def make_pair(script: Script, config: dict, device: torch.device) -> Pair:
@@ -321,13 +322,15 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
     ranks.in_turn(partial(checkpoints.restore_networks, state, pair, path))
     if "histories" in state:
         ranks.in_turn(partial(checkpoints.restore_histories, state, pair, loader, path))
+    epochs = state.get("epochs", [state["epoch"]])
     for test_set in loader.test_sets:
         figures, _ = test(pair.networks, loader.run(test_set), recipe)
         stored = ""
-        if recipe.best_by == f"{test_set}/accuracy":
+        if test_set == "test" and len(epochs) == 1:
             stored = f" (stored {state['accuracy']:.2f} %)"
         line(
-            f"{path}, epoch {state['epoch']}: accuracy {figures['accuracy']:.2f} %{stored}, "
+            f"{path}, epoch {' and '.join(map(str, epochs))}: "
+            f"accuracy {figures['accuracy']:.2f} %{stored}, "
             f"network 1 {figures['net1/accuracy']:.2f} %, "
             f"network 2 {figures['net2/accuracy']:.2f} %; "
             f"macro precision {figures['precision']:.2f} %, recall {figures['recall']:.2f} %, "
