@@ -1,6 +1,6 @@
 """How far we are from the figures of the published implementation in tests/reference.
 
-    pytest tests/test_golden.py -s
+    pytest tests/test_golden.py -s -n 0
 
 prints the error of each: the largest absolute difference divided by the largest absolute value of
 the reference. Steps are run by the epoch functions that training calls, with the recorded Beta draw

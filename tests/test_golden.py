@@ -1,6 +1,6 @@
 """Every figure of the published implementation in tests/reference, within 1e-4 relative.
 
-    pytest tests/test_golden.py -s
+    pytest tests/test_golden.py -s -n 0
 
 prints the error of each.
 """

@@ -195,8 +195,8 @@ def closing_words(judgement: Judgement, loader: Loader) -> list[str]:
 def likely_right(judgement: Judgement) -> tuple[int, int]:
     """How many of the labels that look wrong are right, at least and at most.
 
-    The networks' probability of the label, and of all that is not the class they see: the true
-    number lay between the two sums in all runs where it was known.
+    The networks' probability of the label, and of all that is not the class they see: an estimate,
+    which on images as easy as digits is too high.
     """
     j, chosen = judgement, judgement.looks_wrong
     return round(float(j.p_given[chosen].sum())), round(float((1 - j.p_predicted[chosen]).sum()))
