@@ -200,6 +200,13 @@ def table_row(runs: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
     )
 
 
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of these lines' cells, the first one its headings."""
+    heading, *rows = lines
+    ruled = heading, ["---"] * len(heading), *rows
+    return "".join(f"| {' | '.join(line)} |\n" for line in ruled)
+
+
 def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
     """The paths themselves, and in place of a folder of runs the runs that it holds."""
     for path in paths:
@@ -217,15 +224,16 @@ def compare(paths: Sequence[Path]) -> str:
         rows.setdefault(run.row, []).append(run)
     if not rows:
         raise InputError("no finished run: " + "; ".join(notes))
-    lines, warnings = [HEADINGS, tuple("---" for _ in HEADINGS)], []
+    lines, warnings = [HEADINGS], []
     for _, runs in sorted(rows.items()):
         kept, doubled = one_a_seed(runs)
         notes += doubled
         warnings += mixed(kept)
         cell = [run for run in finished if run.cell == kept[0].cell]
         lines.append(table_row(kept, differing(kept[0], cell)))
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + listed("Averaged together", warnings) + listed("Not averaged in", notes)
+    return (
+        markdown(lines) + listed("Averaged together", warnings) + listed("Not averaged in", notes)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from torch.optim import SGD
 
 import smr
 import train_cifar
+from compare_runs import markdown
 from dataloader_cifar import SYNTHETIC_MODES
 from smr.data.loaders import Batches, Loader
 from smr.recipe import recipe_of
@@ -262,11 +263,11 @@ def table(rows: Sequence[dict], kind: str, head: str) -> str:
         f"(seeds {', '.join(str(row['seed']) for row in found)})"
         for found in cells
     ]
-    lines = [(head, *heads), ("---",) * (1 + len(cells))]
+    lines = [(head, *heads)]
     for name in rows[0][kind]:
         figures = [np.array([row[kind][name] for row in found]) for found in cells]
         lines.append((name, *map(mean_and_std, figures)))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(lines)
 
 
 def mean_and_std(figures: np.ndarray) -> str:

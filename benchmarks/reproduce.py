@@ -145,14 +145,14 @@ def parity(flags: Sequence[str], results: Path) -> int:
 
 def side_by_side(found: dict[str, list[dict]]) -> str:
     """A Markdown table: FIGURES of each epoch, a column a setting."""
-    lines = [("epoch", "figure", *found), ("---",) * (2 + len(found))]
+    lines = [("epoch", "figure", *found)]
     for epochs in zip(*found.values(), strict=True):
         for form, names in FIGURES.items():
             for name in names:
                 if name in epochs[0]:
                     values = (format(metrics[name], form) for metrics in epochs)
                     lines.append((str(epochs[0]["epoch"]), name, *values))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return compare_runs.markdown(lines)
 
 
 if __name__ == "__main__":

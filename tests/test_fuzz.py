@@ -126,7 +126,7 @@ def small_run(folder: Path):
     index = torch.arange(1437)
     pair.histories = [[Scores(index, torch.rand(1437))], [Scores(index, torch.rand(1437))]]
     rows = [{"epoch": 0, "kind": "warm-up", "test/accuracy": 10.0}]
-    about = "train_cifar.py", pair, loader, config, "labels", rows, "test/accuracy"
+    about = "train_cifar.py", pair, loader, config, "labels", rows
     checkpoints.save(checkpoints.training_state(*about, 0), folder / "last.pt")
 
     def resume(path: Path) -> None:

@@ -36,9 +36,7 @@ def save_checkpoint(path, loader, **config):
                 module.running_mean.normal_(0, 0.1)
             if isinstance(module, torch.nn.Linear):
                 module.weight.data.mul_(8)
-    state = checkpoints.training_state(
-        "train_animal10N.py", pair, loader, config, "", [], "test/accuracy", 0
-    )
+    state = checkpoints.training_state("train_animal10N.py", pair, loader, config, "", [], 0)
     checkpoints.save(checkpoints.networks_alone(state), path)
     return pair.networks
 

@@ -212,7 +212,7 @@ def trained() -> dict:
     results, states = [], []
     for result in method.train(pair, loader, recipe):
         results.append(result)
-        state = checkpoints.training_state("", pair, loader, {}, "", [], "", result.epoch)
+        state = checkpoints.training_state("", pair, loader, {}, "", [], result.epoch)
         states.append(copy.deepcopy(state))
     return {
         "metrics": without_times([result.metrics for result in results]),
@@ -228,7 +228,7 @@ def resumed(states: list[dict]) -> dict:
     checkpoints.restore(ranks.from_first(lambda: states[1]), pair, loader, "", Path())
     for _ in method.train(pair, loader, recipe, 2):
         pass
-    return checkpoints.training_state("", pair, loader, {}, "", [], "", recipe.num_epochs)
+    return checkpoints.training_state("", pair, loader, {}, "", [], recipe.num_epochs)
 
 
 STILL = replace(STEP, lr=1e-30)  # so that a step moves nothing but BN's statistics

@@ -245,9 +245,7 @@ def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sg
     wanted = [after_unfused_sgd(network, recipe, range(4)) for network in saved.networks]
     for network, optimiser in zip(saved.networks, saved.optimisers, strict=True):
         steps(network, optimiser, range(2))
-    state = checkpoints.training_state(
-        "train_cifar.py", saved, loader, {}, "labels", [], "test/accuracy", epoch=-1
-    )
+    state = checkpoints.training_state("train_cifar.py", saved, loader, {}, "labels", [], epoch=-1)
     checkpoints.save(state, path)
     checkpoints.restore(checkpoints.load_training_state(path), resumed, loader, "labels", path)
     for k, (network, optimiser) in enumerate(

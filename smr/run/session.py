@@ -163,17 +163,16 @@ def run(
         clear_folder(folder)
     record = Record(folder, config, recipe, loader, rows)
     state_after = partial(
-        checkpoints.training_state,
-        *(script.name, pair, loader, config, sha256, record.rows),
+        checkpoints.training_state, script.name, pair, loader, config, sha256, rows
     )
     machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
     described = config | facts | machine | {"ranks": ranks.count()}
     replace_json(folder / "config.json", described)
     introduce(record, facts, given, device, ranks_before)
-    if not rows and loader.clean_labels is not None:
-        noisy = label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
-        replace_text(folder / "noisy_labels.json", json.dumps(noisy))
     if not rows:
+        if loader.clean_labels is not None:
+            noisy = label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
+            replace_text(folder / "noisy_labels.json", json.dumps(noisy))
         checkpoints.save(state_after(-1), folder / "last.pt")
     record.begin()
     results = train(pair, loader, recipe, len(rows), record.log.progress, record.log.note)
