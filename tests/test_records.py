@@ -226,6 +226,23 @@ def test_pictures_come_every_tenth_epoch_and_at_the_end_those_of_the_run_beside_
     assert [event.step for event in events.Images("wrong_labels/suspects")] == [12]
 
 
+@pytest.mark.parametrize(
+    ("review", "words"),
+    [
+        (500, "decide in labels.html and save; python correct_labels.py {0} corrections.csv moves"),
+        (0, "right classes into labels.csv; python correct_labels.py {0} {0}/labels.csv moves"),
+    ],
+)
+def test_the_last_lines_say_how_photos_are_corrected(tmp_path, capsys, review, words):
+    record = new_record(tmp_path)
+    record.config = CONFIG | {"review": review}
+    record.loader.facts["labels_in_paths"] = True
+    add_epochs(record, [50])
+    record.finish({})
+    record.board.close()
+    assert words.format(tmp_path) in capsys.readouterr().out
+
+
 def test_what_the_disk_did_not_take_is_said_and_written_with_the_next_epoch(
     tmp_path, monkeypatch, capsys
 ):

@@ -153,10 +153,12 @@ class Record:
         )
         self.log.line(f"in {self.folder}: {files}")
         if self.loader.facts.get("labels_in_paths"):
+            decide, decided = "decide in labels.html and save", "corrections.csv"
+            if not self.config["review"]:
+                decide, decided = "put right classes into labels.csv", f"{self.folder}/labels.csv"
             self.log.line(
-                f"next: decide in labels.html and save; python correct_labels.py {self.folder} "
-                f"corrections.csv moves the photos; python predict.py {self.folder}/best.pt PHOTOS "
-                "classifies others"
+                f"next: {decide}; python correct_labels.py {self.folder} {decided} moves the "
+                f"photos; python predict.py {self.folder}/best.pt PHOTOS classifies others"
             )
         self.log.line(
             f"next: tensorboard --logdir {runs} shows curves; python compare_runs.py {runs} makes "
