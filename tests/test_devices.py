@@ -68,9 +68,12 @@ def test_versions_are_those_of_what_numbers_depend_on():
     assert found == {name: version(name) for name in ("torchvision", "numpy", "scikit-learn")}
 
 
-def test_hardware_is_the_card_s_name_or_the_number_of_threads(monkeypatch):
+def test_hardware_is_the_card_s_name_or_threads_and_vector_units(monkeypatch):
     monkeypatch.setattr(devices.platform, "machine", lambda: "arm64")
-    assert devices.hardware(CPU) == f"cpu, {torch.get_num_threads()} threads, arm64"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SVE256")
+    for threads, words in ((1, "1 thread"), (4, "4 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert devices.hardware(CPU) == f"cpu, {words}, arm64 SVE256"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card at {device}")
     assert devices.hardware(CUDA) == "a card at cuda:0"
 

@@ -70,7 +70,8 @@ def hardware(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    units, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' * (threads > 1)}, {platform.machine()} {units}"
 
 
 def prepare_process(device: torch.device, amp: bool) -> None:
