@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import torch
 
 import dataloader_cifar as data
+from losses import LAMBDA_U
 from PreResNet import ResNet18
 from smr.data.cifar_files import download
 from smr.run import options, session
@@ -55,14 +56,14 @@ RECIPES = {
 
 
 def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
-    """lambda_u of the published row (method 7); 25, the published default, where there is none."""
+    """lambda_u of the published row (method 7), the published default where there is none."""
     if noise_mode.startswith("asym"):
         return 0.0
     if noise_mode == "sym" and dataset == "cifar100" and r >= 0.5:
         return 150.0
     if noise_mode == "sym" and dataset == "cifar10":
-        return {0.2: 0.0, 0.9: 50.0}.get(r, 25.0)
-    return 25.0
+        return {0.2: 0.0, 0.9: 50.0}.get(r, LAMBDA_U)
+    return LAMBDA_U
 
 
 def new_parser() -> options.Parser:
@@ -97,10 +98,10 @@ def resolve(given: dict, device: torch.device) -> dict:
         _, config["r"] = data.HUMAN_LABELS[noise_mode]
     data.check_noise(dataset, noise_mode, config["noise_file"])
     if "lambda_u" not in given:
-        # A list of labels alone tells no cell.
-        of_list = config["noise_file"] and not given.keys() & {"r", "noise_mode"}
-        cell = ("", "", 0.0) if of_list else (dataset, noise_mode, config["r"])
-        config["lambda_u"] = published_lambda_u(*cell)
+        # A list of labels alone names no cell.
+        is_cell = not config["noise_file"] or given.keys() & {"r", "noise_mode"}
+        published = published_lambda_u(dataset, noise_mode, config["r"])
+        config["lambda_u"] = published if is_cell else LAMBDA_U
     config["asymmetric"] = noise_mode.startswith("asym")
     return config
 
