@@ -137,7 +137,7 @@ def test_output_tells_the_start_each_epoch_and_the_end(finished):
         f"wrong training labels: {100 * config['realised_noise_rate']:.2f} %",
         config["noise_sha256"],
         "--seed 5",
-        "device: cpu, 1 threads",
+        "device: cpu, 1 thread, ",
         f"run folder: checkpoint/{folder.name}\n",
     ):
         assert text in output
