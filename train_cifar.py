@@ -3,7 +3,7 @@
     python train_cifar.py --dataset digits
     python train_cifar.py --r 0.5 --noise_mode sym --data_path ./data/cifar-10-batches-py --download
 
-The first needs no data and takes two to five minutes on two CPU cores; the second reproduces
+The first needs no data and takes two to six minutes on two CPU cores; the second reproduces
 a figure of the paper. A flag that is not given takes its value from the data set's recipe.
 """
 
