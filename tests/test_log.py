@@ -22,8 +22,15 @@ SEMI_SUPERVISED = 2 + 2 * 0.55 * (4 + 2 + 3 * 4)
 RECIPE = tiny_recipe(num_epochs=9, warm_up=3, recalibrate_every=4)
 
 
+def time_left(recipe, epoch=0):
+    """TimeLeft after the first step of an epoch of very many."""
+    left = TimeLeft(recipe)
+    assert left.seconds(epoch, share=0) is None
+    return left
+
+
 def test_no_time_left_is_told_in_the_first_half_minute(clock):
-    left = TimeLeft(RECIPE, first_epoch=0)
+    left = time_left(RECIPE)
     clock.now += 29.9
     assert left.seconds(0, share=0.5) is None
     clock.now += 0.1
@@ -31,7 +38,7 @@ def test_no_time_left_is_told_in_the_first_half_minute(clock):
 
 
 def test_kinds_that_were_not_seen_yet_are_taken_to_last_as_their_passes_say(clock):
-    left = TimeLeft(RECIPE, first_epoch=0)
+    left = time_left(RECIPE)
     clock.now += 30
     second = 30 / (0.5 * WARM_UP)  # a pass, after half of a warm-up epoch
     passes = 2.5 * WARM_UP + 6 * SEMI_SUPERVISED + RECALIBRATION
@@ -39,7 +46,7 @@ def test_kinds_that_were_not_seen_yet_are_taken_to_last_as_their_passes_say(cloc
 
 
 def test_kinds_that_were_seen_are_taken_to_last_as_their_latest_epoch(clock):
-    left = TimeLeft(RECIPE, first_epoch=0)
+    left = time_left(RECIPE)
     for epoch, seconds in enumerate((100, 60, 80)):
         clock.now += seconds
         left.epoch_done(smr.WARM_UP, seconds)
@@ -70,7 +77,7 @@ def test_kinds_that_were_seen_are_taken_to_last_as_their_latest_epoch(clock):
 
 
 def test_a_resumed_run_judges_by_its_own_epochs_alone(clock):
-    left = TimeLeft(RECIPE, first_epoch=6)
+    left = time_left(RECIPE, epoch=6)
     clock.now += 40
     second = 40 / (0.5 * SEMI_SUPERVISED)
     passes = 2.5 * SEMI_SUPERVISED + RECALIBRATION
@@ -83,14 +90,14 @@ def test_a_resumed_run_judges_by_its_own_epochs_alone(clock):
 
 
 def test_every_epoch_of_plain_cross_entropy_lasts_as_long(clock):
-    left = TimeLeft(tiny_recipe(method="ce", num_epochs=9), first_epoch=0)
+    left = time_left(tiny_recipe(method="ce", num_epochs=9))
     clock.now += 30
     assert left.seconds(0, share=0.25) == pytest.approx(9.75 * 120)
 
 
 def test_a_step_costs_less_where_the_unlabelled_rows_skip_the_network(clock):
     recipe = tiny_recipe(num_epochs=3, warm_up=3, recalibrate_every=0, labelled_rows_only=True)
-    left = TimeLeft(recipe, first_epoch=0)
+    left = time_left(recipe)
     clock.now += 60
     passes = 2.5 * 6 + 2 + 2 * 0.55 * (4 + 2 + 3 * 2)
     assert left.seconds(0, share=0.5) == pytest.approx(60 / 3 * passes)
@@ -119,18 +126,13 @@ def new_log(recipe=RECIPE, truth_known=True, test_sets=("test",)) -> Log:
     return Log(config, recipe, truth_known, test_sets)
 
 
-def test_a_progress_line_has_place_means_rate_and_from_half_a_minute_on_the_time_left(
-    clock, capsys
-):
-    recipe = tiny_recipe(num_epochs=4, warm_up=5)
-    told = new_log(recipe)
-    clock.now += 50  # before the epochs: no time of theirs
-    told.begin(first_epoch=0)
+def test_a_progress_line_has_place_means_and_rate(clock, capsys):
+    told = new_log(tiny_recipe(num_epochs=4, warm_up=5))
+    told.begin()
     capsys.readouterr()
     meter = Meter()
-    clock.now += 29
+    clock.now += 30
     meter.add(torch.tensor(2.0), {"loss": 2.0}, 32)
-    told.console.last_shown -= 30
     told.progress(0, smr.WARM_UP, 2, 1, 2, meter)
     clock.now += 1
     meter.add(torch.tensor(1.0), {"loss": 1.0}, 28)
@@ -138,12 +140,21 @@ def test_a_progress_line_has_place_means_rate_and_from_half_a_minute_on_the_time
     assert capsys.readouterr().out == (
         "cifar10:0.5-sym | Epoch [  0/  4] Iter[  1/  2]  warm-up, net 2  loss 2.0000  1 images/s\n"
     )
-    clock.now += 30
-    told.progress(0, smr.WARM_UP, 1, 1, 2, meter)
-    assert capsys.readouterr().out == (
-        "cifar10:0.5-sym | Epoch [  0/  4] Iter[  1/  2]  warm-up, net 1  loss 1.5000  "
-        "1 images/s, 0:19:00 left\n"  # a quarter of five epochs took a minute
-    )
+
+
+def test_the_time_left_is_told_half_a_minute_after_the_first_step_which_may_compile(clock, capsys):
+    told = new_log(tiny_recipe(num_epochs=4, warm_up=5))
+    told.begin()
+    capsys.readouterr()
+    clock.now += 90
+    for network, step in ((1, 1), (1, 4), (2, 2)):
+        meter = Meter()
+        meter.add(torch.tensor(2.0), {"loss": 2.0}, 30)
+        clock.now += 30
+        told.progress(0, smr.WARM_UP, network, step, 4, meter)
+    ends = [line.split("images/s")[1] for line in capsys.readouterr().out.splitlines()]
+    # Three eighths of an epoch in 30 s, with 4.5 to come; five eighths in 60 s, with 4.25.
+    assert ends == ["", ", 0:06:00 left", ", 0:06:48 left"]
 
 
 def test_a_run_without_injected_noise_is_called_by_its_data_set_alone():
@@ -194,7 +205,7 @@ METRICS = {
 
 def test_a_summary_line_has_the_means_over_both_networks_under_their_headings(capsys):
     told = new_log()
-    told.begin(first_epoch=0)
+    told.begin()
     told.summary(3, smr.SEMI_SUPERVISED, METRICS)
     heading, line = capsys.readouterr().out.splitlines()
     assert heading == (
@@ -209,7 +220,7 @@ def test_a_summary_line_has_the_means_over_both_networks_under_their_headings(ca
 
 def test_a_figure_that_an_epoch_has_not_is_a_dash(capsys):
     told = new_log()
-    told.begin(first_epoch=0)
+    told.begin()
     told.summary(0, smr.WARM_UP, {"train/learning_rate": 0.02, "time/seconds": 1.0})
     _, line = capsys.readouterr().out.splitlines()
     assert line.split() == ["0", "warm-up", "0.02", *["-"] * 8, "1.0"]
@@ -217,7 +228,8 @@ def test_a_figure_that_an_epoch_has_not_is_a_dash(capsys):
 
 def test_a_summary_teaches_the_time_left_how_long_its_kind_lasts(clock):
     told = new_log(tiny_recipe(num_epochs=4, warm_up=5))
-    told.begin(first_epoch=0)
+    told.begin()
+    told.time_left.seconds(0, share=0)
     clock.now += 100
     told.summary(0, smr.WARM_UP, {"train/learning_rate": 0.02, "time/seconds": 70.0})
     assert told.time_left.seconds(1, share=0.5) == pytest.approx(3.5 * 70)
@@ -290,7 +302,7 @@ def test_a_log_on_a_full_disk_stops_nothing(monkeypatch):
 @pytest.mark.parametrize(("weight", "shown"), [(25.0, True), (0.0, False)])
 def test_a_progress_line_leaves_out_an_unlabelled_loss_without_weight(weight, shown, capsys):
     told, meter = new_log(tiny_recipe(lambda_u=weight)), Meter()
-    told.begin(first_epoch=0)
+    told.begin()
     meter.add(torch.tensor(2.0), {"loss": 2.0, "loss_u": 0.5, "lambda_u": 3.0}, 32)
     told.console.last_shown -= 60
     told.progress(0, smr.WARM_UP, 1, 1, 2, meter)

@@ -74,11 +74,10 @@ class TimeLeft:
     A kind of epoch that was not seen yet is taken to last as long as its cost says beside the rest.
     """
 
-    def __init__(self, recipe: Recipe, first_epoch: int):
+    def __init__(self, recipe: Recipe):
         self.kinds = [kind_of_epoch(epoch, recipe) for epoch in range(recipe.num_epochs + 1)]
         self.costs = kind_costs(recipe)
-        self.first_epoch = first_epoch
-        self.started = time.monotonic()
+        self.began: tuple[float, float] | None = None  # the time and the passes done by then
         self.seen: dict[str, float] = {}  # kind → seconds of its latest epoch
 
     def epoch_done(self, kind: str, seconds: float) -> None:
@@ -87,11 +86,15 @@ class TimeLeft:
 
     def seconds(self, epoch: int, share: float) -> float | None:
         """Of the rest of the run, of whose present `epoch` this share is done; None at first."""
-        elapsed = time.monotonic() - self.started
+        now = time.monotonic()
+        done = sum(self.costs[kind] for kind in self.kinds[:epoch])
+        done += share * self.costs[self.kinds[epoch]]
+        # After a step: the first one may compile, and is no measure of those to come.
+        self.began = self.began or (now, done)
+        elapsed, done = now - self.began[0], done - self.began[1]
         if elapsed < PLAIN_PERIOD:
             return None
-        done = sum(self.costs[kind] for kind in self.kinds[self.first_epoch : epoch])
-        rate = elapsed / (done + share * self.costs[self.kinds[epoch]])
+        rate = elapsed / done
         to_come = [self.seen.get(kind, self.costs[kind] * rate) for kind in self.kinds[epoch:]]
         return sum(to_come) - share * to_come[0]
 
@@ -117,9 +120,9 @@ class Log:
             self.noted.add(text)
             self.line(f"note: {text}")
 
-    def begin(self, first_epoch: int) -> None:
-        """The summary lines' heading; from here on time counts."""
-        self.time_left = TimeLeft(self.recipe, first_epoch)
+    def begin(self) -> None:
+        """The summary lines' heading."""
+        self.time_left = TimeLeft(self.recipe)
         names = "".join(f"{name:>{width + 1}}" for name, width, _, _ in self.columns)
         self.line(f"{'epoch':>5} {'kind':<15}{names}")
 
@@ -127,6 +130,7 @@ class Log:
         self, epoch: int, kind: str, network: int, step: int, steps: int, meter: Meter
     ) -> None:
         """Show where training is; the arguments are those of `smr.train`'s `progress`."""
+        left = self.time_left.seconds(epoch, (network - 1 + step / steps) / 2)
         if not self.console.due():
             return
         unused = ("loss_u", "lambda_u") if self.recipe.lambda_u == 0 else ()
@@ -134,7 +138,6 @@ class Log:
             f"{name} {value:.4f}" for name, value in meter.means().items() if name not in unused
         )
         rate = ranks.count() * meter.images / (time.perf_counter() - meter.started)
-        left = self.time_left.seconds(epoch, (network - 1 + step / steps) / 2)
         self.console.progress(
             f"{self.title} | Epoch [{epoch:3d}/{self.last_epoch:3d}] Iter[{step:3d}/{steps:3d}]  "
             f"{kind}, net {network}  {figures}  {rate:.0f} images/s"

@@ -108,7 +108,7 @@ class Record:
     def begin(self) -> None:
         """Head the epochs' lines; from here on time counts."""
         self.epoch_ended = time.monotonic()
-        self.log.begin(len(self.rows))
+        self.log.begin()
 
     def add(self, result: EpochResult, memory: dict[str, float]) -> None:
         """Add an epoch, with these figures of memory, to log, text files and TensorBoard.
