@@ -49,8 +49,10 @@ class Browser:
             return json.load(answer)["value"]
 
     def open(self, path: Path) -> None:
-        """Show a file."""
+        """Show a file, and wait until it is drawn: until then keys reach the page before it."""
         self.call("/url", {"url": path.as_uri()})
+        drawn = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+        self.call("/execute/async", {"script": drawn, "args": []})
 
     def js(self, script: str, *arguments):
         """What the body of a function returns."""
