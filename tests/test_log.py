@@ -25,7 +25,7 @@ RECIPE = tiny_recipe(num_epochs=9, warm_up=3, recalibrate_every=4)
 def time_left(recipe, epoch=0):
     """TimeLeft after the first step of an epoch of very many."""
     left = TimeLeft(recipe)
-    assert left.seconds(epoch, share=0) is None
+    left.step_done(epoch, share=0)
     return left
 
 
@@ -126,19 +126,28 @@ def new_log(recipe=RECIPE, truth_known=True, test_sets=("test",)) -> Log:
     return Log(config, recipe, truth_known, test_sets)
 
 
-def test_a_progress_line_has_place_means_and_rate(clock, capsys):
+def test_a_progress_line_has_place_means_rate_and_from_half_a_minute_on_the_time_left(
+    clock, capsys
+):
     told = new_log(tiny_recipe(num_epochs=4, warm_up=5))
     told.begin()
     capsys.readouterr()
     meter = Meter()
-    clock.now += 30
+    clock.now += 29
     meter.add(torch.tensor(2.0), {"loss": 2.0}, 32)
-    told.progress(0, smr.WARM_UP, 2, 1, 2, meter)
+    told.console.last_shown -= 30
+    told.progress(0, smr.WARM_UP, 1, 1, 4, meter)
     clock.now += 1
     meter.add(torch.tensor(1.0), {"loss": 1.0}, 28)
-    told.progress(0, smr.WARM_UP, 2, 2, 2, meter)
+    told.progress(0, smr.WARM_UP, 1, 2, 4, meter)
     assert capsys.readouterr().out == (
-        "cifar10:0.5-sym | Epoch [  0/  4] Iter[  1/  2]  warm-up, net 2  loss 2.0000  1 images/s\n"
+        "cifar10:0.5-sym | Epoch [  0/  4] Iter[  1/  4]  warm-up, net 1  loss 2.0000  1 images/s\n"
+    )
+    clock.now += 29
+    told.progress(0, smr.WARM_UP, 1, 3, 4, meter)
+    assert capsys.readouterr().out == (
+        "cifar10:0.5-sym | Epoch [  0/  4] Iter[  3/  4]  warm-up, net 1  loss 1.5000  "
+        "1 images/s, 0:09:15 left\n"  # a quarter of an epoch took half a minute; 4.625 are to come
     )
 
 
@@ -229,7 +238,7 @@ def test_a_figure_that_an_epoch_has_not_is_a_dash(capsys):
 def test_a_summary_teaches_the_time_left_how_long_its_kind_lasts(clock):
     told = new_log(tiny_recipe(num_epochs=4, warm_up=5))
     told.begin()
-    told.time_left.seconds(0, share=0)
+    told.time_left.step_done(0, share=0)
     clock.now += 100
     told.summary(0, smr.WARM_UP, {"train/learning_rate": 0.02, "time/seconds": 70.0})
     assert told.time_left.seconds(1, share=0.5) == pytest.approx(3.5 * 70)

@@ -77,24 +77,30 @@ class TimeLeft:
     def __init__(self, recipe: Recipe):
         self.kinds = [kind_of_epoch(epoch, recipe) for epoch in range(recipe.num_epochs + 1)]
         self.costs = kind_costs(recipe)
-        self.began: tuple[float, float] | None = None  # the time and the passes done by then
+        self.began: tuple[float, float] | None = None  # the time, and the passes done by then
         self.seen: dict[str, float] = {}  # kind → seconds of its latest epoch
 
     def epoch_done(self, kind: str, seconds: float) -> None:
         """Note an epoch's wall time."""
         self.seen[kind] = seconds
 
+    def step_done(self, epoch: int, share: float) -> None:
+        """Time counts from the first step on: that one may compile, and is no measure of others."""
+        if self.began is None:
+            self.began = time.monotonic(), self.passes(epoch, share)
+
+    def passes(self, epoch: int, share: float) -> float:
+        """Forward passes an image of the run, until this share of an epoch is done."""
+        done = sum(self.costs[kind] for kind in self.kinds[:epoch])
+        return done + share * self.costs[self.kinds[epoch]]
+
     def seconds(self, epoch: int, share: float) -> float | None:
         """Of the rest of the run, of whose present `epoch` this share is done; None at first."""
-        now = time.monotonic()
-        done = sum(self.costs[kind] for kind in self.kinds[:epoch])
-        done += share * self.costs[self.kinds[epoch]]
-        # After a step: the first one may compile, and is no measure of those to come.
-        self.began = self.began or (now, done)
-        elapsed, done = now - self.began[0], done - self.began[1]
+        began, before = self.began
+        elapsed = time.monotonic() - began
         if elapsed < PLAIN_PERIOD:
             return None
-        rate = elapsed / done
+        rate = elapsed / (self.passes(epoch, share) - before)
         to_come = [self.seen.get(kind, self.costs[kind] * rate) for kind in self.kinds[epoch:]]
         return sum(to_come) - share * to_come[0]
 
@@ -130,7 +136,8 @@ class Log:
         self, epoch: int, kind: str, network: int, step: int, steps: int, meter: Meter
     ) -> None:
         """Show where training is; the arguments are those of `smr.train`'s `progress`."""
-        left = self.time_left.seconds(epoch, (network - 1 + step / steps) / 2)
+        share = (network - 1 + step / steps) / 2
+        self.time_left.step_done(epoch, share)
         if not self.console.due():
             return
         unused = ("loss_u", "lambda_u") if self.recipe.lambda_u == 0 else ()
@@ -138,6 +145,7 @@ class Log:
             f"{name} {value:.4f}" for name, value in meter.means().items() if name not in unused
         )
         rate = ranks.count() * meter.images / (time.perf_counter() - meter.started)
+        left = self.time_left.seconds(epoch, share)
         self.console.progress(
             f"{self.title} | Epoch [{epoch:3d}/{self.last_epoch:3d}] Iter[{step:3d}/{steps:3d}]  "
             f"{kind}, net {network}  {figures}  {rate:.0f} images/s"
