@@ -95,7 +95,7 @@ def noise(config: dict) -> str:
 
 
 def method(config: dict) -> str:
-    """The method, with the switches of method 6 that are not its own."""
+    """The method, with its switches that are not its own in method 6, and method 11's views."""
     name, warmup_loss = config["method"], config["warmup_loss"]
     own_loss = "mixup" if name == "smr" else "ce"
     text = name if warmup_loss == own_loss else f"{name}, {warmup_loss} warm-up"
@@ -103,7 +103,7 @@ def method(config: dict) -> str:
         text += ", no recalibration"
     if name == "dividemix" and config["recalibrate_every"]:
         text += ", recalibration"
-    return text
+    return f"{text}, strong views" if config["augment"] == "strong" else text
 
 
 def read_run(folder: Path) -> FinishedRun | str:

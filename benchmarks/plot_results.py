@@ -30,8 +30,9 @@ COLOURS = {
     "ce": (30, 30, 30),
     "smr, no recalibration": (0, 158, 115),
     "smr, ce warm-up": (204, 121, 167),
+    "smr, strong views": (230, 159, 0),
 }
-OTHER_COLOURS = ((230, 159, 0), (86, 180, 233))
+OTHER_COLOURS = ((86, 180, 233), (150, 150, 150))
 KINDS_OF_NOISE = ("sym", "asym", "human")
 # Each row of panels: its axis, its metrics, of which the mean is drawn, and its height.
 ROWS = (

@@ -327,7 +327,7 @@ def test_colours_are_the_methods_own_and_no_two_the_same(tmp_path):
     write_run(tmp_path, "ce", 1, [1.0] * 2)
     colours = plot_results.colours_of(plot_results.read_runs(tmp_path))
     assert list(colours) == ["smr", "ce"] and colours["smr"] == BLUE
-    assert len({*plot_results.COLOURS.values(), *plot_results.OTHER_COLOURS}) == 7
+    assert len({*plot_results.COLOURS.values(), *plot_results.OTHER_COLOURS}) == 8
 
 
 def test_command_line_writes_a_png_or_says_what_is_lacking(tmp_path, capsys):

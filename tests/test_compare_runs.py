@@ -150,8 +150,8 @@ def test_strong_views_make_a_row_of_their_own_and_older_runs_had_weak_ones(write
     strong = write_run("strong", [60.0] * 12, augment="strong")
     rows = rows_of(compare_runs.compare([older, weak, strong]))
     assert sorted((row[2], row[4], row[5]) for row in rows) == [
-        ("smr (augment strong)", "1", "60.00"),
-        ("smr (augment weak)", "2", "51.00 ± 1.41"),
+        ("smr", "2", "51.00 ± 1.41"),
+        ("smr, strong views", "1", "60.00"),
     ]
 
 
