@@ -32,6 +32,8 @@ class Browser:
         port = next(match[1] for match in started if match)
         self.session = f"http://127.0.0.1:{port}/session"
         flags = "headless=new no-sandbox disable-gpu disable-background-networking no-first-run"
+        # Without it some pages of files see an empty storage while the machine is busy.
+        flags += " allow-file-access-from-files"
         flags = [*flags.split(), f"user-data-dir={folder / 'profile'}", "window-size=1280,900"]
         options = {
             "binary": browser,
