@@ -117,14 +117,14 @@ def fit_head(network: nn.Module, num_class: int) -> None:
 
 
 def pass_lone_images_twice(network: nn.Module) -> None:
-    """Have the network take a small image that is alone in its batch twice, in training.
+    """Have the network take an image that is alone in its batch twice, in training.
 
-    Its last maps may hold one value a channel, of which BN needs two.
+    Some of its maps may hold one value a channel, of which BN needs two.
     """
     plain = network.forward
 
     def forward(images: Tensor) -> Tensor:
-        if network.training and len(images) == 1 and max(images.shape[-2:]) < 64:
+        if network.training and len(images) == 1:
             return plain(torch.cat([images, images]))[:1]
         return plain(images)
 

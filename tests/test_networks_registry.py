@@ -246,3 +246,16 @@ def test_timm_s_networks_are_built_with_the_classes_and_take_a_file(monkeypatch,
     assert torch.equal(network.conv1.weight, state["conv1.weight"])
     with pytest.raises(InputError, match="timm 9 has no such network"):
         networks.check_name("timm/resnet81")
+
+
+@pytest.mark.parametrize("side", [8, 128])
+def test_an_image_that_is_alone_in_its_batch_is_passed_twice_in_training(side):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())
+    nn.init.constant_(network[1].bias, 0.25)
+    images = torch.rand(1, 3, side, side)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(images)
+    networks.pass_lone_images_twice(network)
+    torch.testing.assert_close(network(images), torch.full((1, 3), 0.25), rtol=0, atol=1e-4)
+    network.eval()
+    assert network(images).shape == (1, 3)
