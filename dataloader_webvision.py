@@ -4,6 +4,7 @@ loader = webvision_dataloader("./data/WebVision1.0", "./data/imagenet/val", 50, 
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,21 @@ def read_webvision(root: Path, num_class: int) -> tuple[Listing, Listing]:
 
 
 def read_classes(root: Path, num_class: int) -> list[tuple[str, str]]:
-    """(synset, name) of each class. Raises InputError."""
+    """(synset, name) of each class, with its synset where another has the name.
+
+    Raises InputError.
+    """
     path = root / "info" / "synsets.txt"
     lines = [line.split(maxsplit=1) for line in lines_of(path, WHERE) if line.strip()]
     if len(lines) < num_class:
         raise InputError(f"{path}: {len(lines)} classes, expected {num_class}; {WHERE}")
-    return [
+    classes = [
         (synset, names[0].split(",")[0] if names else synset)
         for synset, *names in lines[:num_class]
+    ]
+    times = Counter(name for _, name in classes)
+    return [
+        (synset, name if times[name] == 1 else f"{name} ({synset})") for synset, name in classes
     ]
 
 

@@ -35,7 +35,6 @@ RECIPES = {
         "alpha": 0.5,
         "image_size": 299,
         "resize": 320,
-        "imagenet_resize": 320,
         "network": "timm/inception_resnet_v2",
         "num_class": 50,
         "data_path": "./data/WebVision1.0",
@@ -66,9 +65,10 @@ def resolve(given: dict, device: torch.device) -> dict:
     config = options.resolve(given, recipe, device)
     if "imagenet_path" not in given and not Path(config["imagenet_path"]).is_dir():
         config["imagenet_path"] = ""
-    config["imagenet_resize"] = max(config["imagenet_resize"], config["image_size"])
     config["top5"] = config["num_class"] > 5
     photos.settle(config)
+    scaled = config.get("imagenet_resize", config["resize"])
+    config["imagenet_resize"] = max(scaled, config["image_size"])
     return config
 
 

@@ -11,7 +11,12 @@ from runs import rows_of
 from test_streams import slowly
 
 import train_webvision
-from dataloader_webvision import read_imagenet, read_webvision, webvision_dataloader
+from dataloader_webvision import (
+    read_classes,
+    read_imagenet,
+    read_webvision,
+    webvision_dataloader,
+)
 from smr.data.streams import Frame
 from smr.errors import InputError
 from smr.run import options
@@ -130,9 +135,20 @@ def test_the_recipes_are_those_of_the_papers(monkeypatch):
         assert {name: config[name] for name in wanted} == wanted
 
 
-def test_a_larger_crop_has_its_imagenet_photos_scaled_to_it(monkeypatch):
+def test_imagenet_photos_are_scaled_like_webvision_s_but_for_dividemix(monkeypatch):
     monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
-    assert resolved("--crop", "336", "--resize", "384")["imagenet_resize"] == 336
+    assert resolved("--resize", "384")["imagenet_resize"] == 384
+    mix = "--method", "dividemix", "--resize", "384"
+    assert resolved(*mix)["imagenet_resize"] == 256
+    assert resolved(*mix, "--crop", "336")["imagenet_resize"] == 336
+
+
+def test_classes_of_one_name_are_told_apart_by_their_synsets(tmp_path):
+    (tmp_path / "info").mkdir()
+    lines = "n02012849 crane\nn02084071 dog, domestic dog\nn03126707 crane\n"
+    (tmp_path / "info" / "synsets.txt").write_text(lines)
+    names = [name for _, name in read_classes(tmp_path, 3)]
+    assert names == ["crane (n02012849)", "dog", "crane (n03126707)"]
 
 
 def test_empty_class_folders_of_imagenet_are_named(tmp_path):
