@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 from golden import OneBatch
-from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
+from helpers import (
+    TinyNet,
+    augmented,
+    generator,
+    state_copy,
+    tiny_loader,
+    tiny_pair,
+    tiny_recipe,
+)
 from runs import RUN_NAME, assert_same_run, rows_of, run_short
 from torch.testing import assert_close
 from torchvision.transforms import InterpolationMode
@@ -163,7 +171,7 @@ def test_without_strong_a_split_serves_what_it_always_did():
     assert {len(batch) for batch in batches} == {4}
     loader = tiny_loader()
     order = torch.arange(24)[torch.randperm(24, generator=loader.generator)][:8]
-    wanted = [loader.train_images.augmented(order, loader.generator) for _ in range(2)]
+    wanted = [augmented(loader.train_images, order, loader.generator) for _ in range(2)]
     assert torch.equal(torch.stack(batches[0][:2]), torch.stack(wanted))
 
 

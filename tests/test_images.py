@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import generator
+from helpers import augmented, generator
 from torch.testing import assert_close
 
 from smr.data.images import ImageSet, Views
@@ -58,7 +58,7 @@ def plain_view(image: np.ndarray, offset, flipped: bool, padding: int = 4) -> np
 def test_view_equals_pad_crop_flip_and_normalise_one_by_one(channels_last, shape):
     images = located_images(60, *shape)
     index = torch.arange(60).flip(0)
-    views = image_set(images, channels_last=channels_last).augmented(index, generator())
+    views = augmented(image_set(images, channels_last=channels_last), index, generator())
     offsets, flips = drawn(views)
     assert {*flips} == {False, True}
     expected = [
@@ -69,8 +69,8 @@ def test_view_equals_pad_crop_flip_and_normalise_one_by_one(channels_last, shape
 
 
 def test_padding_is_black_before_normalisation():
-    view = image_set(np.full((200, 32, 32, 3), 255, np.uint8)).augmented(
-        torch.arange(200), generator()
+    view = augmented(
+        image_set(np.full((200, 32, 32, 3), 255, np.uint8)), torch.arange(200), generator()
     )
     values = np.unique(as_bytes(view).round(4))
     assert_close(values, np.array([0.0, 255.0]), atol=1e-3, rtol=0)
@@ -81,7 +81,7 @@ def test_every_image_of_every_view_draws_its_own_crop_and_flip():
     same = torch.zeros(400, dtype=torch.long)
     source = generator()
     (first, first_flips), (second, second_flips) = (
-        drawn(images.augmented(same, source)) for _ in range(2)
+        drawn(augmented(images, same, source)) for _ in range(2)
     )
     assert len(np.unique(first, axis=0)) == 81
     # One of 81 crops is the same by chance, and half of the flips.
@@ -92,7 +92,7 @@ def test_every_image_of_every_view_draws_its_own_crop_and_flip():
 def test_crops_are_uniform_over_81_places_and_half_are_flipped():
     n = 40_500
     offsets, flips = drawn(
-        image_set(located_images(1, 12)).augmented(torch.zeros(n, dtype=torch.long), generator())
+        augmented(image_set(located_images(1, 12)), torch.zeros(n, dtype=torch.long), generator())
     )
     assert offsets.min() == 0
     assert offsets.max() == 8
@@ -106,11 +106,11 @@ def test_crops_are_uniform_over_81_places_and_half_are_flipped():
 def test_digits_are_cropped_and_never_flipped_and_animals_flipped_and_never_cropped():
     index = torch.zeros(500, dtype=torch.long)
     digits = image_set(located_images(1, 8), padding=1, flip=False)
-    offsets, flips = drawn(digits.augmented(index, generator()), padding=1)
+    offsets, flips = drawn(augmented(digits, index, generator()), padding=1)
     assert not flips.any()
     assert len(np.unique(offsets, axis=0)) == 9
     animals = image_set(located_images(1, 8), padding=0)
-    offsets, flips = drawn(animals.augmented(index, generator()), padding=0)
+    offsets, flips = drawn(augmented(animals, index, generator()), padding=0)
     assert not offsets.any()
     assert 0.4 < flips.mean() < 0.6
 
@@ -137,7 +137,7 @@ def test_a_set_gives_back_its_images_as_they_came(padding):
 def test_the_last_image_s_last_crop_is_within_what_is_held():
     images = located_images(2, 6, 5)
     held = image_set(images, padding=2, flip=False)
-    views = held.augmented(torch.ones(300, dtype=torch.long), generator())
+    views = augmented(held, torch.ones(300, dtype=torch.long), generator())
     offsets, _ = drawn(views, padding=2)
     assert offsets.max(axis=0).tolist() == [4, 4]
     last = as_bytes(views[(offsets == 4).all(axis=1)])[0]
@@ -151,15 +151,15 @@ def test_views_for_tests_are_normalised_alike_and_never_augmented():
 def test_a_generator_s_state_repeats_the_views():
     held, index = image_set(located_images(9)), torch.arange(9)
     source = generator(3)
-    first, second = held.augmented(index, source), held.augmented(index, source)
+    first, second = augmented(held, index, source), augmented(held, index, source)
     assert not torch.equal(first, second)
-    assert torch.equal(held.augmented(index, generator(3)), first)
+    assert torch.equal(augmented(held, index, generator(3)), first)
 
 
 def test_memory_format_changes_no_value_of_a_batch():
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     served = [image_set(images, channels_last=form) for form in (False, True)]
-    views = [each.augmented(torch.arange(6), generator()) for each in served]
+    views = [augmented(each, torch.arange(6), generator()) for each in served]
     assert torch.equal(*views)
     assert torch.equal(*(each.plain(torch.arange(6)) for each in served))
     assert views[0].is_contiguous()

@@ -101,17 +101,12 @@ class ImageSet:
         middle = round(self.margin / 2)
         return self.normalised(self._cropped(index, middle, middle))
 
-    def augmented(
-        self, index: Tensor, generator: torch.Generator, own: slice = slice(None)
-    ) -> Tensor:
-        """One view of each image: its own crop and its own flip (method 1: `train`).
-
-        Drawn for all of `index` [b], made of the `own` ones, so that ranks draw alike.
-        """
-        return self.normalised(self.drawn(index, generator, own))
-
     def drawn(self, index: Tensor, generator: torch.Generator, own: slice) -> Tensor:
-        """The pixels of an `augmented` view: uint8 [b, height, 3·width]."""
+        """The pixels of one view of each image, uint8 [b, height, 3·width], to be `normalised`.
+
+        Each has its own crop and its own flip (method 1: `train`), drawn for all of `index` [n],
+        made of the `own` ones, so that ranks draw alike.
+        """
         draw = {"generator": generator, "device": self.device}
         offsets = torch.randint(self.margin + 1, (2, len(index)), **draw)
         rows = self._cropped(index[own], *offsets[:, own])
