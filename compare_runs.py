@@ -31,7 +31,7 @@ HEADINGS = (
 NO_SETTINGS = {
     *FREE,
     *("seed", *SPEED, "ranks", "noise_file"),
-    *("noise_sha256", "realised_noise_rate", "selected_accuracy", "versions", "hardware"),
+    *("noise_sha256", "realised_noise_rate", "selected_accuracy", "ended", "versions", "hardware"),
 } - {"num_epochs"}
 # Method 7: what papers report for a cell, by the method that reports it; on sets of 50,000 images.
 PUBLISHED_IMAGES = 50_000

@@ -38,7 +38,7 @@ RECIPES = {
     "cifar10": CIFAR_RECIPE | {"warm_up": 10, "data_path": "./data/cifar-10-batches-py"},
     # A hundred classes take longer to learn before losses tell anything.
     "cifar100": CIFAR_RECIPE | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
-    # Ours: small enough for two CPU cores and two minutes, in the proportions of CIFAR's.
+    # Ours: small enough for two CPU cores in minutes, in the proportions of CIFAR's.
     "digits": NOISE
     | {
         "num_epochs": 60,

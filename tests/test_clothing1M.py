@@ -235,9 +235,13 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
 
 
 def test_networks_of_different_best_epochs_are_kept_apart(tmp_path):
-    parts = dict.fromkeys(session.checkpoints.NETWORK_PARTS)
+    parts = dict.fromkeys((*session.checkpoints.NETWORK_PARTS, "ranks"))
     torch.save(parts | {"networks": ["a0", "b0"]}, tmp_path / "best.pt")
     second = parts | {"epoch": 1, "networks": ["a1", "b1"]}  # the best of network 2 alone
     assert session.checkpoints.keep(second, tmp_path, best_epochs=(0, 1), last=False) == []
     kept = torch.load(tmp_path / "best.pt")
     assert kept["networks"] == ["a0", "b1"] and kept["epochs"] == (0, 1)
+    (tmp_path / "best.pt").unlink()  # as where the disk was full at epoch 0
+    session.checkpoints.keep(second, tmp_path, best_epochs=(0, 1), last=False)
+    kept = torch.load(tmp_path / "best.pt")
+    assert kept["networks"] == ["a1", "b1"] and "epochs" not in kept

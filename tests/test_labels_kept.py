@@ -73,14 +73,29 @@ def test_overwrite_refuses_to_delete_what_a_person_edited_or_corrected(pair, tmp
     report(pair, tmp_path)
     overwrite = Namespace(resume=None, overwrite=True)
     folders.refuse_a_run(tmp_path, overwrite)
+    folders.refuse_a_run(tmp_path, Namespace(resume=True, overwrite=False))
     for name in ("corrections.csv", "corrected_labels.json"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(InputError, match=f"{name} is a person's work"):
             folders.refuse_a_run(tmp_path, overwrite)
+        with pytest.raises(InputError, match=f"{name} is a person's work"):
+            folders.refuse_a_run(tmp_path, Namespace(resume=True, overwrite=False))
         (tmp_path / name).unlink()
     (tmp_path / "labels.csv").write_text("mine")
     with pytest.raises(InputError, match=r"labels\.csv is a person's work"):
         folders.refuse_a_run(tmp_path, overwrite)
+
+
+def test_resume_without_checkpoints_refuses_to_delete_epochs_that_were_trained(tmp_path):
+    resume = Namespace(resume=True, overwrite=False)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")  # as of a run killed before its first checkpoint
+    folders.refuse_a_run(tmp_path, resume)
+    for name in ("best.pt", "metrics.jsonl"):
+        (tmp_path / name).write_text("of an epoch")
+        with pytest.raises(InputError, match=r"holds a run without the last\.pt"):
+            folders.refuse_a_run(tmp_path, resume)
+        (tmp_path / name).unlink()
 
 
 def test_pred_probs_are_the_networks_probabilities_in_the_order_of_labels_csv(pair, tmp_path):

@@ -264,6 +264,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(folder, capsys, c
     assert said in found and "last.pt" in found
 
 
+def test_evaluate_of_a_run_with_other_labels_is_refused(folder, capsys):
+    changed(folder / "best.pt", lambda state: state.update(noise_sha256="0" * 64))
+    before = contents(folder)
+    found = refused(capsys, "--evaluate", folder / "best.pt")
+    assert "best.pt: the labels are not those of this run" in found
+    assert contents(folder) == before
+
+
 def test_numpy_s_position_outside_its_random_state_is_not_believed(folder, capsys):
     def change(state):
         kind, keys, _, *rest = state["random"]["numpy"]

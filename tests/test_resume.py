@@ -31,7 +31,7 @@ import train_cifar
 from smr import files
 from smr.data import pickles
 from smr.record.log import Log
-from smr.run import checkpoints
+from smr.run import checkpoints, session
 
 LAST = len(KINDS) - 1
 
@@ -158,6 +158,7 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(straight)
     assert best["epoch"] == accuracies.index(max(accuracies))
     assert set(best) == {
         *("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy", "images"),
+        "ranks",
     }
     assert best["script"] == "train_cifar.py"
 
@@ -199,6 +200,25 @@ def test_resuming_a_finished_run_trains_no_more_and_changes_none_of_its_results(
     assert run_short(tmp_path, "--resume") == 0
     assert epochs_shown(capsys.readouterr().out) == []
     assert_same_run(folder, straight[0])
+
+
+def test_a_run_stopped_while_it_writes_its_lists_writes_them_when_it_is_resumed(
+    tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    page = ("--num_epochs", "1", "--review", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.labels.review, "page", interrupted)
+        assert run_short(tmp_path, *page) == 128 + signal.SIGINT
+    folder = tmp_path / RUN_NAME
+    assert (folder / "labels.csv").exists() and not (folder / "labels.html").exists()
+    capsys.readouterr()
+    assert run_short(tmp_path, *page, "--resume") == 0
+    assert "finished" not in capsys.readouterr().out and (folder / "labels.html").exists()
+    assert run_short(tmp_path, *page, "--resume") == 0
+    assert "finished at epoch 1" in capsys.readouterr().out
 
 
 # --- momentum in the other memory format ---

@@ -96,7 +96,7 @@ def training_state(
 
 def networks_alone(state: dict) -> dict:
     """What `best.pt` holds of a `training_state`."""
-    return {key: state[key] for key in NETWORK_PARTS}
+    return {key: state[key] for key in (*NETWORK_PARTS, "ranks")}
 
 
 @contextmanager
@@ -112,13 +112,18 @@ def fitting(path: Path, what: str) -> Iterator[None]:
         raise InputError(f"{path}: {what} ({reason})") from error
 
 
-def restore(state: dict, pair: Pair, loader: Loader, noise_sha256: str, path: Path) -> None:
-    """Put a `training_state` into a pair and a loader. Raises InputError where it does not fit."""
+def refuse_other_labels(state: dict, noise_sha256: str, path: Path) -> None:
+    """Raise InputError where the labels of this checksum are not those of the checkpoint's run."""
     if state["noise_sha256"] != noise_sha256:
         raise InputError(
             f"{path}: the labels are not those of this run: files were added, moved or removed, or "
             "--noise_file is another; put them back, or start anew with another --id"
         )
+
+
+def restore(state: dict, pair: Pair, loader: Loader, noise_sha256: str, path: Path) -> None:
+    """Put a `training_state` into a pair and a loader. Raises InputError where it does not fit."""
+    refuse_other_labels(state, noise_sha256, path)
     restore_networks(state, pair, path)
     restore_histories(state, pair, loader, path)
     with fitting(path, "a damaged checkpoint"):
@@ -201,9 +206,10 @@ def best_networks(state: dict, best_epochs: tuple[int, int], path: Path) -> dict
     """What `best.pt` is to hold: the state's networks, but for one that was better there.
 
     `epochs` are the networks' own where they differ; `epoch` and `accuracy` are of the latest pair.
+    Where the disk did not take the better one, there is no file, and the state's stands for it.
     """
     best, newest = networks_alone(state), [epoch == state["epoch"] for epoch in best_epochs]
-    if not all(newest):
+    if not all(newest) and path.exists():
         chosen = zip(newest, state["networks"], load(path)["networks"], strict=True)
         best["networks"] = [new if is_best else old for is_best, new, old in chosen]
         best["epochs"] = best_epochs

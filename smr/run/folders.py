@@ -48,12 +48,17 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "last.pt"))
 
 
+def has_content(path: Path) -> bool:
+    """Whether this is a file that holds something."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
     """Raise InputError where starting anew in this folder would lose a run that is there.
 
     --resume may: a run that was killed before its first checkpoint has nothing to lose.
     """
-    if args.resume and (folder / "best.pt").exists():
+    if args.resume and any(has_content(folder / name) for name in ("best.pt", "metrics.jsonl")):
         raise InputError(
             f"{folder} holds a run without the last.pt to resume it from; --overwrite deletes it"
         )
@@ -62,10 +67,8 @@ def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
             f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
             "--id NAME starts another beside it"
         )
-    if args.overwrite and (edited := labels.edited(folder)):
-        raise InputError(
-            f"--overwrite: {edited[0]} is a person's work, which a run never deletes; move it away"
-        )
+    if edited := labels.edited(folder):
+        raise InputError(f"{edited[0]} is a person's work, which a run never deletes; move it away")
 
 
 def clear_folder(folder: Path) -> None:

@@ -154,7 +154,7 @@ def run(
         ranks.in_turn(restore)
         state.clear()  # the networks hold it now: no second copy for the whole run
     done = len(rows) > recipe.num_epochs
-    if ranks.from_first(lambda: done and (folder / "labels.csv").exists()):
+    if ranks.from_first(lambda: done and ended(folder)):
         Console().line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
         return 0
     if not ranks.is_first():
@@ -180,19 +180,29 @@ def run(
         follow(record, results, state_after, config["save_every"], device)
         drawn = report_labels(pair, loader, config, folder, record.log.line)
         record.finish(drawn)
+        described["ended"] = True
         if recipe.select_on:
             accuracy = test_selected(pair, loader, recipe, folder)
-            replace_json(folder / "config.json", described | {"selected_accuracy": accuracy})
+            described["selected_accuracy"] = accuracy
             record.log.line(
                 f"selected by {recipe.select_on} accuracy: networks of epochs "
                 f"{' and '.join(map(str, record.best_epochs))}, test accuracy {accuracy:.2f} %"
             )
+        replace_json(folder / "config.json", described)
         return 0
     except NonFiniteLoss as error:
         record.log.line(f"stopped: {error}; the last checkpoint stands; try a smaller --lr")
         return 1
     finally:
         record.board.close()
+
+
+def ended(folder: Path) -> bool:
+    """Whether the run that is here has written its lists and its last figures."""
+    with suppress(OSError, ValueError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return "ended" in config and (folder / "labels.csv").exists()
+    return False
 
 
 def refuse_unlike(checksums: list[str]) -> None:
@@ -316,6 +326,7 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
     config = ranks.from_first(partial(go_on, script, state, options.given_flags(args), path))
     device = device_of(config)
     loader, line = ranks.in_turn(partial(script.make_loader, config, device)), Console().line
+    checkpoints.refuse_other_labels(state, data_facts(loader)["noise_sha256"], path)
     pair = make_pair(script, config | options.FROM_CHECKPOINT, device)
     recipe = recipe_of(config)
     ranks.in_turn(partial(checkpoints.restore_networks, state, pair, path))
