@@ -86,6 +86,14 @@ def test_overwrite_refuses_to_delete_what_a_person_edited_or_corrected(pair, tmp
         folders.refuse_a_run(tmp_path, overwrite)
 
 
+def test_a_new_run_starts_beside_a_list_of_which_no_run_is_left(pair, tmp_path):
+    report(pair, tmp_path)
+    (tmp_path / "judged.json").unlink()
+    folders.refuse_a_run(tmp_path, Namespace(resume=None, overwrite=False))
+    folders.clear_folder(tmp_path)
+    assert (tmp_path / "labels.csv").exists()
+
+
 def test_resume_without_checkpoints_refuses_to_delete_epochs_that_were_trained(tmp_path):
     resume = Namespace(resume=True, overwrite=False)
     (tmp_path / "config.json").write_text("{}")

@@ -67,7 +67,7 @@ def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
             f"{folder} holds a run: --resume continues it, --overwrite deletes it, "
             "--id NAME starts another beside it"
         )
-    if edited := labels.edited(folder):
+    if (args.resume or args.overwrite) and (edited := labels.edited(folder)):
         raise InputError(f"{edited[0]} is a person's work, which a run never deletes; move it away")
 
 
