@@ -49,7 +49,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def test_a_row_is_mean_and_deviation_over_seeds_beside_the_published_figure(write_run):
-    first = write_run("a", [10.0, 96.0, *[90.0] * 9, 91.0], device="cuda")
+    first = write_run("a", [10.0, 96.0, *[90.0] * 9, 91.0], device="cuda", ended=True)
     second = write_run("b", [10.0, 94.0, *[91.0] * 9, 92.0], seed=2, noise_sha256="other")
     text = compare_runs.compare([first, second])
     assert rows_of(text) == [

@@ -69,21 +69,19 @@ def test_an_edited_list_of_a_run_without_a_record_of_it_stays_too(pair, tmp_path
     assert (tmp_path / "labels_2.csv").read_bytes() == kept
 
 
-def test_overwrite_refuses_to_delete_what_a_person_edited_or_corrected(pair, tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_person_edited_or_corrected_is_never_deleted(pair, tmp_path, resume):
     report(pair, tmp_path)
-    overwrite = Namespace(resume=None, overwrite=True)
-    folders.refuse_a_run(tmp_path, overwrite)
-    folders.refuse_a_run(tmp_path, Namespace(resume=True, overwrite=False))
+    flags = Namespace(resume=resume, overwrite=not resume)
+    folders.refuse_a_run(tmp_path, flags)
     for name in ("corrections.csv", "corrected_labels.json"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(InputError, match=f"{name} is a person's work"):
-            folders.refuse_a_run(tmp_path, overwrite)
-        with pytest.raises(InputError, match=f"{name} is a person's work"):
-            folders.refuse_a_run(tmp_path, Namespace(resume=True, overwrite=False))
+            folders.refuse_a_run(tmp_path, flags)
         (tmp_path / name).unlink()
     (tmp_path / "labels.csv").write_text("mine")
     with pytest.raises(InputError, match=r"labels\.csv is a person's work"):
-        folders.refuse_a_run(tmp_path, overwrite)
+        folders.refuse_a_run(tmp_path, flags)
 
 
 def test_a_new_run_starts_beside_a_list_of_which_no_run_is_left(pair, tmp_path):

@@ -11,12 +11,7 @@ from runs import rows_of
 from test_streams import slowly
 
 import train_webvision
-from dataloader_webvision import (
-    read_classes,
-    read_imagenet,
-    read_webvision,
-    webvision_dataloader,
-)
+from dataloader_webvision import read_classes, read_imagenet, read_webvision, webvision_dataloader
 from smr.data.streams import Frame
 from smr.errors import InputError
 from smr.run import options

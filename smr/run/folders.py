@@ -1,6 +1,7 @@
 """A run's folder: held for one process, cleared for a new run, refused where one would be lost."""
 
 import argparse
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,9 +49,12 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "last.pt"))
 
 
-def has_content(path: Path) -> bool:
-    """Whether this is a file that holds something."""
-    return path.is_file() and path.stat().st_size > 0
+def ended(folder: Path) -> bool:
+    """Whether the run that is here has written its lists and its last figures."""
+    with suppress(OSError, ValueError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return "ended" in config and (folder / "labels.csv").exists()
+    return False
 
 
 def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
@@ -58,7 +62,9 @@ def refuse_a_run(folder: Path, args: argparse.Namespace) -> None:
 
     --resume may: a run that was killed before its first checkpoint has nothing to lose.
     """
-    if args.resume and any(has_content(folder / name) for name in ("best.pt", "metrics.jsonl")):
+    metrics = folder / "metrics.jsonl"
+    has_epochs = metrics.exists() and metrics.stat().st_size > 0
+    if args.resume and (has_epochs or (folder / "best.pt").exists()):
         raise InputError(
             f"{folder} holds a run without the last.pt to resume it from; --overwrite deletes it"
         )

@@ -25,7 +25,7 @@ from smr.record import labels
 from smr.record.log import title
 from smr.record.records import Record, run_name
 from smr.run import checkpoints, devices, options
-from smr.run.folders import clear_folder, locked, refuse_a_run
+from smr.run.folders import clear_folder, ended, locked, refuse_a_run
 from smr.run.saving import Saver, copied
 
 
@@ -195,14 +195,6 @@ def run(
         return 1
     finally:
         record.board.close()
-
-
-def ended(folder: Path) -> bool:
-    """Whether the run that is here has written its lists and its last figures."""
-    with suppress(OSError, ValueError):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return "ended" in config and (folder / "labels.csv").exists()
-    return False
 
 
 def refuse_unlike(checksums: list[str]) -> None:
