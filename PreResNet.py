@@ -52,7 +52,7 @@ class PreActResNet(nn.Module):
         return nn.Sequential(first, *(PreActBlock(planes, planes, 1) for _ in range(blocks - 1)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [batch, classes] of float images [batch, 3, height, width], normalised."""
+        """Logits [batch, classes] of float images [batch, 3, height, width], normalized."""
         if self.training and len(images) == 1 and max(images.shape[-2:]) <= 8:
             # The last maps hold one value a channel, of which BN in training needs two.
             return self.forward(torch.cat([images, images]))[:1]

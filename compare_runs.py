@@ -18,8 +18,8 @@ from pathlib import Path
 
 from dataloader_cifar import HUMAN_LABELS
 from smr.errors import InputError
-from smr.record.log import duration
-from smr.record.records import read_metrics
+from smr.logging.console import duration
+from smr.logging.metrics_file import read_metrics
 from smr.run.options import FREE, OLDER, SPEED, Parser, one_line_errors, shown
 
 HEADINGS = (
@@ -31,7 +31,7 @@ HEADINGS = (
 NO_SETTINGS = {
     *FREE,
     *("seed", *SPEED, "ranks", "noise_file"),
-    *("noise_sha256", "realised_noise_rate", "selected_accuracy", "ended", "versions", "hardware"),
+    *("noise_sha256", "noise_rate", "selected_accuracy", "ended", "versions", "hardware"),
 } - {"num_epochs"}
 # Method 7: what papers report for a cell, by the method that reports it; on sets of 50,000 images.
 PUBLISHED_IMAGES = 50_000

@@ -22,11 +22,11 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 
-from smr.data.label_lists import label_list
-from smr.data.listings import DROPPED_FOLDER, same_name
+from smr.data.image_folder import DROPPED_FOLDER, same_name
+from smr.data.noise_file import label_list
 from smr.errors import InputError
-from smr.files import replace_text
-from smr.record.decisions import Decision, JudgedRun, accepted, read_decisions, read_run
+from smr.files import write_text
+from smr.label_issues.corrections import Decision, JudgedRun, accepted, read_decisions, read_run
 from smr.run.options import Parser, number, one_line_errors
 
 
@@ -103,7 +103,7 @@ def move(run: JudgedRun, decisions: Sequence[Decision], root: Path, dry_run: boo
     done = 0
     try:
         # First: --undo must know of each move, and skips those that were not done.
-        replace_text(log, "".join(f"{json.dumps(astuple(step))}\n" for step in logged + moves))
+        write_text(log, "".join(f"{json.dumps(astuple(step))}\n" for step in logged + moves))
         for step in moves:
             rename(root, step)
             done += 1
@@ -308,7 +308,7 @@ def write_label_list(run: JudgedRun, decisions: Sequence[Decision], dry_run: boo
         print(f"{path} would be written; nothing was done (--dry_run)")
         return 0
     try:
-        replace_text(path, text)
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     print(f"wrote {path}; train again with --noise_file {path} and another --id")

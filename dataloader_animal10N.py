@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from smr.console import Console
-from smr.data.image_files import read_images
-from smr.data.images import Views
-from smr.data.label_lists import dropped_facts, read_label_list, without_dropped
-from smr.data.listings import (
+from smr.data.decoding import read_images
+from smr.data.image_folder import (
     OWN_PHOTOS,
     Listing,
     class_notes,
@@ -28,8 +25,11 @@ from smr.data.listings import (
     natural_order,
     refuse_broken,
 )
-from smr.data.loaders import ImageData, NoisyLoader
+from smr.data.loader import ImageData, NoisyLoader
+from smr.data.memory_dataset import Views
+from smr.data.noise_file import dropped_facts, read_label_list, without_dropped
 from smr.errors import InputError
+from smr.logging.terminal import Terminal
 
 ANIMALS = (
     *("cat", "lynx", "wolf", "coyote", "cheetah", "jaguar"),
@@ -52,7 +52,7 @@ RECORD = np.dtype(
 ANIMAL_VIEWS = Views((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214), flip=True)
 
 
-def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Console) -> ImageData:
+def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Terminal) -> ImageData:
     """Animal-10N in any of its forms; which one, is found out by looking (method 1).
 
     Images are in ascending order of label and id, so that each form gives the same.
@@ -65,7 +65,7 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Console
             list_part = partial(list_class_folders, labels=ANIMAL_FOLDERS, otherwise=otherwise)
         else:
             form = "files named label_id in training/ and testing/"
-            list_part = list_labelled_names
+            list_part = list_labeled_names
         console.line(f"{root}: {form}")
         train, test = (
             read_images(root, list_part(root, part), ANIMAL_SIZE, threads, console)
@@ -87,7 +87,7 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Console
     )
 
 
-def list_labelled_names(root: Path, part: str) -> Listing:
+def list_labeled_names(root: Path, part: str) -> Listing:
     """The files of root/part/<label>_*, in ascending order of label and natural order of the rest.
 
     Raises InputError where a label is outside the classes.
@@ -155,7 +155,7 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
 
 
 class animal_dataloader(NoisyLoader):
-    """Animal-10N; `.run` is described in `smr.data.loaders.Loader`.
+    """Animal-10N; `.run` is described in `smr.data.loader.Loader`.
 
     Args:
         root: the data's folder.
@@ -180,7 +180,7 @@ class animal_dataloader(NoisyLoader):
         log=None,
         noise_file: str | Path = "",
     ):
-        data = read_animal10n(Path(root), num_workers, skip_broken, Console())
+        data = read_animal10n(Path(root), num_workers, skip_broken, Terminal())
         if noise_file:
             count = len(data.train_labels)
             data.train_labels = read_label_list(noise_file, count, len(ANIMALS))

@@ -14,9 +14,9 @@ import torch
 
 from smr.data import pickles
 from smr.data.cifar_files import ARCHIVES, checked_labels, read_cifar, read_digits
-from smr.data.images import Views
-from smr.data.label_lists import dropped_facts, read_label_list, without_dropped
-from smr.data.loaders import ImageData, NoisyLoader
+from smr.data.loader import ImageData, NoisyLoader
+from smr.data.memory_dataset import Views
+from smr.data.noise_file import dropped_facts, read_label_list, without_dropped
 from smr.errors import InputError
 
 NUM_CLASS = {name: archive.num_class for name, archive in ARCHIVES.items()} | {"digits": 10}
@@ -28,7 +28,7 @@ VIEWS = {
     "digits": Views((0.3053,) * 3, (0.3760,) * 3, padding=1, flip=False),
 }
 
-# CIFAR-N (Wei et al., ICLR 2022): mode → its name in the file, and its realised rate, which is
+# CIFAR-N (Wei et al., ICLR 2022): mode → its name in the file, and its realized rate, which is
 # what `r` means for labels that people gave.
 HUMAN_LABELS = {
     "aggre": ("aggre_label", 0.0903),
@@ -154,7 +154,7 @@ def inject_noise(
 ) -> np.ndarray:
     """int64 [n] training labels: `noise_file`'s where there is one, else generated (method 1).
 
-    label_lists.DROPPED where the file drops an image.
+    noise_file.DROPPED where the file drops an image.
     """
     check_noise(dataset, noise_mode, noise_file)
     if not noise_file:
@@ -175,7 +175,7 @@ def first_images(data: ImageData, count: int) -> ImageData:
 
 
 class cifar_dataloader(NoisyLoader):
-    """CIFAR or digits with noisy labels; `.run` is described in `smr.data.loaders.Loader`.
+    """CIFAR or digits with noisy labels; `.run` is described in `smr.data.loader.Loader`.
 
     Args:
         dataset: 'cifar10', 'cifar100' or 'digits'.

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from smr.data.image_files import checked_images
-from smr.data.images import Views
-from smr.data.label_lists import relabelled
-from smr.data.listings import Listing, class_notes, lines_of, names_and_labels, refuse_broken
-from smr.data.streams import Frame, Photos, StreamBatches, StreamLoader
+from smr.data.decoding import checked_images
+from smr.data.image_file_dataset import Frame, Photos, StreamBatches, StreamLoader
+from smr.data.image_folder import Listing, class_notes, lines_of, names_and_labels, refuse_broken
+from smr.data.memory_dataset import Views
+from smr.data.noise_file import relabeled
 from smr.errors import InputError
 
 CLASSES = (
@@ -61,8 +61,8 @@ def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
     names = [line.strip() for line in lines_of(lists / keys, WHERE) if line.strip()]
     if not names:
         raise InputError(f"{lists / keys}: names no photo; {WHERE}")
-    if unlabelled := next((name for name in names if name not in labels), None):
-        raise InputError(f"{lists / keys}: {path.name} has no label of {unlabelled}")
+    if unlabeled := next((name for name in names if name not in labels), None):
+        raise InputError(f"{lists / keys}: {path.name} has no label of {unlabeled}")
     found = np.array([labels[name] for name in names], dtype=np.int64)
     if outside := [name for name, label in zip(names, found, strict=True) if label >= len(CLASSES)]:
         raise InputError(f"{path}: the label of {outside[0]} is not 0 to {len(CLASSES) - 1}")
@@ -72,11 +72,11 @@ def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
 
 
 class clothing_dataloader(StreamLoader):
-    """Clothing1M; `.run` is described in `smr.data.loaders.Loader`.
+    """Clothing1M; `.run` is described in `smr.data.loader.Loader`.
 
     Args:
         root: the folder above images/, or images/ itself.
-        num_batches: labelled batches of an epoch, N of method 9.
+        num_batches: labeled batches of an epoch, N of method 9.
         num_workers: processes that decode, and threads that look at the photos first.
         frame: how photos become images.
         check_images: decode all photos first, instead of reading their headers alone.
@@ -108,7 +108,7 @@ class clothing_dataloader(StreamLoader):
             )
         )
         notes = refuse_broken(root, train, val, test, skip_broken=skip_broken)
-        train, dropped = relabelled(train, noise_file, len(CLASSES), notes)
+        train, dropped = relabeled(train, noise_file, len(CLASSES), notes)
         notes += class_notes(root, train, test, CLASSES)
         served = {
             name: (Photos(root, part.files, frame), part.labels)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from smr.console import Console
-from smr.data.image_files import checked_images, read_images
-from smr.data.listings import (
+from smr.data.decoding import checked_images, read_images
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, Photos, StreamLoader, scaled
+from smr.data.image_folder import (
     TESTING,
     TRAINING,
     Listing,
@@ -22,8 +22,8 @@ from smr.data.listings import (
     list_class_folders,
     refuse_broken,
 )
-from smr.data.loaders import ImageData, NoisyLoader
-from smr.data.streams import IMAGENET_VIEWS, Frame, Photos, StreamLoader, scaled
+from smr.data.loader import ImageData, NoisyLoader
+from smr.logging.terminal import Terminal
 
 # Share of each class that is the test set where there is no other.
 VAL_FRACTION = 0.1
@@ -85,7 +85,7 @@ def held_in_memory(found: PhotoFolder, frame: Frame, threads: int, skip_broken: 
     """The photos as they are before a window is cut, `frame` a square one. Raises InputError."""
     read = partial(scaled, frame=frame)
     (train_images, train), (test_images, test) = (
-        read_images(found.root, part, frame.resize, threads, Console(), read)
+        read_images(found.root, part, frame.resize, threads, Terminal(), read)
         for part in (found.train, found.test)
     )
     notes = found.notes + replace(found, train=train, test=test).left_out(skip_broken)
@@ -109,7 +109,7 @@ def folder_dataloader(
     seed: int = 123,
     **options,
 ) -> NoisyLoader | StreamLoader:
-    """A folder's photos; `.run` is described in `smr.data.loaders.Loader`.
+    """A folder's photos; `.run` is described in `smr.data.loader.Loader`.
 
     Small ones stay in memory where `memory`, in bytes, is plenty, else they stream. The views are
     the same: windows of the middle square. Args: frame, square; check_images and num_workers, see

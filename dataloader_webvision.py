@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from smr.data.image_files import checked_images
-from smr.data.label_lists import relabelled
-from smr.data.listings import (
+from smr.data.decoding import checked_images
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, Photos, StreamLoader
+from smr.data.image_folder import (
     Listing,
     class_notes,
     entries,
@@ -20,7 +20,7 @@ from smr.data.listings import (
     names_and_labels,
     refuse_broken,
 )
-from smr.data.streams import IMAGENET_VIEWS, Frame, Photos, StreamLoader
+from smr.data.noise_file import relabeled
 from smr.errors import InputError
 
 WHERE = (
@@ -96,7 +96,7 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
 
 
 class webvision_dataloader(StreamLoader):
-    """Mini WebVision; `.run` is described in `smr.data.loaders.Loader`.
+    """Mini WebVision; `.run` is described in `smr.data.loader.Loader`.
 
     Args:
         root, imagenet: the data's folders; without `imagenet`, "", there is one test set.
@@ -131,7 +131,7 @@ class webvision_dataloader(StreamLoader):
         root, notes = Path(root), []
         synsets, names = zip(*read_classes(root, num_class), strict=True)
         train, val = good(root, *read_webvision(root, num_class))
-        train, dropped = relabelled(train, noise_file, num_class, notes)
+        train, dropped = relabeled(train, noise_file, num_class, notes)
         notes += class_notes(root, train, val, names)
         tests = {"test": (Photos(root, val.files, frame), val.labels)}
         if imagenet:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# DivideMix's published weight of the unlabelled loss, and the epochs of its ramp.
+# DivideMix's published weight of the unlabeled loss, and the epochs of its ramp.
 LAMBDA_U = 25.0
 RAMPUP_LENGTH = 16
 
@@ -28,7 +28,7 @@ def soft_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def sharpen(probabilities: Tensor, T: float) -> Tensor:
-    """p^(1/T), normalised over the classes (method 5): a T below 1 makes each row more certain."""
+    """p^(1/T), normalized over the classes (method 5): a T below 1 makes each row more certain."""
     powered = probabilities ** (1 / T)
     return powered / powered.sum(dim=1, keepdim=True)
 
@@ -70,8 +70,8 @@ class SemiLoss:
     ) -> tuple[Tensor, Tensor, float]:
         """(Lx, Lu, weight of Lu): `epoch` counts the present epoch's share of steps too.
 
-        Lx is the cross-entropy of the labelled rows, Lu the squared error of the unlabelled rows'
-        softmax, averaged over rows and classes, and 0 where there is no unlabelled row.
+        Lx is the cross-entropy of the labeled rows, Lu the squared error of the unlabeled rows'
+        softmax, averaged over rows and classes, and 0 where there is no unlabeled row.
         """
         loss_x = soft_cross_entropy(outputs_x, targets_x)
         if len(outputs_u):

@@ -4,7 +4,7 @@
     python predict.py checkpoint/folder_smr_seed123/best.pt PHOTOS… --export model.pt2
 
 PHOTOS are files, or folders that are searched; any image that Pillow reads. The checkpoint knows
-network, image size, normalisation and class names. --export writes both networks as one
+network, image size, normalization and class names. --export writes both networks as one
 torch.export program, uint8 images [b, height, width, 3] to probabilities [b, classes], and checks
 on the photos that it gives the same; torch.export.load needs none of this project's code.
 """
@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 import smr
-from smr.console import Console
-from smr.data.image_files import reason_of
-from smr.data.listings import first_ten, natural_order
+from smr.data.decoding import reason_of
+from smr.data.image_folder import first_ten, natural_order
 from smr.errors import InputError
-from smr.files import replace_text, replacing
+from smr.files import atomic_write, write_text
+from smr.logging.terminal import Terminal
 from smr.run.devices import find_device
 from smr.run.options import Parser, number, one_line_errors
 
@@ -113,7 +113,7 @@ def predict(
 
     Raises InputError where nothing is an image, and OSError.
     """
-    console, broken, table = Console(), {}, io.StringIO()
+    console, broken, table = Terminal(), {}, io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     done = 0
@@ -135,7 +135,7 @@ def predict(
     if output is None:
         print(table.getvalue(), end="")
         return
-    replace_text(output, table.getvalue())
+    write_text(output, table.getvalue())
     console.line(f"predicted {done:,} photos: {output}")
 
 
@@ -161,7 +161,7 @@ def export(model: smr.Predictor, paths: Sequence[Path], path: Path) -> None:
         )
     if not worst < TOLERANCE:
         raise InputError(f"{path}: not written: the program's probabilities are {worst:.2g} off")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(archive.getbuffer())
     print(
         f"exported {path}: uint8 [batch, {model.side}, {model.side}, 3] to probabilities of "

@@ -21,9 +21,10 @@ import torch
 
 import dataloader_animal10N as data
 from dataloader_folder import VAL_FRACTION, folder_dataloader, list_folder
-from smr.data.loaders import Loader
+from smr.data.loader import Loader
 from smr.errors import InputError
-from smr.run import devices, options, photos, session
+from smr.run import devices, options, photos
+from smr.run import run as session
 from smr.run.photos import build_network
 
 # Method 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.

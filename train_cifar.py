@@ -20,7 +20,8 @@ import dataloader_cifar as data
 from losses import LAMBDA_U
 from PreResNet import ResNet18
 from smr.data.cifar_files import download
-from smr.run import options, session
+from smr.run import options
+from smr.run import run as session
 
 # Method 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
 NOISE = {"noise_mode": "sym", "r": 0.5, "noise_file": ""}
@@ -34,7 +35,7 @@ CIFAR_RECIPE = NOISE | {
     "width": 64,
 }
 RECIPES = {
-    # Ten epochs: the networks know the classes, and have not yet memorised wrong labels.
+    # Ten epochs: the networks know the classes, and have not yet memorized wrong labels.
     "cifar10": CIFAR_RECIPE | {"warm_up": 10, "data_path": "./data/cifar-10-batches-py"},
     # A hundred classes take longer to learn before losses tell anything.
     "cifar100": CIFAR_RECIPE | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
@@ -81,7 +82,7 @@ def new_parser() -> options.Parser:
     about = "generated noise, or one of CIFAR-N's human label sets (default: sym)"
     add("--noise_mode", choices=(*data.SYNTHETIC_MODES, *data.HUMAN_LABELS), help=about)
     about = """share of training labels drawn anew, of which some stay right (default: 0.5; human
-        labels: their realised rate)"""
+        labels: their realized rate)"""
     add("--r", type=options.number(float, 0, 1), help=about)
     about = "CIFAR-10_human.pt, CIFAR-100_human.pt or a JSON list of labels (default: generate)"
     add("--noise_file", metavar="FILE", help=about)

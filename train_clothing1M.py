@@ -18,7 +18,8 @@ if __name__ == "__main__":
 import torch
 
 from dataloader_clothing1M import CLASSES, clothing_dataloader
-from smr.run import options, photos, session
+from smr.run import options, photos
+from smr.run import run as session
 from smr.run.photos import build_network
 
 RECIPES = {

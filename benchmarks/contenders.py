@@ -13,7 +13,8 @@ from torch.autograd import DeviceType
 import smr
 import train_cifar
 from smr.recipe import recipe_of
-from smr.run import devices, session
+from smr.run import devices
+from smr.run import run as session
 
 PLAIN, EAGER, COMPILED = "plain", "ours, eager", "ours, compiled"
 STEPS_PER_TURN = 20
@@ -99,7 +100,7 @@ def our_steps(
     config = config_of(args, compiled)
     torch.manual_seed(0)
     recipe, pair = recipe_of(config), session.make_pair(SCRIPT, config, args.device)
-    (network, peer), optimiser = pair.networks, pair.optimisers[0]
+    (network, peer), optimizer = pair.networks, pair.optimizers[0]
     x1, x2, u1, u2, labels, w = given_batch(args, torch.channels_last)
     both, twice = torch.cat([x1, u1]), torch.cat([labels, labels])
     index = torch.arange(len(both), device=args.device)
@@ -109,11 +110,11 @@ def our_steps(
         return smr.sample_losses(network, batches, recipe.amp)
 
     def warm_up(steps: int):
-        return smr.warm_up_epoch(network, optimiser, given(steps, both, twice, index), recipe)
+        return smr.warm_up_epoch(network, optimizer, given(steps, both, twice, index), recipe)
 
     def semi_supervised(steps: int):
         batches = given(steps, x1, x2, labels, w), Given(steps, u1, u2)
-        return smr.semi_supervised_epoch(network, peer, optimiser, *batches, 40, recipe)
+        return smr.semi_supervised_epoch(network, peer, optimizer, *batches, 40, recipe)
 
     return {"scoring": score, "warm-up": warm_up, "semi-supervised": semi_supervised}
 
@@ -124,7 +125,7 @@ def plain_steps(args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
     config = config_of(args)
     torch.manual_seed(0)
     network, peer = (train_cifar.build_network(config).to(args.device) for _ in range(2))
-    optimiser = plain.new_optimiser(network)
+    optimizer = plain.new_optimizer(network)
     x1, x2, u1, u2, labels, w = given_batch(args, torch.contiguous_format)
     both, twice = torch.cat([x1, u1]), torch.cat([labels, labels])
     two, four = (torch.randperm(rows * len(x1), device=args.device) for rows in (2, 4))
@@ -133,10 +134,10 @@ def plain_steps(args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
     def again(step: Callable, *given) -> Callable[[int], object]:
         return lambda steps: [step(*given) for _ in range(steps)]
 
-    semi_supervised = partial(plain.semi_supervised_step, network, peer, optimiser, *batches)
+    semi_supervised = partial(plain.semi_supervised_step, network, peer, optimizer, *batches)
     return {
         "scoring": again(plain.scoring_step, network, x1, labels),
-        "warm-up": again(plain.warm_up_step, network, optimiser, both, twice, 0.7, two),
+        "warm-up": again(plain.warm_up_step, network, optimizer, both, twice, 0.7, two),
         "semi-supervised": again(semi_supervised, 0.7, four, 25.0),
     }
 

@@ -31,9 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pieces
 from contenders import SCRIPT, Clock, Given, Watched, config_of, occupancy, our_steps
 
-from smr import method, passes
+import smr.training as passes
+from smr import method
 from smr.recipe import recipe_of
-from smr.run import checkpoints, devices, options, session
+from smr.run import checkpoints, devices, options
+from smr.run import run as session
 from smr.run.saving import Saver, copied
 
 FULL = {"batch_size": 128, "width": 64, "images": 50_000, "steps": 50}
@@ -154,19 +156,19 @@ def scoring(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def epochs(args: argparse.Namespace) -> Iterator[dict]:
-    """Semi-supervised epochs by stage, with sym 0.5's labelled share; the first one compiles."""
+    """Semi-supervised epochs by stage, with sym 0.5's labeled share; the first one compiles."""
     config = config_of(args, args.compile) | {"num_epochs": 2, "warm_up": 0}
     recipe, loader = recipe_of(config), pieces.new_loader(args.images, args.batch_size, args.device)
-    pair, divide = session.make_pair(SCRIPT, config, args.device), method.divide
+    pair, gmm_split = session.make_pair(SCRIPT, config, args.device), method.gmm_split
     chosen = np.random.default_rng(0).random(args.images) < pieces.LABELLED_SHARE
 
     def divided(*given):
         clean = np.where(chosen, 0.9, 0.1)
-        return replace(divide(*given), labelled=chosen, probability=clean)
+        return replace(gmm_split(*given), labeled=chosen, probability=clean)
 
     with (
         TemporaryDirectory() as folder,
-        mock.patch.object(method, "divide", divided),
+        mock.patch.object(method, "gmm_split", divided),
         pieces.stopwatches(method, "co_divide", "train_network", "test") as spent,
         Saver(print) as saver,
     ):

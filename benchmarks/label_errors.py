@@ -33,10 +33,11 @@ import smr
 import train_cifar
 from compare_runs import markdown
 from dataloader_cifar import SYNTHETIC_MODES
-from smr.data.loaders import Batches, Loader
+from smr.data.loader import Batches, Loader
+from smr.label_issues.report import Judgment, judge
 from smr.recipe import recipe_of
-from smr.record.labels import Judgement, judge
-from smr.run import devices, options, session
+from smr.run import devices, options
+from smr.run import run as session
 
 RESULTS = Path(__file__).resolve().parent / "results" / "label_errors" / "cells.jsonl"
 CELLS = {
@@ -118,13 +119,13 @@ def measure(loader: Loader, recipe: smr.Recipe, build_network: Callable[[], nn.M
             margin, share = watch(pair.networks, loader, recipe)
             margins.append(margin)
             shares.append(share)
-    judgement = judge(pair, loader, recipe)
+    judgment = judge(pair, loader, recipe)
     tested, _ = smr.test(pair.networks, loader.run("test"), recipe)
     unseen = out_of_sample(loader, recipe, build_network, passes)
     aum, mean_share = np.mean(margins, axis=0), np.mean(shares, axis=0)
     wrong, given = ~loader.is_clean, loader.noisy_labels.cpu().numpy()
-    scores = suspicions(judgement, aum, mean_share) | cross_validated(unseen, given)
-    rules = decisions(judgement, aum) | {
+    scores = suspicions(judgment, aum, mean_share) | cross_validated(unseen, given)
+    rules = decisions(judgment, aum) | {
         "five folds: another class is likelier": unseen.argmax(axis=1) != given
     }
     return {
@@ -182,14 +183,14 @@ def out_of_sample(
     for seen, held_out in folds.split(np.zeros(n), labels.cpu().numpy()):
         seen, held_out = (torch.from_numpy(rows).to(device) for rows in (seen, held_out))
         network = build_network().to(device, memory_format=torch.channels_last)
-        optimiser = SGD(
+        optimizer = SGD(
             network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
         )
         images, size = loader.train_images, recipe.batch_size
         batches = Batches(images, seen, columns, 2 * size, 1, True, loader.generator)
         for epoch in range(epochs):
-            optimiser.param_groups[0]["lr"] = smr.learning_rate(epoch, schedule)
-            smr.cross_entropy_epoch(network, optimiser, batches, schedule)
+            optimizer.param_groups[0]["lr"] = smr.learning_rate(epoch, schedule)
+            smr.cross_entropy_epoch(network, optimizer, batches, schedule)
         batches = Batches(images, held_out, columns, size, 0, False, loader.generator)
         for (logits,), _, index in smr.score([network], batches, recipe.amp):
             found = logits.new_empty(n, logits.shape[1]) if found is None else found
@@ -197,7 +198,7 @@ def out_of_sample(
     return found.cpu().numpy()
 
 
-def suspicions(j: Judgement, aum: np.ndarray, mean_share: np.ndarray) -> dict[str, np.ndarray]:
+def suspicions(j: Judgment, aum: np.ndarray, mean_share: np.ndarray) -> dict[str, np.ndarray]:
     """Measure → float [n], larger where a label is more suspicious."""
     log_p, given = torch.from_numpy(np.log(j.probability + 1e-30)), torch.from_numpy(j.given)
     ranks = [np.argsort(np.argsort(score)) for score in (j.suspicion, -aum)]
@@ -215,12 +216,12 @@ def cross_validated(unseen: np.ndarray, given: np.ndarray) -> dict[str, np.ndarr
     """cleanlab's two scores of out-of-sample probabilities, negated."""
     probability, labels = torch.from_numpy(unseen), torch.from_numpy(given)
     return {
-        "five folds: normalised margin": -margin_of(probability, labels).numpy(),
+        "five folds: normalized margin": -margin_of(probability, labels).numpy(),
         "five folds: self-confidence": -probability.gather(1, labels[:, None])[:, 0].numpy(),
     }
 
 
-def decisions(j: Judgement, aum: np.ndarray) -> dict[str, np.ndarray]:
+def decisions(j: Judgment, aum: np.ndarray) -> dict[str, np.ndarray]:
     """Rule → bool [n], the labels that look wrong by it."""
     another, p_clean = j.predicted != j.given, j.p_clean.mean(axis=0)
     return {

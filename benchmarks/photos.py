@@ -6,7 +6,7 @@
 
 The ordinary way is that of the published scripts: each photo opened and transformed once for each
 of its two views, one by one, by torchvision's transforms in a DataLoader with as many workers. The
-photos are JPEGs of smooth colour and grain, about as large as a camera's of that size. The third
+photos are JPEGs of smooth color and grain, about as large as a camera's of that size. The third
 command shows the memory of a scoring pass over so many photos, links to the same files.
 """
 
@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from smr.data.image_files import upright
-from smr.data.images import mirrored
-from smr.data.streams import IMAGENET_VIEWS, Frame, Photos, StreamLoader, scaled
+from smr.data.decoding import upright
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, Photos, StreamLoader, scaled
+from smr.data.memory_dataset import mirrored
 from smr.run.devices import hardware, peak_memory, prepare_process
 
 SIZES = ((640, 480), (500, 375))
@@ -38,7 +38,7 @@ BATCH_SIZE = 32
 
 
 def write_photo(path: Path, size: tuple[int, int], seed: int) -> None:
-    """A JPEG of smooth colours with a camera's grain."""
+    """A JPEG of smooth colors with a camera's grain."""
     source, (width, height) = np.random.default_rng(seed), size
     coarse = source.integers(0, 256, (8, 10, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), float)
@@ -165,7 +165,7 @@ def bounds(photos: Photos, frame: Frame) -> dict[str, float]:
         for view in range(2):
             pixels[view] = wholes[i][:side, :side]
 
-    def mirror_and_normalise(_: int) -> None:
+    def mirror_and_normalize(_: int) -> None:
         loader.finished(mirrored(batch, flipped))
 
     decode = milliseconds(lambda i: upright(paths[i], frame.resize), len(paths))
@@ -174,7 +174,7 @@ def bounds(photos: Photos, frame: Frame) -> dict[str, float]:
         "scale": milliseconds(lambda i: scaled(paths[i], frame), len(paths)) - decode,
         "cut two": milliseconds(cut, len(paths)),
         "to the main process": milliseconds(lambda _: batch.clone(), 20) / BATCH_SIZE * 2,
-        "mirror, normalise two": milliseconds(mirror_and_normalise, 5) / BATCH_SIZE * 2,
+        "mirror, normalize two": milliseconds(mirror_and_normalize, 5) / BATCH_SIZE * 2,
     }  # fmt: skip
 
 

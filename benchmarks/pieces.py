@@ -21,10 +21,11 @@ from torchvision import transforms
 import smr
 import train_cifar
 from dataloader_cifar import VIEWS
-from smr.data.loaders import ImageData, NoisyLoader
-from smr.passes import endless
+from smr.data.loader import ImageData, NoisyLoader
 from smr.recipe import recipe_of
-from smr.run import devices, session
+from smr.run import devices
+from smr.run import run as session
+from smr.training import endless
 
 LABELLED_SHARE = 0.55  # of sym 0.5: half of the labels stay, and a tenth of the others comes back
 
@@ -113,17 +114,17 @@ def epoch(args: argparse.Namespace) -> dict:
             smr.sample_losses(network, loader.run("eval_train"), recipe.amp)
 
     def fit(losses: np.ndarray) -> np.ndarray:
-        return smr.clean_probability(losses, smr.fit_mixture(losses, 0))
+        return smr.clean_probability(losses, smr.fit_gmm(losses, 0))
 
     def train() -> None:
-        for k, optimiser in enumerate(pair.optimisers):
+        for k, optimizer in enumerate(pair.optimizers):
             networks = pair.networks[k], pair.networks[1 - k]
-            smr.semi_supervised_epoch(*networks, optimiser, *split(), 40, recipe)
+            smr.semi_supervised_epoch(*networks, optimizer, *split(), 40, recipe)
 
     def views() -> None:
         for _ in pair.networks:
-            labelled, unlabelled = split()
-            go_through(zip(labelled, endless(unlabelled), strict=False))
+            labeled, unlabeled = split()
+            go_through(zip(labeled, endless(unlabeled), strict=False))
 
     stages = {
         "scoring both networks": score,

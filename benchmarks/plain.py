@@ -23,35 +23,35 @@ def forward(network: nn.Module, images: Tensor) -> Tensor:
     return network.linear(F.avg_pool2d(x, 4).flatten(1))
 
 
-def new_optimiser(network: nn.Module) -> Optimizer:
+def new_optimizer(network: nn.Module) -> Optimizer:
     """SGD as method 3 has it for CIFAR, with torch's default implementation."""
     return SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
 
 
-def take_step(loss: Tensor, optimiser: Optimizer) -> Tensor:
+def take_step(loss: Tensor, optimizer: Optimizer) -> Tensor:
     """One step of SGD; the loss, for which nobody has waited yet."""
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss.detach()
 
 
-def warm_up_step(network, optimiser, images, labels, weight, permutation) -> Tensor:
+def warm_up_step(network, optimizer, images, labels, weight, permutation) -> Tensor:
     """Mixup (method 3) on a batch [2B, 3, 32, 32]."""
     network.train()
     logits = forward(network, weight * images + (1 - weight) * images[permutation])
     loss = weight * F.cross_entropy(logits, labels)
     loss = loss + (1 - weight) * F.cross_entropy(logits, labels[permutation])
-    return take_step(loss, optimiser)
+    return take_step(loss, optimizer)
 
 
 def semi_supervised_step(
-    network, peer, optimiser, labelled, unlabelled, weight, permutation, lambda_u
+    network, peer, optimizer, labeled, unlabeled, weight, permutation, lambda_u
 ) -> Tensor:
     """Method 5, of (x1, x2, labels, clean probability) and (u1, u2); lambda_u is the ramped one."""
     network.train()
     peer.eval()
-    (x1, x2, labels, w), (u1, u2) = labelled, unlabelled
+    (x1, x2, labels, w), (u1, u2) = labeled, unlabeled
     with torch.no_grad():
         four = [forward(network, u1), forward(network, u2), forward(peer, u1), forward(peer, u2)]
         guessed = sharpen(sum(torch.softmax(logits, dim=1) for logits in four) / 4, 0.5)
@@ -67,7 +67,7 @@ def semi_supervised_step(
     loss_x = soft_cross_entropy(logits[:rows], targets[:rows])
     loss_u = ((torch.softmax(logits[rows:], dim=1) - targets[rows:]) ** 2).mean()
     penalty = uniform_prior_penalty(torch.softmax(logits, dim=1).mean(dim=0))
-    return take_step(loss_x + lambda_u * loss_u + penalty, optimiser)
+    return take_step(loss_x + lambda_u * loss_u + penalty, optimizer)
 
 
 def scoring_step(network, images, labels) -> Tensor:

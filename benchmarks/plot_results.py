@@ -3,7 +3,7 @@
     python benchmarks/plot_results.py
     python benchmarks/plot_results.py --results DIR --output FILE.png
 
-A column for each noise: test accuracy, and below it precision and recall of the labelled part of
+A column for each noise: test accuracy, and below it precision and recall of the labeled part of
 the split, the mean of both networks. A line is the mean over the seeds, a band their range.
 """
 
@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from compare_runs import FinishedRun, differing, read_run, run_folders
 from smr.errors import InputError
-from smr.record.pictures import INK, blank, font, sideways
-from smr.record.records import read_metrics
+from smr.logging.figures import INK, blank, font, sideways
+from smr.logging.metrics_file import read_metrics
 from smr.run import options
 
 RESULTS = Path(__file__).resolve().parent / "results" / "small"
-# By method, Okabe and Ito's colours, which colour-blind readers tell apart; the last for others.
-COLOURS = {
+# By method, Okabe and Ito's colors, which color-blind readers tell apart; the last for others.
+COLORS = {
     "smr": (0, 114, 178),
     "dividemix": (213, 94, 0),
     "ce": (30, 30, 30),
@@ -32,7 +32,7 @@ COLOURS = {
     "smr, ce warm-up": (204, 121, 167),
     "smr, strong views": (230, 159, 0),
 }
-OTHER_COLOURS = ((86, 180, 233), (150, 150, 150))
+OTHER_COLORS = ((86, 180, 233), (150, 150, 150))
 KINDS_OF_NOISE = ("sym", "asym", "human")
 # Each row of panels: its axis, its metrics, of which the mean is drawn, and its height.
 ROWS = (
@@ -46,7 +46,7 @@ STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 # (data set, noise) → method → a list of rows of metrics.jsonl for each seed.
 Runs = dict[tuple[str, str], dict[str, list[list[dict]]]]
-# A method's colour, epochs [e] and figures [seeds, e].
+# A method's color, epochs [e] and figures [seeds, e].
 Curve = tuple[tuple[int, int, int], np.ndarray, np.ndarray]
 
 
@@ -70,12 +70,12 @@ def noise_order(run: FinishedRun) -> tuple:
     return KINDS_OF_NOISE.index(kind) if known else len(KINDS_OF_NOISE), run.cell[:2]
 
 
-def colours_of(runs: Runs) -> dict[str, tuple[int, int, int]]:
-    """Each method that is there, in the legend's order, and its colour."""
+def colors_of(runs: Runs) -> dict[str, tuple[int, int, int]]:
+    """Each method that is there, in the legend's order, and its color."""
     methods = {method for cell in runs.values() for method in cell}
-    others = sorted(methods - COLOURS.keys())
-    colours = COLOURS | {m: OTHER_COLOURS[i % 2] for i, m in enumerate(others)}
-    return {method: colour for method, colour in colours.items() if method in methods}
+    others = sorted(methods - COLORS.keys())
+    colors = COLORS | {m: OTHER_COLORS[i % 2] for i, m in enumerate(others)}
+    return {method: color for method, color in colors.items() if method in methods}
 
 
 def figures_of(seeds: list[list[dict]], names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -93,8 +93,8 @@ def curves_of(runs: Runs, names: tuple[str, ...]) -> list[list[Curve]]:
     columns = []
     for cell in runs.values():
         found = [
-            (colour, *figures_of(cell[method], names))
-            for method, colour in colours_of(runs).items()
+            (color, *figures_of(cell[method], names))
+            for method, color in colors_of(runs).items()
             if method in cell
         ]
         columns.append([curve for curve in found if len(curve[1]) > 1])
@@ -147,21 +147,21 @@ class Panel:
 
     def draw_curves(self, curves: list[Curve]) -> None:
         """The range over the seeds of each curve, and above all ranges the means."""
-        for colour, epochs, values in curves:
+        for color, epochs, values in curves:
             high, low = (self.at(epochs, edge) for edge in (values.max(0), values.min(0)))
             band = Image.new("L", self.picture.size)
             ImageDraw.Draw(band).polygon([*high, *reversed(low)], fill=60)
-            self.picture.paste(colour, mask=band)
+            self.picture.paste(color, mask=band)
         pen = ImageDraw.Draw(self.picture)
-        for colour, epochs, values in curves:
-            pen.line(self.at(epochs, values.mean(axis=0)), fill=colour, width=6, joint="curve")
+        for color, epochs, values in curves:
+            pen.line(self.at(epochs, values.mean(axis=0)), fill=color, width=6, joint="curve")
 
 
 def draw(runs: Runs) -> Image.Image:
     """The picture of these runs, 1200 pixels wide."""
     height = TOP + sum(height + BELOW for _, _, height in ROWS) + 20
     picture, pen = blank(WIDTH, height)
-    draw_legend(pen, colours_of(runs))
+    draw_legend(pen, colors_of(runs))
     rows = [curves_of(runs, names) for _, names, _ in ROWS]
     last = max(len(seeds[0]) for cell in runs.values() for seeds in cell.values()) - 1
     scales = [[v for curves in row for _, _, values in curves for v in values.flat] for row in rows]
@@ -181,11 +181,11 @@ def draw(runs: Runs) -> Image.Image:
     return picture.resize((WIDTH // 2, height // 2), Image.Resampling.LANCZOS)
 
 
-def draw_legend(pen: ImageDraw.ImageDraw, colours: dict[str, tuple[int, int, int]]) -> None:
-    """The methods' names beside their colours, and what lines and bands are."""
+def draw_legend(pen: ImageDraw.ImageDraw, colors: dict[str, tuple[int, int, int]]) -> None:
+    """The methods' names beside their colors, and what lines and bands are."""
     x = LEFT
-    for method, colour in colours.items():
-        pen.line([(x, 40), (x + 60, 40)], fill=colour, width=12)
+    for method, color in colors.items():
+        pen.line([(x, 40), (x + 60, 40)], fill=color, width=12)
         pen.text((x + 76, 40), method, INK, font(36), anchor="lm")
         x += 130 + int(font(36).getlength(method))
     words = "line: mean over the seeds; band: their range"

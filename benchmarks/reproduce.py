@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare_runs
 import train_cifar
-from smr.files import replace_json, replace_text
-from smr.record.records import read_metrics, run_name
-from smr.run import options, session
+from smr.files import write_json, write_text
+from smr.logging.metrics_file import read_metrics, run_name
+from smr.run import options
+from smr.run import run as session
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Method 7; lambda_u and all else come from the recipe.
@@ -61,7 +62,7 @@ PRECISIONS = {"float32": ["--amp", "off", "--compile", "off"], "fast": []}
 FIGURES = {
     ".2f": ["test/accuracy"],
     ".4f": ["train/net1/loss", "train/net2/loss", "split/net1/auc", "split/net2/auc"],
-    ".0f": ["split/net1/labelled", "split/net2/labelled"],
+    ".0f": ["split/net1/labeled", "split/net2/labeled"],
     ".1f": ["time/seconds"],
 }
 # What config.json says of a machine's folders, which is nobody else's business.
@@ -101,7 +102,7 @@ def reproduce(flags: Sequence[str], results: Path) -> int:
     if status == 0:
         keep_records(run_folder(flags), results)
         table = compare_runs.compare([results]).replace(f"{results}{os.sep}", "")
-        replace_text(results / "table.md", table)
+        write_text(results / "table.md", table)
         print(table, end="")
     return status
 
@@ -119,12 +120,12 @@ def keep_records(run: Path, results: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     config |= {place: Path(config[place]).name for place in PLACES if config.get(place)}
-    replace_json(kept / "config.json", config)
+    write_json(kept / "config.json", config)
     rows = [
         {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
         for row in read_metrics(run)
     ]
-    replace_text(kept / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(kept / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def parity(flags: Sequence[str], results: Path) -> int:
@@ -138,7 +139,7 @@ def parity(flags: Sequence[str], results: Path) -> int:
         keep_records(run_folder(given), results)
         found[name] = read_metrics(run_folder(given))
     table = side_by_side(found)
-    replace_text(results / "table.md", table)
+    write_text(results / "table.md", table)
     print(table, end="")
     return 0
 

@@ -27,7 +27,7 @@ import pieces
 from contenders import COMPILED, EAGER, PLAIN, time_steps
 
 from PreResNet import ResNet18
-from smr.record.records import memory_line
+from smr.logging.metrics_file import memory_line
 from smr.run import devices, options
 
 # What a process of its own finds, by the name that --part gives it.

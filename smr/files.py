@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` once it is whole and on disk.
 
     Until then, and where that fails, the older one stays. Raises OSError.
@@ -26,12 +26,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def replace_text(path: Path, content: str) -> None:
+def write_text(path: Path, content: str) -> None:
     """`replacing` with a small text."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content.encode())
 
 
-def replace_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     """`replacing` with indented JSON."""
-    replace_text(path, json.dumps(content, indent=2, default=str) + "\n")
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")

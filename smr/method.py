@@ -1,9 +1,9 @@
 """SMR: two networks that find each other's wrong labels (docs/method.md, sections 3 to 6).
 
 Zhang et al., Mathematics 2024, 12, 2389, on the frame of DivideMix (Li, Socher, Hoi, ICLR 2020).
-`train` is the epoch loop; each function that it calls, here and in `smr.passes`, implements one
+`train` is the epoch loop; each function that it calls, here and in `smr.training`, implements one
 paragraph of the method on plain arguments, and serves any pair of networks and any
-`smr.data.loaders.Loader`.
+`smr.data.loader.Loader`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +18,12 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from smr import ranks
-from smr.data.loaders import Loader
-from smr.divide import Scores, Split, add_scores, divide, split_statistics
+from smr import distributed
+from smr.data.loader import Loader
 from smr.errors import NonFiniteLoss
-from smr.passes import (
+from smr.gmm_split import SampleLosses, Split, append_losses, gmm_split, split_statistics
+from smr.recipe import CROSS_ENTROPY, SEMI_SUPERVISED, WARM_UP, Recipe, kind_of_epoch, learning_rate
+from smr.training import (
     cross_entropy_epoch,
     device_of,
     no_progress,
@@ -31,22 +32,21 @@ from smr.passes import (
     semi_supervised_epoch,
     warm_up_epoch,
 )
-from smr.recipe import CROSS_ENTROPY, SEMI_SUPERVISED, WARM_UP, Recipe, kind_of_epoch, learning_rate
 
 
 @dataclass
 class Pair:
-    """Two networks, their optimisers, and each one's recent scaled losses, oldest first.
+    """Two networks, their optimizers, and each one's recent scaled losses, oldest first.
 
     `trained` are the networks as their gradients are made: on several ranks, of all ranks' rows.
     """
 
     networks: list[nn.Module]
-    optimisers: list[Optimizer]
-    histories: list[list[Scores]] = field(default_factory=lambda: [[], []])
+    optimizers: list[Optimizer]
+    histories: list[list[SampleLosses]] = field(default_factory=lambda: [[], []])
 
     def __post_init__(self):
-        self.trained = [ranks.parallel(network) for network in self.networks]
+        self.trained = [distributed.data_parallel(network) for network in self.networks]
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def co_divide(pair: Pair, loader: Loader, recipe: Recipe) -> tuple[Split, Split]
             scores = sample_losses(network, loader.run("eval_train"), recipe.amp)
             if not torch.isfinite(scores.losses).all():
                 raise NonFiniteLoss(f"network {k}, scoring: a sample's loss is not finite")
-            add_scores(history, scores, recipe.r)
-            if ranks.is_first():
-                fits.append(fitting.submit(divide, history, recipe))
-        return ranks.from_first(lambda: (fits[0].result(), fits[1].result()))
+            append_losses(history, scores, recipe.r)
+            if distributed.is_rank_zero():
+                fits.append(fitting.submit(gmm_split, history, recipe))
+        return distributed.from_rank_zero(lambda: (fits[0].result(), fits[1].result()))
 
 
 def test(
@@ -110,9 +110,9 @@ def test(
         classes = logits.shape[2]
         if recipe.top5:
             among_five.append((both.topk(5, dim=1).indices == labels[:, None]).any(dim=1))
-    classes = max(ranks.every(classes))
-    labels = torch.cat(ranks.gathered(given, device)).cpu().numpy()
-    both, *each = torch.cat(ranks.gathered(predicted, device), dim=1).cpu().numpy()
+    classes = max(distributed.all_gather(classes))
+    labels = torch.cat(distributed.all_gather_tensors(given, device)).cpu().numpy()
+    both, *each = torch.cat(distributed.all_gather_tensors(predicted, device), dim=1).cpu().numpy()
     confusion = np.bincount(labels * classes + both, minlength=classes**2).reshape(classes, classes)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, both, average="macro", zero_division=0
@@ -124,7 +124,9 @@ def test(
         "f1": f1,
     }
     if recipe.top5:
-        figures["top5"] = torch.cat(ranks.gathered(among_five, device)).float().mean()
+        figures["top5"] = (
+            torch.cat(distributed.all_gather_tensors(among_five, device)).float().mean()
+        )
     figures |= {f"net{k}/accuracy": (own == labels).mean() for k, own in enumerate(each, 1)}
     return {name: 100 * float(value) for name, value in figures.items()}, confusion
 
@@ -148,7 +150,7 @@ def train(
     """
     for epoch in range(first_epoch, recipe.num_epochs + 1):
         kind = kind_of_epoch(epoch, recipe)
-        ranks.draw_apart(loader.generator)
+        distributed.seed_ranks_apart(loader.generator)
         set_learning_rate(pair, learning_rate(epoch, recipe))
         with located(f"epoch {epoch}, {kind}"):
             splits = co_divide(pair, loader, recipe) if kind == SEMI_SUPERVISED else None
@@ -180,34 +182,34 @@ def train_network(
 
     Where the peer's mixture holds no label for right, it is a recalibration epoch instead.
     """
-    network, optimiser = pair.trained[k], pair.optimisers[k]
+    network, optimizer = pair.trained[k], pair.optimizers[k]
     step_done = partial(progress, epoch, kind, k + 1)
     with located(f"network {k + 1}"):
         if kind == WARM_UP:
-            return warm_up_epoch(network, optimiser, loader.run("warmup"), recipe, step_done)
+            return warm_up_epoch(network, optimizer, loader.run("warmup"), recipe, step_done)
         if kind == SEMI_SUPERVISED:
             split, peer = splits[1 - k], pair.networks[1 - k]
-            if split.labelled.all():
-                note(f"network {k + 1} has no unlabelled sample: it trains on the labelled alone")
-            if split.labelled.any():
+            if split.labeled.all():
+                note(f"network {k + 1} has no unlabeled sample: it trains on the labeled alone")
+            if split.labeled.any():
                 truth = loader.is_clean is not None
                 batches = loader.run(
-                    *("train", split.labelled, split.probability, split.index),
+                    *("train", split.labeled, split.probability, split.index),
                     with_truth=truth,
                     strong=recipe.augment == "strong",
                 )
                 return semi_supervised_epoch(
-                    network, peer, optimiser, *batches, epoch, recipe, step_done
+                    network, peer, optimizer, *batches, epoch, recipe, step_done
                 )
-            note(f"network {k + 1} has no labelled sample: it has a recalibration epoch instead")
+            note(f"network {k + 1} has no labeled sample: it has a recalibration epoch instead")
         mode = "warmup" if kind == CROSS_ENTROPY else "recalibrate"
-        return cross_entropy_epoch(network, optimiser, loader.run(mode), recipe, step_done)
+        return cross_entropy_epoch(network, optimizer, loader.run(mode), recipe, step_done)
 
 
 def set_learning_rate(pair: Pair, lr: float) -> None:
-    """Give both optimisers this learning rate."""
-    for optimiser in pair.optimisers:
-        for group in optimiser.param_groups:
+    """Give both optimizers this learning rate."""
+    for optimizer in pair.optimizers:
+        for group in optimizer.param_groups:
             group["lr"] = lr
 
 
@@ -241,7 +243,7 @@ def epoch_metrics(
     metrics = {"train/learning_rate": lr}
     for k, split in enumerate(splits or (), start=1):
         is_clean = None if loader.is_clean is None else loader.is_clean[split.index]
-        judged = split_statistics(split.labelled, split.probability, is_clean)
+        judged = split_statistics(split.labeled, split.probability, is_clean)
         metrics |= {f"split/net{k}/{name}": value for name, value in judged.items()}
     for k, figures in enumerate(trained, start=1):
         metrics |= {f"train/net{k}/{name}": v for name, v in figures.items() if name != "seconds"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from PreResNet import ResNet18
-from smr.data.listings import first_ten
+from smr.data.image_folder import first_ten
 from smr.errors import InputError
 
 PREACT = "preact_resnet18"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
-from smr import ranks
+from smr import distributed
 from smr.recipe import Recipe
 
 
@@ -33,17 +33,17 @@ def mixup_loss(
 
 
 def cross_entropy_loss(
-    network: nn.Module, images: Tensor, labels: Tensor, penalised: bool
+    network: nn.Module, images: Tensor, labels: Tensor, penalized: bool
 ) -> Tensor:
-    """CE on the given labels (method 3), plus DivideMix's entropy term if `penalised` (6)."""
+    """CE on the given labels (method 3), plus DivideMix's entropy term if `penalized` (6)."""
     logits = network(images).float()
     loss = F.cross_entropy(logits, labels)
-    return loss + NegEntropy()(logits) if penalised else loss
+    return loss + NegEntropy()(logits) if penalized else loss
 
 
 @torch.no_grad()
 def guess(network: nn.Module, peer: nn.Module, u1: Tensor, u2: Tensor, T: float) -> Tensor:
-    """Targets [b, classes] of unlabelled images: both networks' mean softmax, sharpened (method 5).
+    """Targets [b, classes] of unlabeled images: both networks' mean softmax, sharpened (method 5).
 
     The network is in train mode, so that each view updates its BN; the peer, in eval mode, takes
     both views in one pass.
@@ -57,7 +57,7 @@ def guess(network: nn.Module, peer: nn.Module, u1: Tensor, u2: Tensor, T: float)
 def refine(
     network: nn.Module, x1: Tensor, x2: Tensor, labels: Tensor, probability: Tensor, T: float
 ) -> Tensor:
-    """Targets [b, classes] of labelled images: w·onehot(y) + (1-w)·p, sharpened (method 5)."""
+    """Targets [b, classes] of labeled images: w·onehot(y) + (1-w)·p, sharpened (method 5)."""
     p = sum(torch.softmax(network(view).float(), dim=1) for view in (x1, x2)) / 2
     w = probability[:, None]
     return sharpen(w * F.one_hot(labels, p.shape[1]) + (1 - w) * p, T)
@@ -81,8 +81,8 @@ class MixMatchLoss:
 def mixmatch_loss(
     network: nn.Module,
     peer: nn.Module,
-    labelled: Sequence[Tensor],
-    unlabelled: Sequence[Tensor] | None,
+    labeled: Sequence[Tensor],
+    unlabeled: Sequence[Tensor] | None,
     weight: Tensor | float,
     permutation: Tensor,
     epoch: float,
@@ -91,21 +91,21 @@ def mixmatch_loss(
 ) -> MixMatchLoss:
     """The loss of a semi-supervised step (method 5).
 
-    Args: labelled (x1, x2, labels, clean probability); unlabelled (u1, u2), or None; weight, the
+    Args: labeled (x1, x2, labels, clean probability); unlabeled (u1, u2), or None; weight, the
     step's l; permutation over the rows of [x1; x2; u1; u2]; epoch + step/steps; strong, the views
     that are mixed in the place of x1, x2, u1, u2, where there are others (method 11).
     """
-    x1, x2, labels, probability = labelled
+    x1, x2, labels, probability = labeled
     images, targets_u = [x1, x2], None
-    if unlabelled is not None:
-        targets_u = guess(network, peer, *unlabelled, recipe.T)  # first: the order of BN's passes
-        images += unlabelled
+    if unlabeled is not None:
+        targets_u = guess(network, peer, *unlabeled, recipe.T)  # first: the order of BN's passes
+        images += unlabeled
     targets_x = refine(network, x1, x2, labels, probability, recipe.T)
     targets = [targets_x, targets_x] + ([targets_u, targets_u] if targets_u is not None else [])
     mixed_images = mix(torch.cat(strong or images), weight, permutation)
     mixed_targets = mix(torch.cat(targets), weight, permutation)
     rows_x = 2 * len(x1)
-    if recipe.labelled_rows_only:
+    if recipe.labeled_rows_only:
         mixed_images, mixed_targets = mixed_images[:rows_x], mixed_targets[:rows_x]
     logits = network(mixed_images).float()
     loss_x, loss_u, lambda_u = SemiLoss(recipe.lambda_u)(
@@ -116,9 +116,12 @@ def mixmatch_loss(
         epoch,
         recipe.warm_up,
     )
-    loss_x, loss_u = ranks.weighed(loss_x, rows_x), ranks.weighed(loss_u, len(logits) - rows_x)
-    softmax = ranks.weighed(torch.softmax(logits, dim=1).mean(dim=0), len(logits))
-    penalty = uniform_prior_penalty(ranks.mean(softmax))
+    loss_x, loss_u = (
+        distributed.weight_by_rows(loss_x, rows_x),
+        distributed.weight_by_rows(loss_u, len(logits) - rows_x),
+    )
+    softmax = distributed.weight_by_rows(torch.softmax(logits, dim=1).mean(dim=0), len(logits))
+    penalty = uniform_prior_penalty(distributed.all_reduce_mean(softmax))
     loss = loss_x + lambda_u * loss_u + penalty
     return MixMatchLoss(
         loss, loss_x, loss_u, lambda_u, penalty, logits, mixed_targets, targets_x, targets_u

@@ -21,7 +21,7 @@ from torch import nn
 import smr
 from dataloader_cifar import NUM_CLASS, noisy_labels
 from PreResNet import ResNet18
-from smr.divide import add_scores
+from smr.gmm_split import append_losses
 
 
 class OneBatch:
@@ -80,7 +80,7 @@ def recorded_draws(content: dict):
 
 
 def pair_from(content: dict, recipe: smr.Recipe) -> smr.Pair:
-    """The recorded network and its peer, with the optimisers that training makes."""
+    """The recorded network and its peer, with the optimizers that training makes."""
     peer_prefix = "peer." if any(k.startswith("peer.") for k in content) else "net_before."
     networks = iter((network_from(content, "net_before."), network_from(content, peer_prefix)))
     return smr.new_pair(lambda: next(networks), recipe, torch.device("cpu"), channels_last=False)
@@ -112,7 +112,7 @@ def supervised_step_errors(name: str) -> dict[str, float]:
     draw, shuffle = recorded_draws(content)
     with draw, shuffle:
         batches = OneBatch(images, labels, torch.arange(len(images)))
-        means = epoch(pair.networks[0], pair.optimisers[0], batches, recipe)
+        means = epoch(pair.networks[0], pair.optimizers[0], batches, recipe)
     loss = relative_error(means["loss"], content["loss"])
     return {"loss": loss} | after_errors(pair.networks[0], content)
 
@@ -126,14 +126,14 @@ def mixmatch_step_errors(name: str) -> dict[str, float]:
         for key in ("inputs_x", "inputs_x2", "inputs_u", "inputs_u2", "labels_x")
     )
     probability = torch.tensor(content["w_x"], dtype=torch.float32)
-    labelled, unlabelled = OneBatch(x1, x2, labels, probability), OneBatch(u1, u2)
+    labeled, unlabeled = OneBatch(x1, x2, labels, probability), OneBatch(u1, u2)
 
     pair = pair_from(content, recipe)
     pair.networks[0].train()
     pair.networks[1].eval()
     weight = max(content["lam"].item(), 1 - content["lam"].item())
     result = smr.mixmatch_loss(
-        *pair.networks, labelled.batch, unlabelled.batch, weight,
+        *pair.networks, labeled.batch, unlabeled.batch, weight,
         torch.tensor(content["perm"]), epoch, recipe,
     )  # fmt: skip
     errors = {
@@ -145,7 +145,7 @@ def mixmatch_step_errors(name: str) -> dict[str, float]:
     draw, shuffle = recorded_draws(content)
     with draw, shuffle:
         means = smr.semi_supervised_epoch(
-            *pair.networks, pair.optimisers[0], labelled, unlabelled, epoch, recipe
+            *pair.networks, pair.optimizers[0], labeled, unlabeled, epoch, recipe
         )
     errors |= {
         "Lx": relative_error(means["loss_x"], content["Lx"]),
@@ -161,16 +161,16 @@ def co_divide_errors(name: str) -> dict[str, float]:
     if name == "codivide":
         losses = torch.tensor(content["raw_losses"])
         r, history = 0.5, []
-        add_scores(history, smr.Scores(torch.arange(len(losses)), losses), r)
+        append_losses(history, smr.SampleLosses(torch.arange(len(losses)), losses), r)
     else:
         r, recorded = 0.9, [torch.tensor(losses) for losses in content["history"]]
-        history = [smr.Scores(torch.arange(len(losses)), losses) for losses in recorded]
+        history = [smr.SampleLosses(torch.arange(len(losses)), losses) for losses in recorded]
     # The start of the mixture's fit is drawn. The recorded one is found from seed 0; other seeds
     # end up to 1e-4 away, since ten iterations do not converge.
-    found = smr.divide(history, tiny_recipe(r=r, seed=0)).probability
+    found = smr.gmm_split(history, tiny_recipe(r=r, seed=0)).probability
     return {
         "clean_prob": relative_error(found, content["clean_prob"]),
-        "labelled": float(((found > 0.5) != (content["clean_prob"] > 0.5)).sum()),
+        "labeled": float(((found > 0.5) != (content["clean_prob"] > 0.5)).sum()),
     }
 
 
@@ -218,7 +218,7 @@ def noise_errors(case: dict) -> dict[str, float]:
     found = hashlib.sha256(json.dumps(noisy).encode()).hexdigest()
     return {
         "first_40": float(noisy[:40] != case["first_40"]),
-        "realised_rate": relative_error(rate, case["realised_rate"]),
+        "realized_rate": relative_error(rate, case["realized_rate"]),
         "sha256": float(found != case["sha256_of_json"]),
     }
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import smr
-from smr.data.images import Views
-from smr.data.loaders import ImageData, NoisyLoader
+from smr.data.loader import ImageData, NoisyLoader
+from smr.data.memory_dataset import Views
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -40,11 +40,11 @@ def write_python2_pickle(path: Path, content: dict) -> None:
 
 
 def cifar_rows(labels: np.ndarray, seed: int) -> np.ndarray:
-    """uint8 [n, 3072], noise around a colour and a brightness gradient that tell the class."""
+    """uint8 [n, 3072], noise around a color and a brightness gradient that tell the class."""
     source = np.random.default_rng(seed)
-    colours = np.random.default_rng(0).integers(40, 216, (100, 3, 1, 1))
+    colors = np.random.default_rng(0).integers(40, 216, (100, 3, 1, 1))
     slopes = np.random.default_rng(1).integers(-3, 4, (100, 1, 1, 1)) * np.arange(-16, 16)
-    images = colours[labels] + slopes[labels] + source.normal(0, 15, (len(labels), 3, 32, 32))
+    images = colors[labels] + slopes[labels] + source.normal(0, 15, (len(labels), 3, 32, 32))
     return images.clip(0, 255).astype(np.uint8).reshape(len(labels), 3072)
 
 
@@ -118,7 +118,7 @@ def tiny_loader(
 
 
 def tiny_pair(recipe: smr.Recipe, build_network=TinyNet) -> smr.Pair:
-    """Two untrained networks with their optimisers."""
+    """Two untrained networks with their optimizers."""
     return smr.new_pair(build_network, recipe, torch.device("cpu"), channels_last=False)
 
 
@@ -173,4 +173,4 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def augmented(images, index, generator):
     """One view of each of these images of an ImageSet, as training takes them."""
-    return images.normalised(images.drawn(index, generator, slice(None)))
+    return images.normalized(images.drawn(index, generator, slice(None)))

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLOURS = np.random.default_rng(0).integers(30, 226, (20, 3))
+COLORS = np.random.default_rng(0).integers(30, 226, (20, 3))
 SIZES = ((60, 48), (48, 64), (78, 60), (50, 50))
 
 
 def write_photo(path: Path, label: int, number: int) -> None:
-    """A JPEG of its class's colour, its own noise, and one of several sizes, modes, qualities."""
+    """A JPEG of its class's color, its own noise, and one of several sizes, modes, qualities."""
     width, height = SIZES[number % len(SIZES)]
     noise = np.random.default_rng((label, number)).integers(-25, 26, (height // 4, width // 4, 3))
-    pixels = (COLOURS[label] + noise).clip(0, 255).astype(np.uint8)
+    pixels = (COLORS[label] + noise).clip(0, 255).astype(np.uint8)
     picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     if number % 7 == 6:
         picture = picture.convert(("L", "CMYK")[number % 2])

@@ -12,11 +12,11 @@ FOLDERS = (
 
 
 def animals(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images uint8 [count, 64, 64, 3], labels, ids): noise around a colour of each class."""
+    """(images uint8 [count, 64, 64, 3], labels, ids): noise around a color of each class."""
     source = np.random.default_rng(seed)
     labels = source.permutation(np.arange(count) % 10)
-    colours = np.random.default_rng(0).integers(40, 216, (10, 1, 1, 3))
-    images = (colours[labels] + source.normal(0, 15, (count, 64, 64, 3))).clip(0, 255)
+    colors = np.random.default_rng(0).integers(40, 216, (10, 1, 1, 3))
+    images = (colors[labels] + source.normal(0, 15, (count, 64, 64, 3))).clip(0, 255)
     return images.astype(np.uint8), labels, source.permutation(1000)[:count]
 
 
@@ -58,7 +58,7 @@ def write_animals(root: Path, form: str, train: int = 30, test: int = 20) -> Pat
 def write_photos(
     root: Path, counts: dict[str, int], part: str = "training", shape: tuple[int, int] = (40, 50)
 ) -> Path:
-    """Write root/part/<class>/<i>.png, each image of its class's colour and own noise; root."""
+    """Write root/part/<class>/<i>.png, each image of its class's color and own noise; root."""
     for label, (name, count) in enumerate(counts.items()):
         source = np.random.default_rng(label)
         (root / part / name).mkdir(parents=True, exist_ok=True)

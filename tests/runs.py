@@ -16,7 +16,7 @@ SHORT_RUN = (
     *("--dataset", "digits", "--train_images", "200", "--width", "2", "--batch_size", "32"),
     *("--num_epochs", "5", "--warm_up", "1", "--recalibrate_every", "3", "--review", "0"),
 )
-# What takes a process seconds to import; the optimisers import torch's compiler.
+# What takes a process seconds to import; the optimizers import torch's compiler.
 PRELOADED = ["train_cifar", "torch._dynamo"]
 RUN_NAME = "digits_0.5_sym_smr_seed123"
 KINDS = [

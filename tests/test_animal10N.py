@@ -17,10 +17,10 @@ import train_animal10N
 import train_clothing1M
 import train_webvision
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
-from smr.console import Console
 from smr.errors import InputError
+from smr.logging.metrics_file import run_name
+from smr.logging.terminal import Terminal
 from smr.recipe import recipe_of
-from smr.record.records import run_name
 from smr.run import options
 from vgg import vgg19_bn
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def read(folder, skip_broken=False):
-    return read_animal10n(folder, 2, skip_broken, Console())
+    return read_animal10n(folder, 2, skip_broken, Terminal())
 
 
 def refusal(folder, skip_broken=False) -> str:
@@ -210,14 +210,14 @@ def test_the_familys_calls_serve_every_mode(tmp_path):
     assert images.shape == (16, 3, 64, 64)
     assert torch.equal(labels, torch.from_numpy(in_order(30, 1)[1])[index])
     clean = np.arange(30) < 20
-    labelled, unlabelled = loader.run("train", clean, np.linspace(0, 1, 30))
-    assert len(labelled.dataset) == 20 and len(unlabelled.dataset) == 10
-    assert [len(batch) for batch in (next(iter(labelled)), next(iter(unlabelled)))] == [4, 2]
+    labeled, unlabeled = loader.run("train", clean, np.linspace(0, 1, 30))
+    assert len(labeled.dataset) == 20 and len(unlabeled.dataset) == 10
+    assert [len(batch) for batch in (next(iter(labeled)), next(iter(unlabeled)))] == [4, 2]
     test = torch.cat([labels for _, labels, _ in loader.run("test")])
     assert np.array_equal(test, in_order(20, 2)[1])
 
 
-def test_images_are_normalised_with_the_published_constants(tmp_path):
+def test_images_are_normalized_with_the_published_constants(tmp_path):
     loader = animal_dataloader(write_animals(tmp_path, "binary"), 30, 1)
     images, _, index = next(iter(loader.run("eval_train")))
     stored = torch.from_numpy(in_order(30, 1)[0])[index].permute(0, 3, 1, 2) / 255
@@ -248,7 +248,7 @@ def test_a_split_has_counts_alone_where_no_clean_label_is_known(tmp_path):
     loader = animal_dataloader(write_animals(tmp_path, "binary"), 30, 1, log=log)
     assert loader.is_clean is None and loader.clean_labels is None
     loader.run("train", np.arange(30) < 20, np.linspace(0, 1, 30))
-    assert log.getvalue() == ("Number of labelled samples:20   Number of unlabelled samples:10\n")
+    assert log.getvalue() == ("Number of labeled samples:20   Number of unlabeled samples:10\n")
 
 
 # --- network and recipe ---
@@ -284,7 +284,7 @@ def test_the_recipe_is_the_published_one(arguments):
     assert (recipe.batch_size, recipe.lr, recipe.weight_decay) == (128, 0.01, 1e-3)
     assert (recipe.num_epochs, recipe.warm_up, recipe.recalibrate_every) == (200, 30, 15)
     assert (recipe.alpha, recipe.T, recipe.p_threshold, recipe.lambda_u) == (4, 0.5, 0.5, 0)
-    assert recipe.labelled_rows_only and not recipe.asymmetric and recipe.r == 0
+    assert recipe.labeled_rows_only and not recipe.asymmetric and recipe.r == 0
     assert config["network"] == "vgg19_bn"
     assert run_name(config) == "animal10N_smr_seed123"
 
@@ -307,8 +307,8 @@ def test_epochs_are_of_the_published_kinds():
     assert recalibrated == list(range(44, 200, 15))
 
 
-def test_with_a_weight_on_their_loss_the_unlabelled_rows_go_through_the_network():
-    assert resolved("--lambda_u", "25")["labelled_rows_only"] is False
+def test_with_a_weight_on_their_loss_the_unlabeled_rows_go_through_the_network():
+    assert resolved("--lambda_u", "25")["labeled_rows_only"] is False
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_flags_of_injected_noise_are_answered_with_why_there_are_none(flag, caps
     )
 
 
-def test_only_the_labelled_rows_go_through_the_network_and_into_its_penalty():
+def test_only_the_labeled_rows_go_through_the_network_and_into_its_penalty():
     recipe = recipe_of(resolved())
     network, peer = TinyNet(), TinyNet().eval()
     x1, x2, u1, u2 = torch.randn(4, 6, 3, 8, 8)
@@ -393,15 +393,15 @@ def test_nothing_is_told_that_only_clean_labels_could_tell(tmp_path, tiny_networ
     assert run(write_animals(tmp_path, "binary"), tmp_path) == 0
     folder = tmp_path / "animal10N_smr_seed123"
     heading = next(line for line in capsys.readouterr().out.splitlines() if "epoch kind" in line)
-    names = ["epoch", "kind", "lr", "Lx", "labelled", "test%", "best%", "seconds"]
+    names = ["epoch", "kind", "lr", "Lx", "labeled", "test%", "best%", "seconds"]
     assert heading.split() == names
     stats = (folder / "stats.txt").read_text()
-    assert "Number of labelled samples" in stats and "AUC" not in stats and "clean" not in stats
-    judged = {"auc", "precision", "recall", "labelled_clean", "refined_accuracy"}
+    assert "Number of labeled samples" in stats and "AUC" not in stats and "clean" not in stats
+    judged = {"auc", "precision", "recall", "labeled_clean", "refined_label_accuracy"}
     for row in rows_of(folder):
         assert not judged & {k.rsplit("/")[-1] for k in row if not k.startswith("test/")}
     facts = json.loads((folder / "config.json").read_text())
-    assert "realised_noise_rate" not in facts
+    assert "noise_rate" not in facts
     assert facts["test_labels_are_noisy"] is False
 
 

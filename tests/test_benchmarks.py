@@ -50,22 +50,22 @@ def test_plain_forward_pass_is_the_network_s(networks):
 def test_plain_steps_go_down_the_same_loss_as_ours(networks):
     (network, peer), (x1, x2, u1, u2) = networks, views(4)
     labels, w = torch.arange(4), torch.tensor([0.1, 0.5, 0.9, 1.0])
-    settings = plain.new_optimiser(network).param_groups[0]
+    settings = plain.new_optimizer(network).param_groups[0]
     assert (settings["lr"], settings["momentum"], settings["weight_decay"]) == (0.02, 0.9, 5e-4)
 
     four, eight = torch.randperm(4), torch.randperm(16)
     ours = smr.mixup_loss(copy.deepcopy(network), x1, labels, 0.7, four)
     same = copy.deepcopy(network)
-    found = plain.warm_up_step(same, plain.new_optimiser(same), x1, labels, 0.7, four)
+    found = plain.warm_up_step(same, plain.new_optimizer(same), x1, labels, 0.7, four)
     assert found.item() == pytest.approx(ours.item(), rel=1e-5)
     assert not torch.equal(same.conv1.weight, network.conv1.weight)
 
-    labelled, unlabelled = (x1, x2, labels, w), (u1, u2)
+    labeled, unlabeled = (x1, x2, labels, w), (u1, u2)
     recipe, same = tiny_recipe(lambda_u=25.0), copy.deepcopy(network)
     peer.eval()
-    ours = smr.mixmatch_loss(network, peer, labelled, unlabelled, 0.7, eight, 40, recipe)
+    ours = smr.mixmatch_loss(network, peer, labeled, unlabeled, 0.7, eight, 40, recipe)
     found = plain.semi_supervised_step(
-        same, peer, plain.new_optimiser(same), labelled, unlabelled, 0.7, eight, 25.0
+        same, peer, plain.new_optimizer(same), labeled, unlabeled, 0.7, eight, 25.0
     )
     assert found.item() == pytest.approx(ours.loss.item(), rel=1e-5)
 
@@ -218,7 +218,7 @@ def test_data_and_epoch_tables(monkeypatch, capsys):
 
 # The picture of the small protocol's results.
 
-BLUE, VERMILION, BLACK = (plot_results.COLOURS[method] for method in ("smr", "dividemix", "ce"))
+BLUE, VERMILION, BLACK = (plot_results.COLORS[method] for method in ("smr", "dividemix", "ce"))
 
 
 def write_run(folder: Path, method: str, seed: int, accuracies, split=None, noise="sym") -> None:
@@ -250,15 +250,15 @@ def panel(picture, row: int, column: int, columns: int) -> np.ndarray:
     raise AssertionError("no such panel")
 
 
-def heights(pixels: np.ndarray, colour, x: float, within: int = 40) -> np.ndarray:
-    """The rows, from the panel's top, that have this colour at the share x of its width."""
+def heights(pixels: np.ndarray, color, x: float, within: int = 40) -> np.ndarray:
+    """The rows, from the panel's top, that have this color at the share x of its width."""
     column = pixels[:, int(x * (pixels.shape[1] - 1))]
-    return np.flatnonzero(np.abs(column - colour).max(axis=1) < within)
+    return np.flatnonzero(np.abs(column - color).max(axis=1) < within)
 
 
-def level(pixels: np.ndarray, colour, x: float) -> float:
+def level(pixels: np.ndarray, color, x: float) -> float:
     """Where a line lies: the share of the panel's height, from its bottom."""
-    found = heights(pixels, colour, x)
+    found = heights(pixels, color, x)
     assert len(found), "no such line"
     return 1 - found.mean() / len(pixels)
 
@@ -322,12 +322,12 @@ def test_ticks_are_round_and_hold_the_figures():
     assert plot_results.ticks(50.0, 50.0, 8).tolist() == pytest.approx([50, 50.01])
 
 
-def test_colours_are_the_methods_own_and_no_two_the_same(tmp_path):
+def test_colors_are_the_methods_own_and_no_two_the_same(tmp_path):
     write_run(tmp_path, "smr", 1, [1.0] * 2)
     write_run(tmp_path, "ce", 1, [1.0] * 2)
-    colours = plot_results.colours_of(plot_results.read_runs(tmp_path))
-    assert list(colours) == ["smr", "ce"] and colours["smr"] == BLUE
-    assert len({*plot_results.COLOURS.values(), *plot_results.OTHER_COLOURS}) == 8
+    colors = plot_results.colors_of(plot_results.read_runs(tmp_path))
+    assert list(colors) == ["smr", "ce"] and colors["smr"] == BLUE
+    assert len({*plot_results.COLORS.values(), *plot_results.OTHER_COLORS}) == 8
 
 
 def test_command_line_writes_a_png_or_says_what_is_lacking(tmp_path, capsys):

@@ -14,9 +14,10 @@ import compare_runs
 import smr
 import train_clothing1M
 from dataloader_clothing1M import balanced_sample, clothing_dataloader, read_part
-from smr.data.streams import Frame
+from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
-from smr.run import options, session
+from smr.run import options
+from smr.run import run as session
 
 TINY = (
     *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--pretrained", "off"),
@@ -178,7 +179,7 @@ def test_the_recipe_is_the_published_one():
     wanted = {
         **{"num_epochs": 80, "num_batches": 1000, "batch_size": 32, "lr": 0.002, "alpha": 0.5},
         **{"lr_steps": ((40, 0.1),), "weight_decay": 1e-3, "warm_up": 1, "recalibrate_every": 10},
-        **{"lambda_u": 0.0, "labelled_rows_only": True, "image_size": 224, "resize": 256},
+        **{"lambda_u": 0.0, "labeled_rows_only": True, "image_size": 224, "resize": 256},
         **{"network": "resnet50", "pretrained": True, "num_class": 14, "select_on": "val"},
     }
     assert {name: config[name] for name in wanted} == wanted
@@ -205,7 +206,7 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
     rows = rows_of(folder)
     assert [row["kind"][:4] for row in rows] == ["warm", "semi", "reca", "semi", "semi"]
     assert rows[0]["train/net1/images"] == 56 and rows[2]["train/net1/images"] == 28
-    assert rows[1]["split/net1/labelled"] + rows[1]["split/net1/unlabelled"] == 28
+    assert rows[1]["split/net1/labeled"] + rows[1]["split/net1/unlabeled"] == 28
     epochs = [int(np.argmax([row[f"val/net{k}/accuracy"] for row in rows])) for k in (1, 2)]
     best = torch.load(folder / "best.pt", weights_only=True)["networks"]
     for k, epoch in enumerate(epochs):

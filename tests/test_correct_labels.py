@@ -16,8 +16,8 @@ from dataloader_cifar import cifar_dataloader
 from dataloader_clothing1M import clothing_dataloader
 from dataloader_folder import folder_dataloader
 from dataloader_webvision import webvision_dataloader
-from smr.data.streams import Frame
-from smr.record import labels
+from smr.data.image_file_dataset import Frame
+from smr.label_issues import report as labels
 
 CLASSES = {"cat": 4, "dog": 4, "fox": 3}
 
@@ -34,8 +34,8 @@ def judge_by_hand(
         probability[row] = 0.02
         probability[row, label] = 0.9
         p_clean[:, row] = 0.1 * rank  # the first is the most suspicious
-    judgement = labels.Judgement(np.arange(len(given)), given, probability, p_clean)
-    labels.write_list(judgement, loader, folder, root)
+    judgment = labels.Judgment(np.arange(len(given)), given, probability, p_clean)
+    labels.write_list(judgment, loader, folder, root)
     config |= {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
     (folder / "config.json").write_text(json.dumps(config | loader.facts))
 

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import smr
 from PreResNet import ResNet18
-from smr.data.distortions import COLOURS, MOVES, warped
-from smr.meters import Meter
+from smr.data.augment import COLORS, MOVES, warped
+from smr.metrics import Meter
 from smr.steps import mixmatch_loss
 
 CUDA = torch.device("cuda")
@@ -70,21 +70,21 @@ def test_reading_a_value_of_a_fake_card_raises(on_a_card):
 def test_a_warm_up_pass_reads_no_value_until_its_end(on_a_card, warmup_loss):
     batches = Given(*[(images(n), labels(n), labels(n)) for n in (2 * B, 2 * B, 3)])
     recipe = tiny_recipe(warmup_loss=warmup_loss, asymmetric=True)
-    smr.warm_up_epoch(on_a_card.networks[0], on_a_card.optimisers[0], batches, recipe)
+    smr.warm_up_epoch(on_a_card.networks[0], on_a_card.optimizers[0], batches, recipe)
 
 
-@pytest.mark.parametrize("labelled_rows_only", [False, True])
-def test_a_semi_supervised_pass_reads_no_value_until_its_end(on_a_card, labelled_rows_only):
+@pytest.mark.parametrize("labeled_rows_only", [False, True])
+def test_a_semi_supervised_pass_reads_no_value_until_its_end(on_a_card, labeled_rows_only):
     sizes = (B, B, 3)
-    labelled = Given(*[(images(n), images(n), labels(n), torch.rand(n)) for n in sizes])
-    unlabelled = Given((images(), images()), (images(2), images(2)))
-    recipe = tiny_recipe(labelled_rows_only=labelled_rows_only)
+    labeled = Given(*[(images(n), images(n), labels(n), torch.rand(n)) for n in sizes])
+    unlabeled = Given((images(), images()), (images(2), images(2)))
+    recipe = tiny_recipe(labeled_rows_only=labeled_rows_only)
     smr.semi_supervised_epoch(
-        *on_a_card.networks, on_a_card.optimisers[0], labelled, unlabelled, 20, recipe
+        *on_a_card.networks, on_a_card.optimizers[0], labeled, unlabeled, 20, recipe
     )
 
 
-@pytest.mark.parametrize("operation", COLOURS + MOVES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("operation", COLORS + MOVES, ids=lambda each: each.__name__)
 def test_a_strong_view_s_operation_reads_no_value(on_a_card, operation):
     pixels, strength = images().to(torch.uint8), torch.rand(B)
     move = operation in MOVES
@@ -103,9 +103,9 @@ def step_gradients(targets_within: bool) -> list[torch.Tensor]:
     torch.manual_seed(0)
     network, peer = ResNet18(10, 4).train(), ResNet18(10, 4).eval()
     x1, x2, u1, u2 = torch.randn(4, B, 3, 32, 32, generator=generator())
-    labelled = x1, x2, torch.arange(B), torch.linspace(0, 1, B)
+    labeled = x1, x2, torch.arange(B), torch.linspace(0, 1, B)
     permutation = torch.randperm(4 * B, generator=generator(1))
-    step = (network, peer, labelled, (u1, u2), 0.7, permutation, 20, tiny_recipe(T=0.5))
+    step = (network, peer, labeled, (u1, u2), 0.7, permutation, 20, tiny_recipe(T=0.5))
     if targets_within:
         with torch.autocast("cpu", torch.bfloat16):
             loss = mixmatch_loss(*step).loss
@@ -131,14 +131,14 @@ def test_training_and_testing_leave_weights_buffers_and_momentum_where_they_are(
     batches = Given((torch.randn(B, 3, 32, 32), labels, labels))
 
     def places() -> list[int]:
-        network, optimiser = pair.networks[0], pair.optimisers[0]
-        momentum = [state["momentum_buffer"] for state in optimiser.state.values()]
+        network, optimizer = pair.networks[0], pair.optimizers[0]
+        momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
         return [tensor.data_ptr() for tensor in (*network.state_dict().values(), *momentum)]
 
-    smr.warm_up_epoch(pair.networks[0], pair.optimisers[0], batches, recipe)
+    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], batches, recipe)
     before = places()
     assert len(before) == len(pair.networks[0].state_dict()) + len([*pair.networks[0].parameters()])
     smr.sample_losses(pair.networks[0], batches)
-    smr.warm_up_epoch(pair.networks[0], pair.optimisers[0], batches, recipe)
+    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], batches, recipe)
     smr.test(pair.networks, batches, recipe)
     assert places() == before

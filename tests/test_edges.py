@@ -16,7 +16,7 @@ def small_resnet():
     return ResNet18(width=2)
 
 
-def with_labelled(monkeypatch, *counts: int, n: int = 40):
+def with_labeled(monkeypatch, *counts: int, n: int = 40):
     """Make co-divide label the first images alone: so many by network 1, so many by network 2."""
 
     def co_divide(pair, loader, recipe):
@@ -37,24 +37,24 @@ def epoch_zero(loader=None, build_network=TinyNet, notes=None, **recipe):
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_no_labelled_sample_makes_it_a_recalibration_epoch_for_that_network(monkeypatch, size):
-    with_labelled(monkeypatch, 0, 20)  # network 2 trains on network 1's split
+def test_no_labeled_sample_makes_it_a_recalibration_epoch_for_that_network(monkeypatch, size):
+    with_labeled(monkeypatch, 0, 20)  # network 2 trains on network 1's split
     notes: list = []
     found = epoch_zero(tiny_loader(size=size), small_resnet, notes)
-    assert notes == ["network 2 has no labelled sample: it has a recalibration epoch instead"]
+    assert notes == ["network 2 has no labeled sample: it has a recalibration epoch instead"]
     assert "train/net1/loss_x" in found
     assert "train/net2/loss_x" not in found
     assert found["train/net2/images"] == 40
-    assert found["split/net1/labelled"] == 0
+    assert found["split/net1/labeled"] == 0
     assert "split/net1/precision" not in found
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_no_unlabelled_sample_trains_on_the_labelled_part_alone(monkeypatch, size):
-    with_labelled(monkeypatch, 40, 20)
+def test_no_unlabeled_sample_trains_on_the_labeled_part_alone(monkeypatch, size):
+    with_labeled(monkeypatch, 40, 20)
     notes: list = []
     found = epoch_zero(tiny_loader(size=size), small_resnet, notes)
-    assert notes == ["network 2 has no unlabelled sample: it trains on the labelled alone"]
+    assert notes == ["network 2 has no unlabeled sample: it trains on the labeled alone"]
     assert found["train/net2/loss_u"] == 0
     assert found["train/net2/loss_x"] > 0
     assert found["train/net2/images"] == 80
@@ -64,14 +64,14 @@ def test_no_unlabelled_sample_trains_on_the_labelled_part_alone(monkeypatch, siz
 @pytest.mark.parametrize("size", [8, 32])
 @pytest.mark.parametrize("counts", [(1, 1), (39, 39), (1, 39)])
 def test_one_sample_on_a_side_trains(monkeypatch, counts, size):
-    with_labelled(monkeypatch, *counts)
+    with_labeled(monkeypatch, *counts)
     notes: list = []
     found = epoch_zero(tiny_loader(size=size), small_resnet, notes)
     assert notes == []
     # One step of 2 and 16 views, or five of 78 views in all beside the same two again and again.
     images = {1: 18, 39: 88}
-    for network, labelled in ((1, counts[1]), (2, counts[0])):
-        assert found[f"train/net{network}/images"] == images[labelled]
+    for network, labeled in ((1, counts[1]), (2, counts[0])):
+        assert found[f"train/net{network}/images"] == images[labeled]
         assert np.isfinite(found[f"train/net{network}/loss"])
         assert found[f"train/net{network}/loss_u"] > 0
 
@@ -80,7 +80,7 @@ def test_one_sample_on_a_side_trains(monkeypatch, counts, size):
 @pytest.mark.parametrize("kind", [smr.WARM_UP, smr.RECALIBRATION, smr.SEMI_SUPERVISED])
 def test_last_batch_of_one_image_trains(monkeypatch, size, kind):
     n = 33  # two double batches of 16 and one image; B = 8 leaves one too
-    with_labelled(monkeypatch, 17, 16, n=n)
+    with_labeled(monkeypatch, 17, 16, n=n)
     warm_up = 1 if kind == smr.WARM_UP else 0
     method = "ce" if kind == smr.RECALIBRATION else "smr"
     loader = tiny_loader(n=n, size=size)
@@ -112,9 +112,9 @@ def test_equal_losses_label_nothing_and_training_goes_on():
     loader.noisy_labels = torch.zeros_like(loader.noisy_labels)
     notes: list = []
     found = epoch_zero(loader, Blank, notes)
-    assert found["split/net1/labelled"] == found["split/net2/labelled"] == 0
+    assert found["split/net1/labeled"] == found["split/net2/labeled"] == 0
     assert notes == [
-        f"network {k} has no labelled sample: it has a recalibration epoch instead" for k in (1, 2)
+        f"network {k} has no labeled sample: it has a recalibration epoch instead" for k in (1, 2)
     ]
     assert found["train/net1/images"] == found["train/net2/images"] == 20
 
@@ -122,13 +122,13 @@ def test_equal_losses_label_nothing_and_training_goes_on():
 def test_clean_labels_have_no_auc_to_give():
     found = epoch_zero(tiny_loader(wrong=0), r=0.0)
     assert not [key for key in found if "auc" in key]
-    assert found["split/net1/labelled"] == found["split/net1/labelled_clean"]
+    assert found["split/net1/labeled"] == found["split/net1/labeled_clean"]
 
 
 def test_labels_that_are_all_wrong_have_neither_auc_nor_recall_of_the_split():
     found = epoch_zero(tiny_loader(wrong=40), r=1.0)
     assert not [key for key in found if key.endswith(("/auc", "split/net1/recall"))]
-    assert found["split/net1/labelled"] == found["split/net1/labelled_wrong"]
+    assert found["split/net1/labeled"] == found["split/net1/labeled_noisy"]
 
 
 class Spoilt(TinyNet):
@@ -162,7 +162,7 @@ def test_loss_that_is_not_finite_stops_training_and_says_where(lives, recipe, pl
 
 
 def test_semi_supervised_loss_that_is_not_finite_says_where(monkeypatch):
-    with_labelled(monkeypatch, 20, 20)
+    with_labeled(monkeypatch, 20, 20)
     networks, recipe = iter((np.inf, 7)), tiny_recipe(**SEMI_SUPERVISED)  # five passes a step
     pair = tiny_pair(recipe, lambda: Spoilt(next(networks)))
     with pytest.raises(
@@ -173,7 +173,7 @@ def test_semi_supervised_loss_that_is_not_finite_says_where(monkeypatch):
 
 
 def test_one_score_that_is_not_finite_among_others_is_enough(monkeypatch):
-    scores = smr.Scores(torch.arange(40), torch.tensor([1.0] * 39 + [float("inf")]))
+    scores = smr.SampleLosses(torch.arange(40), torch.tensor([1.0] * 39 + [float("inf")]))
     monkeypatch.setattr(method, "sample_losses", lambda *_: scores)
     recipe = tiny_recipe(**SEMI_SUPERVISED)
     with pytest.raises(smr.NonFiniteLoss, match="network 1, scoring: a sample's loss is not"):

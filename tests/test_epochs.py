@@ -14,15 +14,15 @@ from torch.testing import assert_close
 
 import smr
 import smr.method as method
-import smr.passes as passes
+import smr.training as passes
 from losses import NegEntropy
-from smr import meters
-from smr.data.loaders import Rows
-from smr.divide import split_statistics
+from smr import metrics
+from smr.data.loader import Rows
+from smr.gmm_split import split_statistics
 
 COUNTS = (
-    *("labelled", "unlabelled", "labelled_clean", "labelled_wrong"),
-    *("unlabelled_clean", "unlabelled_wrong"),
+    *("labeled", "unlabeled", "labeled_clean", "labeled_noisy"),
+    *("unlabeled_clean", "unlabeled_noisy"),
 )
 
 
@@ -40,7 +40,7 @@ class Watched(TinyNet):
 
 
 def four_views(rows_x: int = 4, rows_u: int = 3):
-    """Labelled and unlabelled batch of one step."""
+    """Labeled and unlabeled batch of one step."""
     source = generator()
     x1, x2 = (torch.randn(rows_x, 3, 8, 8, generator=source) for _ in range(2))
     u1, u2 = (torch.randn(rows_u, 3, 8, 8, generator=source) for _ in range(2))
@@ -48,10 +48,10 @@ def four_views(rows_x: int = 4, rows_u: int = 3):
     return OneBatch(x1, x2, labels, probability), OneBatch(u1, u2)
 
 
-def semi_supervised(pair, labelled, unlabelled, epoch=20, recipe=None):
+def semi_supervised(pair, labeled, unlabeled, epoch=20, recipe=None):
     recipe = recipe or tiny_recipe()
     return smr.semi_supervised_epoch(
-        *pair.networks, pair.optimisers[0], labelled, unlabelled, epoch, recipe
+        *pair.networks, pair.optimizers[0], labeled, unlabeled, epoch, recipe
     )
 
 
@@ -61,11 +61,11 @@ def test_step_passes_u1_u2_x1_x2_and_the_mixed_batch_in_this_order():
     pair = tiny_pair(tiny_recipe(), lambda: Watched(next(names), passes))
     reference = copy.deepcopy(pair.networks[0]).train()
     peer_before = state_copy(pair.networks[1])
-    labelled, unlabelled = four_views()
-    semi_supervised(pair, labelled, unlabelled)
+    labeled, unlabeled = four_views()
+    semi_supervised(pair, labeled, unlabeled)
 
     own = [(mode, grad, images) for name, mode, grad, images in passes if name == "network"]
-    (x1, x2, *_), (u1, u2) = labelled.batch, unlabelled.batch
+    (x1, x2, *_), (u1, u2) = labeled.batch, unlabeled.batch
     assert [(mode, grad) for mode, grad, _ in own] == [("train", False)] * 4 + [("train", True)]
     for (_, _, images), expected in zip(own, (u1, u2, x1, x2), strict=False):
         assert torch.equal(images, expected)
@@ -89,7 +89,7 @@ def test_step_passes_u1_u2_x1_x2_and_the_mixed_batch_in_this_order():
 
 @pytest.mark.parametrize(("images", "ramp_steps"), [(20, 3), (16, 3), (7, 1)])
 def test_ramp_counts_whole_batches_and_one(images, ramp_steps):
-    """steps = |labelled| // B + 1, even where that is one more than there are."""
+    """steps = |labeled| // B + 1, even where that is one more than there are."""
     loader, recipe = tiny_loader(n=30), tiny_recipe(warm_up=10)
     batches = loader.run("train", np.arange(30) < images, np.ones(30))
     found = semi_supervised(tiny_pair(recipe), *batches, epoch=18, recipe=recipe)
@@ -99,29 +99,29 @@ def test_ramp_counts_whole_batches_and_one(images, ramp_steps):
 
 
 @pytest.mark.parametrize(("images", "steps"), [(32, 4), (9, 2), (3, 1)])
-def test_labelled_set_gives_the_steps_and_the_unlabelled_one_starts_again(images, steps):
+def test_labeled_set_gives_the_steps_and_the_unlabeled_one_starts_again(images, steps):
     loader = tiny_loader(n=40)
-    labelled, unlabelled = loader.run("train", np.arange(40) < images, np.ones(40))
+    labeled, unlabeled = loader.run("train", np.arange(40) < images, np.ones(40))
     seen = []
-    unlabelled_iter = type(unlabelled).__iter__
+    unlabeled_iter = type(unlabeled).__iter__
 
     class Counted:
-        batch_size, dataset = unlabelled.batch_size, unlabelled.dataset
+        batch_size, dataset = unlabeled.batch_size, unlabeled.dataset
 
         def __len__(self):
-            return len(unlabelled)
+            return len(unlabeled)
 
         def __iter__(self):
             seen.append(0)
-            for batch in unlabelled_iter(unlabelled):
+            for batch in unlabeled_iter(unlabeled):
                 seen[-1] += 1
                 yield batch
 
     counted = []
     smr.semi_supervised_epoch(
         *tiny_pair(tiny_recipe()).networks,
-        tiny_pair(tiny_recipe()).optimisers[0],
-        labelled,
+        tiny_pair(tiny_recipe()).optimizers[0],
+        labeled,
         Counted(),
         20,
         tiny_recipe(),
@@ -134,22 +134,22 @@ def test_labelled_set_gives_the_steps_and_the_unlabelled_one_starts_again(images
 
 def test_figures_of_an_epoch_judge_the_targets_by_the_truth():
     pair, recipe = tiny_pair(tiny_recipe()), tiny_recipe()
-    labelled, unlabelled = four_views(rows_x=9, rows_u=8)
+    labeled, unlabeled = four_views(rows_x=9, rows_u=8)
     network, peer = (copy.deepcopy(network) for network in pair.networks)
     network.train(), peer.eval()
-    guessed = smr.guess(network, peer, *unlabelled.batch, recipe.T).argmax(dim=1)
-    refined = smr.refine(network, *labelled.batch, recipe.T).argmax(dim=1)
+    guessed = smr.guess(network, peer, *unlabeled.batch, recipe.T).argmax(dim=1)
+    refined = smr.refine(network, *labeled.batch, recipe.T).argmax(dim=1)
     # Made up so that six of nine refined and two of eight guessed targets are right.
     truth_x = torch.where(torch.arange(9) < 6, refined, (refined + 1) % 10)
     truth_u = torch.where(torch.arange(8) < 2, guessed, (guessed + 1) % 10)
     found = semi_supervised(
-        pair, OneBatch(*labelled.batch, truth_x), OneBatch(*unlabelled.batch, truth_u)
+        pair, OneBatch(*labeled.batch, truth_x), OneBatch(*unlabeled.batch, truth_u)
     )
-    assert found["refined_accuracy"] == pytest.approx(100 * 6 / 9)
-    assert found["guessed_accuracy"] == 25
+    assert found["refined_label_accuracy"] == pytest.approx(100 * 6 / 9)
+    assert found["pseudo_label_accuracy"] == 25
     assert found["images"] == 34
-    without = semi_supervised(tiny_pair(recipe), labelled, unlabelled)
-    assert without.keys() == found.keys() - {"refined_accuracy", "guessed_accuracy"}
+    without = semi_supervised(tiny_pair(recipe), labeled, unlabeled)
+    assert without.keys() == found.keys() - {"refined_label_accuracy", "pseudo_label_accuracy"}
 
 
 def test_figures_of_an_epoch_are_the_means_of_its_steps(monkeypatch):
@@ -157,8 +157,8 @@ def test_figures_of_an_epoch_are_the_means_of_its_steps(monkeypatch):
     monkeypatch.setattr(
         passes, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
     )
-    labelled, unlabelled = tiny_loader().run("train", np.arange(40) < 20, np.ones(40))
-    found = semi_supervised(tiny_pair(tiny_recipe()), labelled, unlabelled, epoch=10)
+    labeled, unlabeled = tiny_loader().run("train", np.arange(40) < 20, np.ones(40))
+    found = semi_supervised(tiny_pair(tiny_recipe()), labeled, unlabeled, epoch=10)
     for name in ("loss", "loss_x", "loss_u", "lambda_u", "penalty"):
         values = [float(torch.as_tensor(getattr(result, name)).detach()) for result in results]
         assert len({*values}) == 3
@@ -169,7 +169,7 @@ def test_figures_of_an_epoch_are_the_means_of_its_steps(monkeypatch):
 def test_supervised_passes_are_in_train_mode_and_move_the_weights_each_step(epoch):
     passes: list = []
     pair = tiny_pair(tiny_recipe(), lambda: Watched("network", passes))
-    (network, _), (optimiser, _) = pair.networks, pair.optimisers
+    (network, _), (optimizer, _) = pair.networks, pair.optimizers
     weights, told = [], []
 
     def note(step, steps, meter):
@@ -177,7 +177,7 @@ def test_supervised_passes_are_in_train_mode_and_move_the_weights_each_step(epoc
         weights.append(network.conv.weight.detach().clone())
 
     batches = tiny_loader().run("warmup")
-    found = epoch(network.eval(), optimiser, batches, tiny_recipe(), note)
+    found = epoch(network.eval(), optimizer, batches, tiny_recipe(), note)
     assert [(mode, grad) for _, mode, grad, _ in passes] == [("train", True)] * 3
     assert network.bn.num_batches_tracked == 3
     assert told == [(1, 3, 1, 16), (2, 3, 2, 32), (3, 3, 3, 40)]
@@ -211,14 +211,14 @@ def test_each_network_trains_on_the_other_s_split_made_before_either_trained():
     expected = smr.co_divide(before, tiny_loader(), recipe)
     for call, split in ((first, expected[1]), (second, expected[0])):
         for given, wanted in zip(
-            call, (split.labelled, split.probability, split.index), strict=True
+            call, (split.labeled, split.probability, split.index), strict=True
         ):
             assert given.tolist() == wanted.tolist()
     assert (first[1] != second[1]).any()
     for k, split in enumerate(expected):
         assert result.splits[k].probability.tolist() == split.probability.tolist()
-        assert result.metrics[f"split/net{k + 1}/labelled"] == split.labelled.sum()
-        judged = split_statistics(split.labelled, split.probability, tiny_loader().is_clean)
+        assert result.metrics[f"split/net{k + 1}/labeled"] == split.labeled.sum()
+        judged = split_statistics(split.labeled, split.probability, tiny_loader().is_clean)
         assert result.metrics[f"split/net{k + 1}/auc"] == judged["auc"]
     assert result.metrics["split/net1/auc"] != result.metrics["split/net2/auc"]
 
@@ -249,12 +249,12 @@ def test_each_network_trains_on_the_images_that_the_other_scored():
         found = {name: result.metrics[f"split/net{k}/{name}"] for name in COUNTS}
         wrong = np.array(sample) < 20
         assert found == {
-            "labelled": split.labelled.sum(),
-            "unlabelled": len(sample) - split.labelled.sum(),
-            "labelled_clean": (split.labelled & ~wrong).sum(),
-            "labelled_wrong": (split.labelled & wrong).sum(),
-            "unlabelled_clean": (~split.labelled & ~wrong).sum(),
-            "unlabelled_wrong": (~split.labelled & wrong).sum(),
+            "labeled": split.labeled.sum(),
+            "unlabeled": len(sample) - split.labeled.sum(),
+            "labeled_clean": (split.labeled & ~wrong).sum(),
+            "labeled_noisy": (split.labeled & wrong).sum(),
+            "unlabeled_clean": (~split.labeled & ~wrong).sum(),
+            "unlabeled_noisy": (~split.labeled & wrong).sum(),
         }
 
 
@@ -272,12 +272,12 @@ def test_recalibration_and_plain_cross_entropy_ask_for_their_own_batches():
 
 def test_an_epoch_s_figures_are_named_and_timed(monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr(meters.time, "perf_counter", lambda: 4.0 * next(ticks))
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: 4.0 * next(ticks))
     recipe = tiny_recipe(num_epochs=0, warm_up=0, p_threshold=0.3)
     (result,) = smr.train(tiny_pair(recipe), tiny_loader(), recipe)
-    of_splits = {*COUNTS, "labelled_share", "auc", "precision", "recall"}
+    of_splits = {*COUNTS, "labeled_fraction", "auc", "precision", "recall"}
     of_training = {"loss", "loss_x", "loss_u", "lambda_u", "penalty", "images"}
-    of_training |= {"refined_accuracy", "guessed_accuracy"}
+    of_training |= {"refined_label_accuracy", "pseudo_label_accuracy"}
     of_test = {"accuracy", "precision", "recall", "f1", "net1/accuracy", "net2/accuracy"}
     assert result.metrics.keys() == {
         *{f"split/net{k}/{name}" for k in (1, 2) for name in of_splits},
@@ -384,7 +384,7 @@ def test_epochs_run_in_order_with_their_kind_and_learning_rate():
     ]
     rates = [r.metrics["train/learning_rate"] for r in results]
     assert rates == pytest.approx([0.02] * 4 + [0.002] * 2)
-    assert [o.param_groups[0]["lr"] for o in pair.optimisers] == pytest.approx([0.002] * 2)
+    assert [o.param_groups[0]["lr"] for o in pair.optimizers] == pytest.approx([0.002] * 2)
     for result in results:
         has_split = result.kind == smr.SEMI_SUPERVISED
         assert ("split/net1/auc" in result.metrics) == has_split == (result.splits is not None)
@@ -392,11 +392,11 @@ def test_epochs_run_in_order_with_their_kind_and_learning_rate():
     assert [len(history) for history in pair.histories] == [1, 1]
 
 
-def test_optimisers_are_sgd_of_the_recipe_each_with_its_own_network():
+def test_optimizers_are_sgd_of_the_recipe_each_with_its_own_network():
     recipe = tiny_recipe(lr=0.3, weight_decay=0.07)
     pair = tiny_pair(recipe)
-    for network, optimiser in zip(pair.networks, pair.optimisers, strict=True):
-        (group,) = optimiser.param_groups
+    for network, optimizer in zip(pair.networks, pair.optimizers, strict=True):
+        (group,) = optimizer.param_groups
         wanted = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.07, "nesterov": False}
         assert {key: group[key] for key in wanted} == wanted
         assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
@@ -411,7 +411,7 @@ def supervised_loss(epoch, recipe) -> tuple[float, torch.Tensor, torch.Tensor]:
     pair = tiny_pair(recipe)
     logits = copy.deepcopy(pair.networks[0]).train()(images).detach()
     batches = OneBatch(images, labels, labels)
-    found = epoch(pair.networks[0], pair.optimisers[0], batches, recipe)
+    found = epoch(pair.networks[0], pair.optimizers[0], batches, recipe)
     assert found["images"] == 10
     return found["loss"], logits, labels
 
@@ -446,7 +446,7 @@ def test_warm_up_draws_one_weight_a_batch_and_takes_all_data_in_double_batches(m
     )  # fmt: skip
     recipe = tiny_recipe()
     pair = tiny_pair(recipe)
-    smr.warm_up_epoch(pair.networks[0], pair.optimisers[0], tiny_loader().run("warmup"), recipe)
+    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], tiny_loader().run("warmup"), recipe)
     assert seen == [16, 16, 8]
     assert len({weight for weight, _ in drawn}) == 3
     assert all(0.5 <= weight <= 1 for weight, _ in drawn)

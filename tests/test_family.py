@@ -75,7 +75,7 @@ def test_family_semi_supervised_loop_runs_on_our_loader_network_and_losses(cifar
     prob = 1 - scored(network, loader.run("eval_train"), 100)
     pred = prob > np.median(prob)
     labeled_trainloader, unlabeled_trainloader = loader.run("train", pred, prob)
-    assert log.getvalue().startswith(f"Number of labelled samples:{pred.sum()}   AUC:0.")
+    assert log.getvalue().startswith(f"Number of labeled samples:{pred.sum()}   AUC:0.")
     assert labeled_trainloader.batch_size == BATCH_SIZE
     assert len(labeled_trainloader.dataset) == pred.sum()
     assert len(unlabeled_trainloader.dataset) == 100 - pred.sum()

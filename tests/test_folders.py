@@ -15,9 +15,9 @@ from PIL import Image
 
 import train_animal10N
 from dataloader_folder import folder_dataloader, held_in_memory, list_folder
-from smr.data.image_files import checked_images
-from smr.data.listings import held_out, natural_order
-from smr.data.streams import IMAGENET_VIEWS, Frame
+from smr.data.decoding import checked_images
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame
+from smr.data.image_folder import held_out, natural_order
 from smr.errors import InputError
 from smr.run import options
 
@@ -217,7 +217,7 @@ def test_values_out_of_range_are_refused(flag, value, capsys):
     assert flag in capsys.readouterr().err
 
 
-def test_a_badly_labelled_collection_becomes_a_run(photos, tmp_path, monkeypatch, capsys):
+def test_a_badly_labeled_collection_becomes_a_run(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_animal10N, "build_network", lambda config: TinyNet(3, 4))
     monkeypatch.chdir(tmp_path)
     (photos / "training" / "apple" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")

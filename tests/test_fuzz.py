@@ -18,12 +18,13 @@ from photos import write_animals
 import train_cifar
 from dataloader_animal10N import read_animal10n
 from dataloader_cifar import read_cifar, read_human_labels
-from smr.console import Console
-from smr.data.label_lists import read_label_list
-from smr.divide import Scores
+from smr.data.noise_file import read_label_list
 from smr.errors import InputError
-from smr.passes import optimise
-from smr.run import checkpoints, options, session
+from smr.gmm_split import SampleLosses
+from smr.logging.terminal import Terminal
+from smr.run import checkpoints, options
+from smr.run import run as session
+from smr.training import optimize
 
 SECONDS_A_CASE = 5
 CASES = {
@@ -121,10 +122,13 @@ def small_run(folder: Path):
     )
     pair = session.make_pair(script, config, cpu)
     images = loader.train_images.plain(torch.arange(4))
-    for network, optimiser in zip(pair.networks, pair.optimisers, strict=True):
-        optimise(network(images).sum() / 1000, optimiser)
+    for network, optimizer in zip(pair.networks, pair.optimizers, strict=True):
+        optimize(network(images).sum() / 1000, optimizer)
     index = torch.arange(1437)
-    pair.histories = [[Scores(index, torch.rand(1437))], [Scores(index, torch.rand(1437))]]
+    pair.histories = [
+        [SampleLosses(index, torch.rand(1437))],
+        [SampleLosses(index, torch.rand(1437))],
+    ]
     rows = [{"epoch": 0, "kind": "warm-up", "test/accuracy": 10.0}]
     about = "train_cifar.py", pair, loader, config, "labels", rows
     checkpoints.save(checkpoints.training_state(*about, 0), folder / "last.pt")
@@ -162,7 +166,7 @@ def targets(tmp_path):
         "human repacked": (human, read_human, repacked),
         "animals": (
             animals / "data_batch_1.bin",
-            lambda _: read_animal10n(animals, 1, False, Console()),
+            lambda _: read_animal10n(animals, 1, False, Terminal()),
             mutated,
         ),
         "checkpoint": (last, resume, mutated),

@@ -29,7 +29,7 @@ def shown():
 @pytest.mark.parametrize("name", golden.noise_cases())
 def test_noise_is_the_published_code_s_bit_for_bit(name, shown):
     errors = shown(name, golden.noise_errors(golden.noise_cases()[name]))
-    assert errors == {"first_40": 0, "realised_rate": 0, "sha256": 0}
+    assert errors == {"first_40": 0, "realized_rate": 0, "sha256": 0}
 
 
 def test_network_has_the_published_names_shapes_and_logits(shown):
@@ -53,5 +53,5 @@ def test_semi_supervised_step_gives_the_published_targets_losses_and_network(nam
 @pytest.mark.parametrize("name", ["codivide", "codivide_r09"])
 def test_clean_probability_is_the_published_one(name, shown):
     errors = shown(name, golden.co_divide_errors(name))
-    assert errors["labelled"] == 0
+    assert errors["labeled"] == 0
     assert errors["clean_prob"] < TOLERANCE

@@ -1,4 +1,4 @@
-"""Which labels look wrong: the judgement, labels.csv, the closing words, and a run's own."""
+"""Which labels look wrong: the judgment, labels.csv, the closing words, and a run's own."""
 
 import csv
 import json
@@ -12,10 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import smr
-from smr.data.images import Views
-from smr.data.loaders import ImageData, NoisyLoader
-from smr.divide import Scores
-from smr.record import labels, pictures
+from smr.data.loader import ImageData, NoisyLoader
+from smr.data.memory_dataset import Views
+from smr.gmm_split import SampleLosses
+from smr.label_issues import report as labels
+from smr.logging import figures as pictures
 
 NAMES = [f"class {label}" for label in range(10)]
 
@@ -41,46 +42,46 @@ def pair():
     return tiny_pair(tiny_recipe(), TinyNet)
 
 
-def judgement_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> labels.Judgement:
+def judgment_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> labels.Judgment:
     """Networks that give the label and the class seen these probabilities, and no other any."""
     count = len(given)
     probability = np.zeros((count, 10), np.float32)
     probability[np.arange(count), predicted] = p_predicted
     probability[np.arange(count), given] = p_given
-    return labels.Judgement(
+    return labels.Judgment(
         np.arange(count), np.asarray(given), probability, np.asarray(p_clean, dtype=float)
     )
 
 
-def test_judgement_is_what_the_networks_say_one_by_one(pair, noisy):
-    judgement = labels.judge(pair, noisy, tiny_recipe())
+def test_judgment_is_what_the_networks_say_one_by_one(pair, noisy):
+    judgment = labels.judge(pair, noisy, tiny_recipe())
     images = noisy.train_images.plain(noisy.train_index)
     given = noisy.noisy_labels
     with torch.no_grad():
         logits = sum(network.eval()(images) for network in pair.networks)
     probability = torch.softmax(logits / 2, dim=1).numpy()
-    np.testing.assert_array_equal(judgement.predicted, logits.argmax(dim=1))
-    np.testing.assert_allclose(judgement.p_predicted, probability.max(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(judgement.p_given, probability[np.arange(50), given], rtol=1e-5)
+    np.testing.assert_array_equal(judgment.predicted, logits.argmax(dim=1))
+    np.testing.assert_allclose(judgment.p_predicted, probability.max(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(judgment.p_given, probability[np.arange(50), given], rtol=1e-5)
     splits = smr.co_divide(pair, noisy, tiny_recipe())
-    np.testing.assert_allclose(judgement.p_clean, [s.probability for s in splits], rtol=1e-4)
+    np.testing.assert_allclose(judgment.p_clean, [s.probability for s in splits], rtol=1e-4)
 
 
 def test_judging_at_r_09_uses_the_history_and_leaves_it_alone(pair, noisy):
     recipe = tiny_recipe(r=0.9)
     for _ in range(5):
         for history in pair.histories:
-            history.append(Scores(torch.arange(50), torch.rand(50)))
+            history.append(SampleLosses(torch.arange(50), torch.rand(50)))
     before = [[id(losses) for losses in history] for history in pair.histories]
-    judgement = labels.judge(pair, noisy, recipe)
+    judgment = labels.judge(pair, noisy, recipe)
     assert [[id(losses) for losses in history] for history in pair.histories] == before
     splits = smr.co_divide(pair, noisy, recipe)
-    np.testing.assert_allclose(judgement.p_clean, [s.probability for s in splits], rtol=1e-4)
+    np.testing.assert_allclose(judgment.p_clean, [s.probability for s in splits], rtol=1e-4)
 
 
 def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noisy):
-    judgement = labels.judge(pair, noisy, tiny_recipe())
-    rows = list(csv.DictReader(labels.labels_csv(judgement, noisy).splitlines()))
+    judgment = labels.judge(pair, noisy, tiny_recipe())
+    rows = list(csv.DictReader(labels.labels_csv(judgment, noisy).splitlines()))
     assert ",".join(rows[0]) == (
         "index,file,given,given_name,predicted,predicted_name,p_predicted,p_given,"
         "p_clean_net1,p_clean_net2,p_clean,rank,true"
@@ -88,13 +89,13 @@ def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noi
     assert [int(row["index"]) for row in rows] == list(range(50))
     assert rows[7]["file"] == "image 7.png"
     assert (rows[7]["given"], rows[7]["given_name"], rows[7]["true"]) == ("8", "class 8", "7")
-    assert int(rows[7]["predicted"]) == judgement.predicted[7]
-    assert rows[7]["predicted_name"] == f"class {judgement.predicted[7]}"
-    assert float(rows[7]["p_given"]) == pytest.approx(judgement.p_given[7], rel=1e-5)
-    assert float(rows[7]["p_clean_net2"]) == pytest.approx(judgement.p_clean[1, 7], rel=1e-5)
-    assert float(rows[7]["p_clean"]) == pytest.approx(judgement.p_clean[:, 7].mean(), rel=1e-5)
+    assert int(rows[7]["predicted"]) == judgment.predicted[7]
+    assert rows[7]["predicted_name"] == f"class {judgment.predicted[7]}"
+    assert float(rows[7]["p_given"]) == pytest.approx(judgment.p_given[7], rel=1e-5)
+    assert float(rows[7]["p_clean_net2"]) == pytest.approx(judgment.p_clean[1, 7], rel=1e-5)
+    assert float(rows[7]["p_clean"]) == pytest.approx(judgment.p_clean[:, 7].mean(), rel=1e-5)
     assert sorted(int(row["rank"]) for row in rows) == list(range(1, 51))
-    assert rows[judgement.order[0]]["rank"] == "1"
+    assert rows[judgment.order[0]]["rank"] == "1"
 
 
 def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
@@ -105,35 +106,35 @@ def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
 
 
 def test_rank_one_is_the_label_that_both_the_mixtures_and_the_networks_doubt_most():
-    judgement = judgement_of(
+    judgment = judgment_of(
         [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
     )
-    assert judgement.order.tolist() == [2, 0, 3, 1]
+    assert judgment.order.tolist() == [2, 0, 3, 1]
 
 
 def test_a_label_is_less_suspicious_where_no_better_one_is_at_hand():
-    judgement = judgement_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
-    assert judgement.order.tolist() == [1, 0]
-    np.testing.assert_allclose(judgement.suspicion, [-(0.5 + 0.3 / 0.35), -(0.5 + 0.3 / 0.7)])
+    judgment = judgment_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
+    assert judgment.order.tolist() == [1, 0]
+    np.testing.assert_allclose(judgment.suspicion, [-(0.5 + 0.3 / 0.35), -(0.5 + 0.3 / 0.7)])
 
 
 def test_a_label_looks_wrong_where_another_class_is_seen_and_the_mean_clean_probability_is_low():
-    judgement = judgement_of(
+    judgment = judgment_of(
         [0] * 6,
         [1, 1, 1, 1, 1, 0],
         [0.1] * 6,
         [[0.9, 0.9, 0.4, 0.5, 0.2, 0], [0.05, 0.2, 0.56, 0.5, 0.4, 0]],
     )
-    assert judgement.looks_wrong.tolist() == [True, False, True, False, True, False]
+    assert judgment.looks_wrong.tolist() == [True, False, True, False, True, False]
 
 
 def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions():
     clean = np.array([1, 1, 1, 2, 0, 0])
     loader = loader_of([0, 0, 0, 0, 0, 0], clean)
-    judgement = judgement_of(
+    judgment = judgment_of(
         [0] * 6, [1, 1, 1, 2, 0, 3], [0, 0.1, 0.2, 0.3, 0.9, 0.8], [[0, 0, 0.1, 0.2, 0.9, 0.9]] * 2
     )
-    words = labels.closing_words(judgement, loader)
+    words = labels.closing_words(judgment, loader)
     assert words[0] == (
         "4 of 6 training labels look wrong (66.7 %), most often class 0 that looks like class 1 "
         "(3), class 0 that looks like class 2 (1)"
@@ -145,14 +146,14 @@ def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions(
 
 
 def test_the_precision_of_one_label_that_looks_wrong_and_is_so_is_one():
-    judgement = judgement_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
-    words = labels.closing_words(judgement, loader_of([0, 1], np.array([1, 1])))
+    judgment = judgment_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
+    words = labels.closing_words(judgment, loader_of([0, 1], np.array([1, 1])))
     assert "1 are wrong, 1 of them among these (precision 1.000, recall 1.000)" in words[-1]
 
 
 def test_closing_words_name_three_confusions():
     words = labels.closing_words(
-        judgement_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
+        judgment_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
     )
     assert words[0].endswith(
         "class 0 that looks like class 1 (1), class 0 that looks like class 2 (1), "
@@ -162,15 +163,15 @@ def test_closing_words_name_three_confusions():
 
 def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
     words = labels.closing_words(
-        judgement_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
+        judgment_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
     )
     assert words == ["0 of 2 training labels look wrong (0.0 %)"]
 
 
 def test_the_progress_of_judging_counts_the_batches_done(monkeypatch):
     said = []
-    monkeypatch.setattr(labels.Console, "due", lambda _: True)
-    monkeypatch.setattr(labels.Console, "progress", lambda _, words: said.append(words))
+    monkeypatch.setattr(labels.Terminal, "due", lambda _: True)
+    monkeypatch.setattr(labels.Terminal, "progress", lambda _, words: said.append(words))
     assert list(labels.watched("abc")) == ["a", "b", "c"]
     assert said == [f"judging the labels: {k} of 3 batches" for k in (1, 2, 3)]
 
@@ -199,8 +200,8 @@ def test_suspects_are_the_most_suspicious_first_with_the_given_label_and_the_one
     monkeypatch.setattr(pictures, "suspects", lambda *given: asked.append(given))
     p_given = np.linspace(0.9, 0.01, 50)
     given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
-    judgement = judgement_of(given, predicted, p_given, [np.linspace(0.9, 0.1, 50)] * 2)
-    labels.draw(judgement, noisy)
+    judgment = judgment_of(given, predicted, p_given, [np.linspace(0.9, 0.1, 50)] * 2)
+    labels.draw(judgment, noisy)
     of_folder, of_tensorboard = asked
     assert of_folder[-2:] == (8, 128) and of_tensorboard[-2:] == (3, 224)
     assert of_tensorboard[1] == of_folder[1][:9]
@@ -267,7 +268,11 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
     aucs = [[m[f"split/net{k}/auc"] for k in (1, 2)] for m in metrics if "split/net1/auc" in m]
     means = [e.value for e in events.Scalars("overview/auc")]
     assert means == pytest.approx([sum(pair) / 2 for pair in aucs])
-    assert {"split/net2/auc", "train/net1/refined_accuracy", "time/images_per_second"} <= curves
+    assert {
+        "split/net2/auc",
+        "train/net1/refined_label_accuracy",
+        "time/images_per_second",
+    } <= curves
     assert {
         "test/confusion",
         "split/net1/mixture",

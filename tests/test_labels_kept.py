@@ -1,4 +1,4 @@
-"""What a run leaves of its judgement: over nothing that a person edited, and in honest words."""
+"""What a run leaves of its judgment: over nothing that a person edited, and in honest words."""
 
 import json
 from argparse import Namespace
@@ -8,8 +8,9 @@ import pytest
 from helpers import TinyNet, tiny_loader, tiny_pair, tiny_recipe
 
 from smr.errors import InputError
-from smr.record import labels, pictures
-from smr.run import folders
+from smr.label_issues import report as labels
+from smr.logging import figures as pictures
+from smr.run import run_dir as folders
 
 
 @pytest.fixture
@@ -109,8 +110,8 @@ def test_pred_probs_are_the_networks_probabilities_in_the_order_of_labels_csv(pa
     report(pair, tmp_path, loader)
     found = np.load(tmp_path / "pred_probs.npy")
     assert found.dtype == np.float32 and found.shape == (40, 10)
-    judgement = labels.judge(pair, loader, tiny_recipe())
-    np.testing.assert_array_equal(found, judgement.probability)
+    judgment = labels.judge(pair, loader, tiny_recipe())
+    np.testing.assert_array_equal(found, judgment.probability)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     rows = (tmp_path / "labels.csv").read_text().splitlines()[1:]
     seen = [int(row.split(",")[4]) for row in rows]
@@ -122,34 +123,34 @@ def test_the_page_shows_the_first_so_many_of_the_ranking(pair, tmp_path):
     report(pair, tmp_path, loader, shown=3)
     page = (tmp_path / "labels.html").read_text()
     content = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
-    judgement = labels.judge(pair, loader, tiny_recipe())
-    assert [item["index"] for item in content["items"]] == judgement.order[:3].tolist()
-    given = loader.noisy_labels[judgement.order[:3]].tolist()
+    judgment = labels.judge(pair, loader, tiny_recipe())
+    assert [item["index"] for item in content["items"]] == judgment.order[:3].tolist()
+    given = loader.noisy_labels[judgment.order[:3]].tolist()
     assert [item["given"] for item in content["items"]] == given
     (tmp_path / "labels.html").unlink()
     report(pair, tmp_path, loader)
     assert not (tmp_path / "labels.html").exists()
 
 
-def judgement_of(given, predicted, p_predicted=0.9, p_clean=0.1, classes=10) -> labels.Judgement:
+def judgment_of(given, predicted, p_predicted=0.9, p_clean=0.1, classes=10) -> labels.Judgment:
     """Networks that see these classes with this probability, all others alike."""
     count = len(given)
     probability = np.full((count, classes), (1 - p_predicted) / (classes - 1), np.float32)
     probability[np.arange(count), predicted] = p_predicted
     p_clean = np.where(np.equal(given, predicted), 0.9, p_clean)
-    return labels.Judgement(
+    return labels.Judgment(
         np.arange(count), np.asarray(given), probability, np.stack([p_clean] * 2)
     )
 
 
-def words(judgement) -> str:
-    return "\n".join(labels.closing_words(judgement, tiny_loader(n=len(judgement.given))))
+def words(judgment) -> str:
+    return "\n".join(labels.closing_words(judgment, tiny_loader(n=len(judgment.given))))
 
 
 def test_closing_words_call_them_candidates_and_say_how_many_may_be_right():
     given = np.arange(40) % 10
     predicted = np.where(np.arange(40) < 20, (given + 1) % 10, given)
-    said = words(judgement_of(given, predicted, p_predicted=0.73))
+    said = words(judgment_of(given, predicted, p_predicted=0.73))
     assert "20 of 40 training labels look wrong (50.0 %)" in said
     # each of the twenty has 0.03 for its label and 0.27 for all but the class seen
     assert "these are candidates" in said and " 1 to 5 of them are right" in said
@@ -160,29 +161,29 @@ def test_closing_words_call_them_candidates_and_say_how_many_may_be_right():
 def test_networks_near_chance_are_said_to_have_learnt_too_little():
     given = np.arange(200) % 10
     shifted = np.where(np.arange(200) < 182, (given + 1) % 10, given)
-    said = words(judgement_of(given, shifted))
+    said = words(judgment_of(given, shifted))
     assert "not learnt enough" in said
     assert "they agree with 9 % of the labels, where chance gives 10 %" in said
     better = np.where(np.arange(200) < 170, (given + 1) % 10, given)
-    assert "not learnt enough" not in words(judgement_of(given, better))
+    assert "not learnt enough" not in words(judgment_of(given, better))
 
 
 def test_networks_that_see_one_class_nearly_everywhere_are_said_to_have_learnt_too_little():
     given = np.arange(200) % 10
     one = np.where(np.arange(200) % 5 < 3, 4, given)
-    assert "they see 4 in 70 % of the images" in words(judgement_of(given, one))
-    mostly = np.where(np.arange(200) % 10 < 7, 4, given)  # as many are labelled so
-    assert "not learnt enough" not in words(judgement_of(mostly, mostly))
+    assert "they see 4 in 70 % of the images" in words(judgment_of(given, one))
+    mostly = np.where(np.arange(200) % 10 < 7, 4, given)  # as many are labeled so
+    assert "not learnt enough" not in words(judgment_of(mostly, mostly))
 
 
 def test_suspects_are_captioned_with_rank_and_file_name(monkeypatch):
     loader, captions = tiny_loader(), []
     loader.files = [f"training/x/photo {i}.jpg" for i in range(40)]
     monkeypatch.setattr(pictures, "suspects", lambda images, names, *_: captions.append(names))
-    judgement = judgement_of(
+    judgment = judgment_of(
         np.arange(40) % 10, (np.arange(40) + 1) % 10, p_clean=np.linspace(1, 0, 40)
     )
-    labels.draw(judgement, loader)
+    labels.draw(judgment, loader)
     assert captions[0][:2] == ["photo 39.jpg", "photo 38.jpg"] and len(captions[0]) == 40
 
 

@@ -8,30 +8,30 @@ import torch
 from helpers import generator
 from torch.testing import assert_close
 
-from smr.data import loaders
-from smr.data.images import ImageSet, Views
-from smr.data.loaders import Batches, ImageData, NoisyLoader
+from smr.data import loader as loaders
+from smr.data.loader import Batches, ImageData, NoisyLoader
+from smr.data.memory_dataset import ImageSet, Views
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 PLAIN = Views(MEAN, STD)
 
 
-def grey_images(count: int) -> np.ndarray:
+def gray_images(count: int) -> np.ndarray:
     """uint8 [count, 8, 8, 3], each as bright as its position in the set, whatever its crop."""
     return np.arange(count, dtype=np.uint8).repeat(8 * 8 * 3).reshape(count, 8, 8, 3)
 
 
 def shown(views: torch.Tensor) -> list[int]:
-    """Positions of the grey images that are served, read off their middle, which no crop loses."""
+    """Positions of the gray images that are served, read off their middle, which no crop loses."""
     middle = views.permute(0, 2, 3, 1)[:, 4, 4].double().numpy()
     return ((middle * STD + MEAN) * 255).round().astype(int)[:, 0].tolist()
 
 
 def batches_over(count: int, batch_size: int, shuffle: bool, views: int = 1, index=None):
-    """Batches of grey images with two columns: the position in the set and its tenfold."""
+    """Batches of gray images with two columns: the position in the set and its tenfold."""
     index = torch.arange(count) if index is None else index
     columns = torch.arange(count), 10 * torch.arange(count)
-    images = ImageSet(grey_images(count), PLAIN)
+    images = ImageSet(gray_images(count), PLAIN)
     return Batches(images, index, columns, batch_size, views, shuffle, generator())
 
 
@@ -68,16 +68,16 @@ def test_batches_serve_the_chosen_images_alone():
     assert [len(b[1]) for b in batches_over(3, 8, True)] == [3]
 
 
-def grey_loader(n: int = 20, wrong: int = 5, padding: int = 2, log=None, **changes) -> NoisyLoader:
-    """`n` grey images with clean labels i % 10, the first `wrong` given the class after theirs; 7
+def gray_loader(n: int = 20, wrong: int = 5, padding: int = 2, log=None, **changes) -> NoisyLoader:
+    """`n` gray images with clean labels i % 10, the first `wrong` given the class after theirs; 7
     test images, brighter by 100, with labels 9, 8, …; B = 4."""
     clean = np.arange(n) % 10
     given = np.where(np.arange(n) < wrong, (clean + 1) % 10, clean)
     test = 9 - np.arange(7)
     content = {
-        "train_images": grey_images(n),
+        "train_images": gray_images(n),
         "train_labels": given,
-        "test_images": 100 + grey_images(7),
+        "test_images": 100 + gray_images(7),
         "test_labels": test,
         "class_names": list("abcdefghij"),
         "clean_labels": clean,
@@ -94,7 +94,7 @@ def joined(batches) -> list[list]:
 
 @pytest.mark.parametrize("mode", ["warmup", "recalibrate"])
 def test_training_on_given_labels_has_all_images_augmented_in_double_batches(mode):
-    loader = grey_loader()
+    loader = gray_loader()
     batches = list(loader.run(mode))
     assert [len(batch[0]) for batch in batches] == [8, 8, 4]
     positions, labels, index = joined(batches)
@@ -106,11 +106,11 @@ def test_training_on_given_labels_has_all_images_augmented_in_double_batches(mod
 
 
 def test_scoring_has_all_images_in_order_with_their_given_labels_and_not_augmented():
-    loader = grey_loader()
+    loader = gray_loader()
     batches = list(loader.run("eval_train"))
     assert joined(batches) == [list(range(20)), loader.noisy_labels.tolist(), list(range(20))]
     assert loader.noisy_labels.tolist()[:6] == [1, 2, 3, 4, 5, 5]
-    plain = ImageSet(grey_images(20), PLAIN).plain(torch.arange(20))
+    plain = ImageSet(gray_images(20), PLAIN).plain(torch.arange(20))
     assert_close(torch.cat([batch[0] for batch in batches]), plain)
 
 
@@ -121,7 +121,7 @@ def test_scoring_has_all_images_in_order_with_their_given_labels_and_not_augment
 def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share(
     monkeypatch, side, ranks, sizes
 ):
-    monkeypatch.setattr(loaders.ranks, "count", lambda: ranks)
+    monkeypatch.setattr(loaders.distributed, "world_size", lambda: ranks)
     small, labels = np.zeros((2005, side, side, 3), np.uint8), np.zeros(2005, int)
     loader = NoisyLoader(ImageData(small, labels, small, labels, ["a"]), PLAIN, 4, seed=0)
     for mode in ("eval_train", "whole", "test"):
@@ -136,23 +136,23 @@ def test_larger_images_are_scored_by_the_training_batch():
 
 
 def test_a_test_set_without_images_has_no_batches():
-    some, none, labels = grey_images(9), grey_images(0), np.zeros(9, int)
+    some, none, labels = gray_images(9), gray_images(0), np.zeros(9, int)
     loader = NoisyLoader(ImageData(some, labels, none, labels[:0], ["a"]), PLAIN, 4, seed=0)
     assert len(loader.run("test")) == 0 and list(loader.run("test")) == []
 
 
 def test_testing_has_the_test_images_in_order_with_their_labels_and_not_augmented():
-    loader = grey_loader()
+    loader = gray_loader()
     assert loader.test_sets == ("test",)
     batches = list(loader.run("test"))
     test = list(range(7))
     assert joined(batches) == [[100 + i for i in test], [9 - i for i in test], test]
-    plain = ImageSet(100 + grey_images(7), PLAIN).plain(torch.arange(7))
+    plain = ImageSet(100 + gray_images(7), PLAIN).plain(torch.arange(7))
     assert_close(torch.cat([batch[0] for batch in batches]), plain)
 
 
 def split_of(loader: NoisyLoader, *arguments, **options) -> list[dict[int, tuple]]:
-    """For the labelled and the unlabelled part: position → (views shown, columns …)."""
+    """For the labeled and the unlabeled part: position → (views shown, columns …)."""
     parts = []
     for batches in loader.run("train", *arguments, **options):
         assert {len(batch[0]) for batch in batches} <= {4, len(batches.dataset) % 4}
@@ -163,50 +163,50 @@ def split_of(loader: NoisyLoader, *arguments, **options) -> list[dict[int, tuple
 
 
 def test_a_split_serves_each_side_its_images_labels_and_probabilities():
-    loader, probability = grey_loader(), np.linspace(0, 1, 20)
-    labelled, unlabelled = split_of(loader, np.arange(20) % 3 == 0, probability)
+    loader, probability = gray_loader(), np.linspace(0, 1, 20)
+    labeled, unlabeled = split_of(loader, np.arange(20) % 3 == 0, probability)
     given = loader.noisy_labels.tolist()
     expected = {i: (i, given[i], pytest.approx(probability[i])) for i in range(0, 20, 3)}
-    assert labelled == expected
-    assert unlabelled == {i: (i,) for i in range(20) if i % 3}
+    assert labeled == expected
+    assert unlabeled == {i: (i,) for i in range(20) if i % 3}
 
 
 def test_a_split_of_a_sample_serves_exactly_its_images_labels_and_probabilities():
-    loader = grey_loader()
+    loader = gray_loader()
     index = np.array([2, 3, 5, 8, 11, 13, 17])
     chosen = np.array([True, False, True, True, False, True, False])
     probability = np.array([0.9, 0.1, 0.8, 0.7, 0.2, 0.6, 0.3])
-    labelled, unlabelled = split_of(loader, chosen, probability, index, with_truth=True)
-    assert labelled == {
+    labeled, unlabeled = split_of(loader, chosen, probability, index, with_truth=True)
+    assert labeled == {
         2: (2, 3, pytest.approx(0.9), 2),  # the first five are given the class after theirs
         5: (5, 5, pytest.approx(0.8), 5),
         8: (8, 8, pytest.approx(0.7), 8),
         13: (13, 3, pytest.approx(0.6), 3),
     }
-    assert unlabelled == {3: (3, 3), 11: (11, 1), 17: (17, 7)}
+    assert unlabeled == {3: (3, 3), 11: (11, 1), 17: (17, 7)}
 
 
 def test_a_split_s_line_goes_to_the_log_and_counts_the_sample_alone():
     log = io.StringIO()
-    loader = grey_loader(log=log)
+    loader = gray_loader(log=log)
     chosen, index = np.array([True, True, True, False, False]), np.array([3, 9, 12, 1, 15])
     loader.run("train", chosen, np.array([0.7, 0.9, 0.8, 0.1, 0.2]), index)
     loader.run("train", np.arange(20) >= 4, np.linspace(0, 1, 20))
     assert log.getvalue().splitlines() == [
-        "Number of labelled samples:3   AUC:0.833   clean:2   wrong:1"
-        "   Number of unlabelled samples:2   clean:1   wrong:1",
-        "Number of labelled samples:16   AUC:1.000   clean:15   wrong:1"
-        "   Number of unlabelled samples:4   clean:0   wrong:4",
+        "Number of labeled samples:3   AUC:0.833   clean:2   wrong:1"
+        "   Number of unlabeled samples:2   clean:1   wrong:1",
+        "Number of labeled samples:16   AUC:1.000   clean:15   wrong:1"
+        "   Number of unlabeled samples:4   clean:0   wrong:4",
     ]
     log = io.StringIO()
-    grey_loader(log=log, clean_labels=None).run("train", np.arange(20) >= 4, np.linspace(0, 1, 20))
-    counts = "Number of labelled samples:16   Number of unlabelled samples:4"
+    gray_loader(log=log, clean_labels=None).run("train", np.arange(20) >= 4, np.linspace(0, 1, 20))
+    counts = "Number of labeled samples:16   Number of unlabeled samples:4"
     assert log.getvalue().splitlines() == [counts]
 
 
 def test_two_views_of_an_image_have_crops_of_their_own():
     ramp = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1).repeat(20, 0).repeat(3, 3)
-    loader = grey_loader(train_images=ramp)
+    loader = gray_loader(train_images=ramp)
     for batches in loader.run("train", np.arange(20) < 12, np.ones(20)):
         first, second = (torch.cat([batch[k] for batch in batches]) for k in (0, 1))
         same = (first == second).flatten(1).all(dim=1)
@@ -214,25 +214,25 @@ def test_two_views_of_an_image_have_crops_of_their_own():
 
 
 def test_truth_rides_along_only_where_asked():
-    loader = grey_loader()
+    loader = gray_loader()
     chosen, ones = np.arange(20) < 8, np.ones(20)
-    labelled, unlabelled = split_of(loader, chosen, ones, with_truth=True)
-    assert {i: row[-1] for i, row in labelled.items()} == {i: i for i in range(8)}
-    assert {i: row[-1] for i, row in unlabelled.items()} == {i: i % 10 for i in range(8, 20)}
+    labeled, unlabeled = split_of(loader, chosen, ones, with_truth=True)
+    assert {i: row[-1] for i, row in labeled.items()} == {i: i for i in range(8)}
+    assert {i: row[-1] for i, row in unlabeled.items()} == {i: i % 10 for i in range(8, 20)}
     sizes = [{len(row) for row in part.values()} for part in split_of(loader, chosen, ones)]
     assert sizes == [{3}, {1}]
 
 
 def test_loader_knows_which_given_labels_are_right():
-    loader = grey_loader()
+    loader = gray_loader()
     assert loader.is_clean.tolist() == [False] * 5 + [True] * 15
     assert loader.clean_labels.tolist() == [i % 10 for i in range(20)]
-    unknown = grey_loader(clean_labels=None)
+    unknown = gray_loader(clean_labels=None)
     assert unknown.is_clean is unknown.clean_labels is None
 
 
 def test_facts_tell_what_the_data_is():
-    loader = grey_loader(test_labels_are_noisy=True, notes=["a note"], files=["a.png"] * 20)
+    loader = gray_loader(test_labels_are_noisy=True, notes=["a note"], files=["a.png"] * 20)
     expected = {
         "train_images": 20,
         "test_images": 7,
@@ -249,13 +249,13 @@ def test_facts_tell_what_the_data_is():
 
 @pytest.mark.parametrize("padding", [0, 2])
 def test_thumbnails_are_the_images_as_they_came(padding):
-    found = grey_loader(padding=padding).thumbnails(np.array([17, 3]))
-    assert np.array_equal(found, grey_images(20)[[17, 3]])
+    found = gray_loader(padding=padding).thumbnails(np.array([17, 3]))
+    assert np.array_equal(found, gray_images(20)[[17, 3]])
 
 
 def test_loaders_of_a_seed_serve_the_same_and_of_another_seed_not():
     def orders(seed):
-        data = ImageData(grey_images(9), np.zeros(9, int), grey_images(1), np.zeros(1, int), ["a"])
+        data = ImageData(gray_images(9), np.zeros(9, int), gray_images(1), np.zeros(1, int), ["a"])
         loader = NoisyLoader(data, PLAIN, 4, seed)
         return [joined(loader.run("warmup"))[2] for _ in range(2)]
 
@@ -263,7 +263,7 @@ def test_loaders_of_a_seed_serve_the_same_and_of_another_seed_not():
 
 
 def test_wrong_calls_of_the_loader_say_what_was_expected():
-    loader = grey_loader()
+    loader = gray_loader()
     with pytest.raises(ValueError, match="'valid': expected 'warmup', 'recalibrate', 'eval_train'"):
         loader.run("valid")
     twenty = "expected one for each of the 20 training images"

@@ -9,10 +9,10 @@ import torch
 from helpers import tiny_recipe
 
 import smr
-from smr import console
-from smr.console import Console
-from smr.meters import Meter
-from smr.record.log import Log, TimeLeft, columns_of, duration, title
+from smr.logging import terminal as console
+from smr.logging.console import Log, TimeLeft, columns_of, duration, title
+from smr.logging.terminal import Terminal
+from smr.metrics import Meter
 
 WARM_UP = RECALIBRATION = 6  # forward passes an image, of both networks: a step counts as three
 SEMI_SUPERVISED = 2 + 2 * 0.55 * (4 + 2 + 3 * 4)
@@ -95,8 +95,8 @@ def test_every_epoch_of_plain_cross_entropy_lasts_as_long(clock):
     assert left.seconds(0, share=0.25) == pytest.approx(9.75 * 120)
 
 
-def test_a_step_costs_less_where_the_unlabelled_rows_skip_the_network(clock):
-    recipe = tiny_recipe(num_epochs=3, warm_up=3, recalibrate_every=0, labelled_rows_only=True)
+def test_a_step_costs_less_where_the_unlabeled_rows_skip_the_network(clock):
+    recipe = tiny_recipe(num_epochs=3, warm_up=3, recalibrate_every=0, labeled_rows_only=True)
     left = time_left(recipe)
     clock.now += 60
     passes = 2.5 * 6 + 2 + 2 * 0.55 * (4 + 2 + 3 * 2)
@@ -176,7 +176,7 @@ def names_of(recipe, truth_known=True, test_sets=("test",)) -> list[str]:
 
 
 def test_columns_are_those_that_a_run_has_figures_for():
-    everything = ["lr", "Lx", "Lu", "w(Lu)", "labelled", "AUC", "prec", "test%", "best%", "seconds"]
+    everything = ["lr", "Lx", "Lu", "w(Lu)", "labeled", "AUC", "prec", "test%", "best%", "seconds"]
     assert names_of(RECIPE) == everything
     without_weight = [name for name in everything if name not in ("Lu", "w(Lu)")]
     assert names_of(tiny_recipe(lambda_u=0)) == without_weight
@@ -201,8 +201,8 @@ METRICS = {
     "train/net2/loss_u": 0.004,
     "train/net1/lambda_u": 20.0,
     "train/net2/lambda_u": 25.0,
-    "split/net1/labelled": 300,
-    "split/net2/labelled": 500,
+    "split/net1/labeled": 300,
+    "split/net2/labeled": 500,
     "split/net1/auc": 0.8,
     "split/net2/auc": 0.9,
     "split/net1/precision": 0.7,
@@ -218,7 +218,7 @@ def test_a_summary_line_has_the_means_over_both_networks_under_their_headings(ca
     told.summary(3, smr.SEMI_SUPERVISED, METRICS)
     heading, line = capsys.readouterr().out.splitlines()
     assert heading == (
-        "epoch kind                  lr       Lx       Lu  w(Lu) labelled    AUC   prec  test%"
+        "epoch kind                  lr       Lx       Lu  w(Lu) labeled    AUC   prec  test%"
         "  best%  seconds"
     )
     assert line == (
@@ -254,7 +254,7 @@ def test_a_note_is_made_once(capsys):
 # --- console ---
 
 
-class Terminal(io.StringIO):
+class FakeTerminal(io.StringIO):
     """A text file that is a terminal."""
 
     def isatty(self):
@@ -273,7 +273,7 @@ def test_progress_is_due_once_a_second_on_a_terminal_and_each_half_minute_elsewh
     output, period, clock, monkeypatch
 ):
     monkeypatch.setattr(console.sys, "stdout", output)
-    shown = Console()
+    shown = Terminal()
     assert not shown.due()
     clock.now += period - 0.1
     assert not shown.due()
@@ -287,7 +287,7 @@ def test_progress_is_due_once_a_second_on_a_terminal_and_each_half_minute_elsewh
 def test_a_terminal_s_progress_line_stays_in_place_cut_to_its_width(monkeypatch):
     monkeypatch.setattr(console.sys, "stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "20")
-    shown = Console()
+    shown = Terminal()
     shown.progress("a progress line of more letters than the terminal has")
     shown.line("a line of its own that may be longer than that")
     assert console.sys.stdout.getvalue() == (
@@ -296,7 +296,7 @@ def test_a_terminal_s_progress_line_stays_in_place_cut_to_its_width(monkeypatch)
 
 
 def test_elsewhere_progress_lines_are_whole_lines(capsys):
-    shown = Console()
+    shown = Terminal()
     shown.progress("x" * 300)
     shown.line("done")
     assert capsys.readouterr().out == "x" * 300 + "\ndone\n"
@@ -304,12 +304,12 @@ def test_elsewhere_progress_lines_are_whole_lines(capsys):
 
 def test_a_log_on_a_full_disk_stops_nothing(monkeypatch):
     monkeypatch.setattr(console.sys, "stdout", FullDisk())
-    Console().line("lost")
-    Console().progress("lost")
+    Terminal().line("lost")
+    Terminal().progress("lost")
 
 
 @pytest.mark.parametrize(("weight", "shown"), [(25.0, True), (0.0, False)])
-def test_a_progress_line_leaves_out_an_unlabelled_loss_without_weight(weight, shown, capsys):
+def test_a_progress_line_leaves_out_an_unlabeled_loss_without_weight(weight, shown, capsys):
     told, meter = new_log(tiny_recipe(lambda_u=weight)), Meter()
     told.begin()
     meter.add(torch.tensor(2.0), {"loss": 2.0, "loss_u": 0.5, "lambda_u": 3.0}, 32)

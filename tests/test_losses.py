@@ -34,7 +34,7 @@ def test_soft_cross_entropy_is_the_mean_over_rows():
     assert soft_cross_entropy(LOGITS, targets).item() == pytest.approx(expected)
 
 
-def test_sharpening_squares_at_half_temperature_and_normalises():
+def test_sharpening_squares_at_half_temperature_and_normalizes():
     found = sharpen(PROBABILITIES, 0.5)
     assert_close(found[0], torch.tensor([0.49, 0.04, 0.01]) / 0.54)
     assert_close(found.sum(dim=1), torch.ones(2))
@@ -70,7 +70,7 @@ def test_semi_loss_gives_cross_entropy_squared_error_and_its_weight():
     assert weight == 25
 
 
-def test_semi_loss_without_unlabelled_rows_is_the_labelled_loss_with_finite_gradient():
+def test_semi_loss_without_unlabeled_rows_is_the_labeled_loss_with_finite_gradient():
     logits = LOGITS.clone().requires_grad_()
     loss_x, loss_u, weight = SemiLoss()(
         logits, PROBABILITIES, logits[2:], PROBABILITIES[2:], 100, 10

@@ -12,8 +12,9 @@ from helpers import REPOSITORY, TinyNet, script_environment
 from runs import run_short
 
 import train_cifar
-from smr.passes import optimise
-from smr.run import checkpoints, devices, session
+from smr.run import checkpoints, devices
+from smr.run import run as session
+from smr.training import optimize
 
 CPU = torch.device("cpu")
 FAULTS_OF_TENSORS = """
@@ -58,8 +59,8 @@ def test_a_step_frees_its_gradients():
     network = TinyNet()
     weight, bias = network.linear.weight, network.linear.bias
     wanted = weight.detach() - 0.1 * 3
-    optimiser = torch.optim.SGD([weight, bias], lr=0.1)
-    optimise(3 * weight.sum() + bias.sum(), optimiser)
+    optimizer = torch.optim.SGD([weight, bias], lr=0.1)
+    optimize(3 * weight.sum() + bias.sum(), optimizer)
     assert torch.allclose(weight, wanted)
     assert weight.grad is bias.grad is None
 

@@ -47,7 +47,7 @@ def test_block_adds_the_residual_of_two_pre_activated_convolutions():
     assert_close(block(images), expected)
 
 
-def test_stem_has_its_own_normalisation_and_the_last_block_has_none_after_it():
+def test_stem_has_its_own_normalization_and_the_last_block_has_none_after_it():
     names = [name for name, module in ResNet18(width=2).named_modules() if len(name) > 5]
     batch_norms = [name for name in names if "bn" in name]
     assert len(batch_norms) == 16  # two a block; the stem's `bn1` has a shorter name

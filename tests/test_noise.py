@@ -202,7 +202,7 @@ def test_human_labels_of_other_images_are_refused(cifar10_folder, tmp_path):
             loader(cifar10_folder, "worst", noise_file=path)
 
 
-def test_realised_rates_of_human_labels_are_the_published_ones():
+def test_realized_rates_of_human_labels_are_the_published_ones():
     rates = {mode: rate for mode, (_, rate) in HUMAN_LABELS.items()}
     assert rates == {
         "aggre": 0.0903, "rand1": 0.1723, "rand2": 0.1812, "rand3": 0.1764, "worst": 0.4021,

@@ -7,7 +7,7 @@ import torch
 
 import train_animal10N
 import train_cifar
-from smr import ranks
+from smr import distributed
 from smr.errors import InputError
 from smr.run import options
 
@@ -127,7 +127,7 @@ def test_the_help_gives_the_values_of_each_recipe(parser):
     help_text = " ".join(parser.format_help().split())
     for words in (
         "number of the last epoch; epoch 0 is run too (default: 300; digits 60)",
-        "before memorising begins (default: 10; cifar100 30; digits 15)",
+        "before memorizing begins (default: 10; cifar100 30; digits 15)",
         "as in 80:0.1,140:0.01 (default: 150:0.1; digits 50:0.1)",
         "0 for never (default: 30; digits 10; dividemix 0)",
         "of SGD (default: 0.0005)",
@@ -202,7 +202,7 @@ def test_joint_batch_statistics_need_several_cuda_cards(monkeypatch):
     assert options.joint_bn({"sync_bn": False}, CPU) == {}
     with pytest.raises(InputError, match="--sync_bn on: only under torchrun, on several CUDA"):
         options.joint_bn({"sync_bn": True}, CUDA)
-    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert options.joint_bn({}, CPU) == {}
     with pytest.raises(InputError, match="only under torchrun"):
         options.joint_bn({"sync_bn": True}, CPU)
@@ -317,7 +317,7 @@ def test_on_another_kind_of_device_the_flags_of_speed_are_that_one_s():
 def test_between_one_process_and_several_the_flags_of_speed_are_free(monkeypatch):
     several = stored(device="cuda", sync_bn=True) | {"ranks": 2}
     assert "sync_bn" not in options.continued(several, {}, CUDA, "last.pt")
-    monkeypatch.setattr(ranks, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     assert options.continued(several, {}, CUDA, "last.pt")["sync_bn"] is True
     alone = stored(device="cuda", compile=True)
     assert "compile" not in options.continued(alone, {}, CUDA, "last.pt")

@@ -13,8 +13,8 @@ from runs import assert_same_run
 
 import train_animal10N
 from dataloader_folder import folder_dataloader, list_folder
-from smr.data.loaders import NoisyLoader
-from smr.data.streams import Frame, StreamLoader
+from smr.data.image_file_dataset import Frame, StreamLoader
+from smr.data.loader import NoisyLoader
 from smr.errors import InputError
 from smr.run import options
 
@@ -141,7 +141,7 @@ def test_memory_and_stream_serve_the_same_images_and_windows(mixed):
 
 
 def test_windows_in_memory_and_streamed_have_the_same_spread(tmp_path):
-    # A pixel's colour is its place, so that a view tells where it was cut.
+    # A pixel's color is its place, so that a view tells where it was cut.
     down, across = np.mgrid[:37, :37]
     pixels = np.stack([down, across, 0 * down], axis=2).astype(np.uint8)
     for name in ("a", "b"):

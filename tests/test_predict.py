@@ -16,7 +16,7 @@ import smr
 from dataloader_cifar import cifar_dataloader
 from dataloader_folder import folder_dataloader
 from smr import networks
-from smr.data.streams import Frame
+from smr.data.image_file_dataset import Frame
 from smr.run import checkpoints
 
 CLASSES = {"2": 3, "10": 3, "Bär, <b>": 2}  # in natural order, which is not that of strings
@@ -83,7 +83,7 @@ def test_photos_get_the_probabilities_that_the_run_gave_them(loader, photos, tmp
     assert model.classes == ["2", "10", "Bär, <b>"]
 
 
-def test_digits_are_seen_at_their_own_size_and_normalisation(tmp_path):
+def test_digits_are_seen_at_their_own_size_and_normalization(tmp_path):
     loader = cifar_dataloader("digits", 0.5, "sym", 64, 0, "", None)
     expected = seen_in_training(loader, save_checkpoint(tmp_path / "best.pt", loader))
     Image.fromarray(loader.thumbnails(np.array([5]))[0]).save(tmp_path / "5.png")
@@ -155,7 +155,7 @@ def test_what_is_no_image_is_left_out_and_named_and_hidden_files_are_not_looked_
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "x.png").write_text("no image")
-    Image.new("LA", (50, 20)).save(folder / "grey.webp", lossless=True)
+    Image.new("LA", (50, 20)).save(folder / "gray.webp", lossless=True)
     assert predict.main([str(checkpoint), str(folder), "--output", str(tmp_path / "p.csv")]) == 0
     assert "1 of 4 files are no images" in capsys.readouterr().err
     assert [row["file"][-8:] for row in read_table(tmp_path / "p.csv")] == [

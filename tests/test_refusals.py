@@ -18,9 +18,9 @@ from helpers import REPOSITORY, write_cifar
 import train_cifar
 from smr import files
 from smr.errors import InputError
-from smr.record.records import read_metrics
+from smr.logging.metrics_file import read_metrics
 from smr.run import checkpoints, devices
-from smr.run.folders import locked
+from smr.run.run_dir import locked
 
 TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
 RUN_NAME = "digits_0.5_sym_ce_seed123"
@@ -178,7 +178,7 @@ def spoil(state, part: str, value: float) -> None:
     if part == "network":
         state["networks"][1]["linear.bias"][3] = value
     elif part == "momentum":
-        state["optimisers"][0]["state"][0]["momentum_buffer"][0] = value
+        state["optimizers"][0]["state"][0]["momentum_buffer"][0] = value
     else:
         state["histories"][0].append((torch.arange(1437), torch.full((1437,), value)))
 
@@ -235,7 +235,7 @@ def test_compilation_that_is_asked_for_where_it_cannot_be_is_refused(lacking, mo
     ("change", "said"),
     [
         (lambda s: spoil(s, "network", float("nan")), "linear.bias of network 2 is not finite"),
-        (lambda s: spoil(s, "momentum", float("inf")), "an optimiser's momentum is not finite"),
+        (lambda s: spoil(s, "momentum", float("inf")), "an optimizer's momentum is not finite"),
         (lambda s: spoil(s, "history", float("nan")), "losses of the training images"),
         (
             lambda s: s["histories"][0].append((torch.arange(5), torch.zeros(4))),
@@ -293,7 +293,7 @@ def test_a_cut_checkpoint_is_refused_by_resume_and_evaluate(folder, capsys, cont
 
 HOLDER = """
 import os, pathlib, signal, sys, time
-from smr.run import folders
+from smr.run import run_dir as folders
 with folders.locked(pathlib.Path(sys.argv[1])):
     if os.fork() == 0:  # as a process that decodes photos
         print(os.getpid(), flush=True)

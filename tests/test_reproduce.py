@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import reproduce
 
 import train_cifar
-from smr.record.records import read_metrics, run_name
+from smr.logging.metrics_file import read_metrics, run_name
 from smr.run import options
 
 TINY = ["--width", "2", "--warm_up", "1", "--batch_size", "32", "--device", "cpu"]

@@ -30,8 +30,9 @@ import smr
 import train_cifar
 from smr import files
 from smr.data import pickles
-from smr.record.log import Log
-from smr.run import checkpoints, session
+from smr.logging.console import Log
+from smr.run import checkpoints
+from smr.run import run as session
 
 LAST = len(KINDS) - 1
 
@@ -233,14 +234,14 @@ class TwoConvolutions(TinyNet):
         self.conv = nn.Sequential(self.conv, nn.ReLU(), second)
 
 
-def steps(network: nn.Module, optimiser: SGD, numbers: range) -> None:
+def steps(network: nn.Module, optimizer: SGD, numbers: range) -> None:
     """Training steps on the batches of these numbers."""
     network.train()
     for number in numbers:
         images = torch.randn(8, 3, 8, 8, generator=generator(number))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), torch.arange(8) % 10).backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def pair_in(channels_last: bool, recipe: smr.Recipe) -> smr.Pair:
@@ -263,17 +264,17 @@ def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sg
     recipe, loader, path = tiny_recipe(lr=0.05), tiny_loader(), tmp_path / "last.pt"
     saved, resumed = pair_in(channels_last, recipe), pair_in(not channels_last, recipe)
     wanted = [after_unfused_sgd(network, recipe, range(4)) for network in saved.networks]
-    for network, optimiser in zip(saved.networks, saved.optimisers, strict=True):
-        steps(network, optimiser, range(2))
+    for network, optimizer in zip(saved.networks, saved.optimizers, strict=True):
+        steps(network, optimizer, range(2))
     state = checkpoints.training_state("train_cifar.py", saved, loader, {}, "labels", [], epoch=-1)
     checkpoints.save(state, path)
     checkpoints.restore(checkpoints.load_training_state(path), resumed, loader, "labels", path)
-    for k, (network, optimiser) in enumerate(
-        zip(resumed.networks, resumed.optimisers, strict=True)
+    for k, (network, optimizer) in enumerate(
+        zip(resumed.networks, resumed.optimizers, strict=True)
     ):
-        assert optimiser.param_groups[0]["fused"]
+        assert optimizer.param_groups[0]["fused"]
         weight = network.conv[2].weight
         assert weight.is_contiguous() == channels_last
-        steps(network, optimiser, range(2, 4))
+        steps(network, optimizer, range(2, 4))
         for name, tensor in network.state_dict().items():
             assert_close(tensor, wanted[k].state_dict()[name], rtol=1e-4, atol=1e-6)

@@ -15,8 +15,9 @@ import torch
 from runs import RUN_NAME, assert_same, rows_of, run_short, without_times
 from test_resume import stop_in_epoch
 
-from smr.record.log import Log
-from smr.run import checkpoints, session
+from smr.logging.console import Log
+from smr.run import checkpoints
+from smr.run import run as session
 from smr.run.saving import Saver, copied
 
 PATIENCE = 20
@@ -109,7 +110,7 @@ def test_a_checkpoint_is_written_while_the_next_epoch_trains_and_is_of_its_own_e
     on_save_of(monkeypatch, 1, lambda: found.setdefault("waited", trained.wait(PATIENCE)))
     assert run_short(tmp_path / "second", "--num_epochs", "2") == 0
     assert found["waited"], "the next epoch waits for the file"
-    for part in ("networks", "optimisers", "histories", "random"):
+    for part in ("networks", "optimizers", "histories", "random"):
         assert_same(found["last"][part], wanted[part], part)
     assert without_times(found["last"]["rows"]) == without_times(wanted["rows"])
 

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 import smr
 from smr import method
-from smr.data import loaders
-from smr.divide import min_max_scale
+from smr.data import loader as loaders
+from smr.gmm_split import min_max_scale
 from smr.steps import mixup_weights
 from train_cifar import RECIPES
 
@@ -154,7 +154,7 @@ def test_each_network_is_divided_by_its_own_losses_of_a_pass_of_its_own():
         assert split.index.tolist() == history[0].index.tolist() == index
         assert_close(history[0].losses, scaled)
         assert_close(torch.tensor(split.losses).float(), scaled)
-        assert len(split.probability) == len(split.labelled) == len(index)
+        assert len(split.probability) == len(split.labeled) == len(index)
 
 
 def test_both_networks_of_the_whole_set_have_splits_of_their_own():
@@ -167,22 +167,22 @@ def test_both_networks_of_the_whole_set_have_splits_of_their_own():
 
 def test_the_second_network_is_scored_while_the_first_one_s_mixture_is_fitted(monkeypatch):
     recipe, both_at_work, fitted = tiny_recipe(), threading.Barrier(2, timeout=20), []
-    pair, divide = tiny_pair(recipe), method.divide
+    pair, gmm_split = tiny_pair(recipe), method.gmm_split
 
     def meeting(history, recipe):
         if not fitted:
             both_at_work.wait()
         fitted.append(history)
-        return divide(history, recipe)
+        return gmm_split(history, recipe)
 
-    monkeypatch.setattr(method, "divide", meeting)
+    monkeypatch.setattr(method, "gmm_split", meeting)
     pair.networks[1].register_forward_pre_hook(lambda *_: both_at_work.wait() and None)
     splits = smr.co_divide(pair, tiny_loader(), recipe)
     assert fitted == pair.histories
     for split, history in zip(splits, pair.histories, strict=True):
-        alone = divide(history, recipe)
+        alone = gmm_split(history, recipe)
         assert np.array_equal(split.probability, alone.probability)
-        assert np.array_equal(split.labelled, alone.labelled)
+        assert np.array_equal(split.labeled, alone.labeled)
 
 
 class Fixed(nn.Module):
@@ -221,14 +221,14 @@ def test_refined_label_weighs_the_given_one_by_its_probability():
     assert_close(found[0], torch.eye(4)[3])
 
 
-def a_step(labelled_rows_only: bool = False):
-    """A semi-supervised step of 4 labelled and 3 unlabelled images with its inputs."""
+def a_step(labeled_rows_only: bool = False):
+    """A semi-supervised step of 4 labeled and 3 unlabeled images with its inputs."""
     network, peer = TinyNet().train(), TinyNet().eval()
     x1, x2, u1, u2 = (torch.randn(n, 3, 8, 8, generator=generator(n)) for n in (4, 4, 3, 3))
-    labelled = x1, x2, torch.tensor([1, 2, 3, 4]), torch.rand(4, generator=generator())
+    labeled = x1, x2, torch.tensor([1, 2, 3, 4]), torch.rand(4, generator=generator())
     permutation = torch.randperm(14, generator=generator(5))
-    recipe = tiny_recipe(labelled_rows_only=labelled_rows_only, warm_up=10)
-    inputs = network, peer, labelled, (u1, u2), 0.8, permutation, 18.0, recipe
+    recipe = tiny_recipe(labeled_rows_only=labeled_rows_only, warm_up=10)
+    inputs = network, peer, labeled, (u1, u2), 0.8, permutation, 18.0, recipe
     return smr.mixmatch_loss(*inputs), permutation
 
 
@@ -254,8 +254,8 @@ def test_gradients_flow_through_the_mixed_pass_alone():
         assert not targets.requires_grad
 
 
-def test_labelled_rows_alone_still_mix_with_the_unlabelled():
-    result, permutation = a_step(labelled_rows_only=True)
+def test_labeled_rows_alone_still_mix_with_the_unlabeled():
+    result, permutation = a_step(labeled_rows_only=True)
     assert len(result.logits) == len(result.mixed_targets) == 8
     targets = torch.cat([result.targets_x] * 2 + [result.targets_u] * 2)
     expected = 0.8 * targets[:8] + 0.2 * targets[permutation][:8]

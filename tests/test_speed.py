@@ -13,9 +13,10 @@ from torch._dynamo.utils import counters
 import smr
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet
-from smr.data import loaders
-from smr.passes import autocast, optimise
-from smr.run import devices, session
+from smr.data import loader as loaders
+from smr.run import devices
+from smr.run import run as session
+from smr.training import autocast, optimize
 from train_cifar import build_network
 
 CPU = torch.device("cpu")
@@ -66,13 +67,11 @@ def step_of(channels_last: bool, recipe: smr.Recipe, compiled: bool = False):
     x1, x2, u1, u2 = images_of(16).split(4)
     if channels_last:
         x1, x2, u1, u2 = (v.to(memory_format=torch.channels_last) for v in (x1, x2, u1, u2))
-    labelled = x1, x2, torch.arange(4), torch.tensor([0.1, 0.5, 0.9, 1.0])
+    labeled = x1, x2, torch.arange(4), torch.tensor([0.1, 0.5, 0.9, 1.0])
     permutation = torch.randperm(16, generator=generator())
     with autocast(CPU, recipe.amp):
-        result = smr.mixmatch_loss(
-            network, peer, labelled, (u1, u2), 0.7, permutation, 40.0, recipe
-        )
-    optimise(result.loss, pair.optimisers[0])
+        result = smr.mixmatch_loss(network, peer, labeled, (u1, u2), 0.7, permutation, 40.0, recipe)
+    optimize(result.loss, pair.optimizers[0])
     return result, flat_parameters(network) - before
 
 
@@ -214,7 +213,7 @@ def test_a_run_compiles_six_graphs_at_most_and_none_after_its_first_semi_supervi
     after, trailing = [], set()
     for result in smr.train(pair, tiny_loader(n=83), recipe):
         after.append(len(made))
-        trailing |= {int(split.labelled.sum()) % 8 for split in result.splits or ()}
+        trailing |= {int(split.labeled.sum()) % 8 for split in result.splits or ()}
     assert len(trailing) > 2
     assert after[1:] == [after[1]] * 3
     # With gradients: a warm-up batch, a mixed one. Without: views, the peer's two, a scoring batch.
@@ -240,6 +239,6 @@ def test_a_short_real_run_is_the_same_in_each_setting_but_for_rounding(amp, roun
         loss = f"train/net{network}/loss"
         assert found[0].metrics[loss] == pytest.approx(plain[0].metrics[loss], rel=rounding)
         # An image near the threshold may change sides, and with it the steps that follow.
-        labelled, wanted = (run[1].splits[network - 1].labelled for run in (found, plain))
-        assert (labelled != wanted).mean() < moved
+        labeled, wanted = (run[1].splits[network - 1].labeled for run in (found, plain))
+        assert (labeled != wanted).mean() < moved
         assert found[1].metrics[loss] == pytest.approx(plain[1].metrics[loss], rel=0.05)

@@ -19,10 +19,11 @@ from torchvision import datasets
 
 import train_cifar
 from dataloader_cifar import noisy_labels
-from smr import console
-from smr.data.loaders import NoisyLoader
+from smr.data.loader import NoisyLoader
 from smr.errors import InputError
-from smr.run import options, session
+from smr.logging import terminal as console
+from smr.run import options
+from smr.run import run as session
 
 CPU = torch.device("cpu")
 # Epoch 0 warms up, 1 and 3 are semi-supervised, 2 recalibrates.
@@ -80,7 +81,7 @@ def test_config_holds_all_resolved_values_and_the_noise(finished):
     noisy = noisy_labels([i % 10 for i in range(100)], "cifar10", "sym", 0.45, 5)
     assert config["noise_sha256"] == hashlib.sha256(json.dumps(noisy).encode()).hexdigest()
     wrong = sum(label != i % 10 for i, label in enumerate(noisy))
-    assert config["realised_noise_rate"] == pytest.approx(wrong / 100)
+    assert config["noise_rate"] == pytest.approx(wrong / 100)
     assert {"python", "torch", "torchvision", "numpy", "scikit-learn"} <= config["versions"].keys()
 
 
@@ -93,7 +94,7 @@ def test_metrics_hold_an_object_an_epoch_with_the_named_keys(finished):
         "test/precision", "test/recall", "test/f1", "test/net1/accuracy", "test/net2/accuracy",
         "test/best_accuracy", "time/seconds",
     }  # fmt: skip
-    split = {f"split/net{k}/{name}" for k in (1, 2) for name in ("labelled", "auc", "recall")}
+    split = {f"split/net{k}/{name}" for k in (1, 2) for name in ("labeled", "auc", "recall")}
     semi_supervised = {
         f"train/net{k}/{n}" for k in (1, 2) for n in ("loss_x", "loss_u", "lambda_u")
     }
@@ -106,8 +107,8 @@ def test_metrics_hold_an_object_an_epoch_with_the_named_keys(finished):
         assert (split <= row.keys()) == (semi_supervised <= row.keys()) == has_split
     for row in (rows[1], rows[3]):
         for k in ("split/net1/", "split/net2/"):
-            assert row[k + "labelled_clean"] + row[k + "labelled_wrong"] == row[k + "labelled"]
-            assert row[k + "labelled"] + row[k + "unlabelled"] == 100
+            assert row[k + "labeled_clean"] + row[k + "labeled_noisy"] == row[k + "labeled"]
+            assert row[k + "labeled"] + row[k + "unlabeled"] == 100
 
 
 def test_text_files_hold_the_published_lines_with_the_counts_of_the_metrics(finished):
@@ -116,9 +117,9 @@ def test_text_files_hold_the_published_lines_with_the_counts_of_the_metrics(fini
     assert (folder / "acc.txt").read_text() == "".join(lines)
     expected = [
         f"Epoch:{row['epoch']}   Network:{k}   "
-        "Number of labelled samples:{labelled}   AUC:{auc:.3f}   clean:{labelled_clean}   "
-        "wrong:{labelled_wrong}   Number of unlabelled samples:{unlabelled}   "
-        "clean:{unlabelled_clean}   wrong:{unlabelled_wrong}\n".format(
+        "Number of labeled samples:{labeled}   AUC:{auc:.3f}   clean:{labeled_clean}   "
+        "wrong:{labeled_noisy}   Number of unlabeled samples:{unlabeled}   "
+        "clean:{unlabeled_clean}   wrong:{unlabeled_noisy}\n".format(
             **{key[11:]: v for key, v in row.items() if key.startswith(f"split/net{k}/")}
         )
         for row in (rows[1], rows[3])
@@ -134,7 +135,7 @@ def test_output_tells_the_start_each_epoch_and_the_end(finished):
     config = json.loads((folder / "config.json").read_text())
     for text in (
         "cifar10:0.45-sym: 100 training and 40 test images of 32x32, 10 classes",
-        f"wrong training labels: {100 * config['realised_noise_rate']:.2f} %",
+        f"wrong training labels: {100 * config['noise_rate']:.2f} %",
         config["noise_sha256"],
         "--seed 5",
         "device: cpu, 1 thread, ",
@@ -144,7 +145,7 @@ def test_output_tells_the_start_each_epoch_and_the_end(finished):
     assert "resumed" not in output
     heading = next(line for line in output.splitlines() if line.startswith("epoch kind"))
     assert heading.split() == [
-        "epoch", "kind", "lr", "Lx", "Lu", "w(Lu)", "labelled", "AUC", "prec", "test%", "best%",
+        "epoch", "kind", "lr", "Lx", "Lu", "w(Lu)", "labeled", "AUC", "prec", "test%", "best%",
         "seconds",
     ]  # fmt: skip
     summaries = [line for line in output.splitlines() if re.match(r" +\d+ ", line)]
@@ -208,7 +209,7 @@ def test_cifar100_trains(cifar100_folder, tmp_path, tiny_network):
     folder = tmp_path / "cifar100_0.4_asym_smr_seed123"
     config = json.loads((folder / "config.json").read_text())
     assert (config["num_class"], config["lambda_u"]) == (100, 0)
-    assert config["realised_noise_rate"] == pytest.approx(0.4)
+    assert config["noise_rate"] == pytest.approx(0.4)
     assert config["class_names"][99] == "fine99"
     assert [row["kind"] for row in metrics_of(folder)] == KINDS[:2]
 
@@ -225,7 +226,7 @@ def test_digits_need_no_data_and_are_learnt(tmp_path, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     assert (config["train_images"], config["test_images"]) == (1437, 360)
     assert config["image_size"] == [8, 8]
-    assert config["realised_noise_rate"] == pytest.approx(647 / 1437)
+    assert config["noise_rate"] == pytest.approx(647 / 1437)
 
 
 class Terminal(io.StringIO):
@@ -492,12 +493,12 @@ def test_what_the_method_cannot_do_is_said_once(cifar10_folder, tmp_path, capsys
     assert run_here(cifar10_folder, tmp_path / "out", "--p_threshold", "1") == 0
     output = capsys.readouterr().out
     for k in (1, 2):
-        line = f"note: network {k} has no labelled sample: it has a recalibration epoch instead"
+        line = f"note: network {k} has no labeled sample: it has a recalibration epoch instead"
         assert output.count(line) == 1
     (folder,) = (tmp_path / "out").iterdir()
     rows = metrics_of(folder)
     assert [row["kind"] for row in rows] == KINDS
-    assert "Number of labelled samples:0   AUC:" in (folder / "stats.txt").read_text()
+    assert "Number of labeled samples:0   AUC:" in (folder / "stats.txt").read_text()
 
 
 def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys, tiny_network):

@@ -12,7 +12,7 @@ from test_streams import slowly
 
 import train_webvision
 from dataloader_webvision import read_classes, read_imagenet, read_webvision, webvision_dataloader
-from smr.data.streams import Frame
+from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 from smr.run import options
 
@@ -198,7 +198,7 @@ def test_a_run_has_both_test_sets_with_top_5(root, imagenet, tmp_path, capsys):
         assert row["test/accuracy"] <= row["test/top5"] <= 100
     with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == read_webvision(root, 6)[0].files
-    assert json.loads((folder / "config.json").read_text())["labelled_rows_only"] is True
+    assert json.loads((folder / "config.json").read_text())["labeled_rows_only"] is True
 
 
 def test_without_imagenet_the_run_goes_on_and_says_so(root, tmp_path, monkeypatch, capsys):

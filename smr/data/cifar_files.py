@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from smr.data import pickles
-from smr.data.listings import OWN_PHOTOS, has_class_folders
-from smr.data.loaders import ImageData
+from smr.data.image_folder import OWN_PHOTOS, has_class_folders
+from smr.data.loader import ImageData
 from smr.errors import InputError
 
 
@@ -166,8 +166,8 @@ def read_names(path: Path, archive: Archive) -> list[str]:
 def read_digits() -> ImageData:
     """The 1,797 scans that scikit-learn ships: 8x8, three equal channels, a fixed split."""
     digits = load_digits()
-    grey = (digits.images * (255 / 16)).round().astype(np.uint8)
-    images = np.repeat(grey[..., None], 3, axis=3)
+    gray = (digits.images * (255 / 16)).round().astype(np.uint8)
+    images = np.repeat(gray[..., None], 3, axis=3)
     train, test = train_test_split(
         np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0
     )

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from smr import ranks
+from smr import distributed
 from smr.data import pickles
-from smr.data.loaders import Loader
-from smr.divide import Scores
+from smr.data.loader import Loader
 from smr.errors import InputError, NonFiniteLoss
-from smr.files import replacing
+from smr.files import atomic_write
+from smr.gmm_split import SampleLosses
 from smr.method import Pair, check_finite
 
 NETWORK_PARTS = (
@@ -28,7 +28,7 @@ NETWORK_PARTS = (
     "images",  # what the networks take, and what their outputs are called
 )
 IMAGE_FACTS = ("class_names", "image_size", "mean", "std", "frame")
-TRAINING_PARTS = ("optimisers", "histories", "random", "rows")
+TRAINING_PARTS = ("optimizers", "histories", "random", "rows")
 
 
 def random_states(loader: Loader) -> dict:
@@ -86,8 +86,8 @@ def training_state(
         "networks": [network.state_dict() for network in pair.networks],
         "accuracy": rows[-1]["test/accuracy"] if rows else 0.0,
         "images": {name: loader.facts.get(name) for name in IMAGE_FACTS},
-        "ranks": ranks.count(),
-        "optimisers": [optimiser.state_dict() for optimiser in pair.optimisers],
+        "ranks": distributed.world_size(),
+        "optimizers": [optimizer.state_dict() for optimizer in pair.optimizers],
         "histories": [[(s.index, s.losses) for s in history] for history in pair.histories],
         "random": random_states(loader),
         "rows": rows,
@@ -127,8 +127,8 @@ def restore(state: dict, pair: Pair, loader: Loader, noise_sha256: str, path: Pa
     restore_networks(state, pair, path)
     restore_histories(state, pair, loader, path)
     with fitting(path, "a damaged checkpoint"):
-        for optimiser, saved in zip(pair.optimisers, state["optimisers"], strict=True):
-            restore_momentum(optimiser, saved)
+        for optimizer, saved in zip(pair.optimizers, state["optimizers"], strict=True):
+            restore_momentum(optimizer, saved)
         set_random_states(state["random"], loader)
 
 
@@ -143,17 +143,17 @@ def restore_networks(state: dict, pair: Pair, path: Path) -> None:
         raise InputError(f"{path}: {error}; use an older checkpoint") from error
 
 
-def restore_momentum(optimiser: Optimizer, saved: dict) -> None:
+def restore_momentum(optimizer: Optimizer, saved: dict) -> None:
     """Put the momentum back; the rest of SGD's settings is the flags'. Raises ValueError."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {}
     for index, values in saved["state"].items():
         momentum = values["momentum_buffer"]
         if momentum.shape != parameters[index].shape or not torch.isfinite(momentum).all():
-            raise ValueError("an optimiser's momentum is not finite, or another network's")
+            raise ValueError("an optimizer's momentum is not finite, or another network's")
         # In the parameter's own memory format: fused SGD walks both flat, side by side.
         state[index] = {"momentum_buffer": torch.empty_like(parameters[index]).copy_(momentum)}
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def restore_histories(state: dict, pair: Pair, loader: Loader, path: Path) -> None:
@@ -161,7 +161,7 @@ def restore_histories(state: dict, pair: Pair, loader: Loader, path: Path) -> No
     device, count = loader.noisy_labels.device, len(loader.noisy_labels)
     with fitting(path, "its losses of the training images are not of these images"):
         first, second = (
-            [Scores(index.to(device), losses.to(device)) for index, losses in history]
+            [SampleLosses(index.to(device), losses.to(device)) for index, losses in history]
             for history in state["histories"]
         )
         for scores in first + second:
@@ -174,7 +174,7 @@ def restore_histories(state: dict, pair: Pair, loader: Loader, path: Path) -> No
 def save(state: dict, path: Path) -> None:
     """Write a checkpoint that a reader sees whole or not at all. Raises OSError."""
     try:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             torch.save(state, file)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):  # which torch turns into an error of its own
@@ -239,7 +239,7 @@ def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
     if isinstance(state, dict) and "script" not in state and "config" in state:
         with fitting(path, "no checkpoint of this project"):
             state = upgraded(state)
-    if isinstance(state, dict) and "optimisers" in parts and "optimisers" not in state:
+    if isinstance(state, dict) and "optimizers" in parts and "optimizers" not in state:
         raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
     lacking = [name for name in parts if not isinstance(state, dict) or name not in state]
     if lacking:

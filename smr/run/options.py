@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from smr import ranks
+from smr import distributed
 from smr.errors import InputError
 from smr.run.devices import can_compile
 
@@ -56,6 +56,16 @@ FREE = (
 SWITCHES = {"amp": ("off", "bf16")} | dict.fromkeys(
     ("compile", "channels_last", "pretrained", "sync_bn"), ("off", "on")
 )
+
+
+class Flags(dict):
+    """A configuration whose values are attributes too."""
+
+    def __getattr__(self, name: str):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,7 +119,7 @@ class Parser(argparse.ArgumentParser):
         return "default: " + "; ".join(words)
 
     def _print_message(self, message: str, file=None):
-        if ranks.is_first():
+        if distributed.is_rank_zero():
             super()._print_message(message, file)
 
     def error(self, message: str):
@@ -182,7 +192,7 @@ def switch(flag: str) -> Callable[[str], bool]:
 
 def card(text: str) -> int:
     """An argparse type: the number of a CUDA card, which no rank is told."""
-    if ranks.launched():
+    if distributed.launched():
         raise argparse.ArgumentTypeError("torchrun's processes take a card each, by their number")
     return number(int, 0)(text)
 
@@ -212,15 +222,15 @@ def new_parser(
     about = f"""a cross-entropy epoch every K epochs after the warm-up, 0 for never
         ({default("recalibrate_every")}; dividemix 0)"""
     add("--recalibrate_every", type=number(int, 0), metavar="K", help=about)
-    about = f"epochs of warm-up, before memorising begins ({default('warm_up')})"
+    about = f"epochs of warm-up, before memorizing begins ({default('warm_up')})"
     add("--warm_up", type=number(int, 0), metavar="EPOCHS", help=about)
     about = f"""parameter of mixup's Beta(alpha, alpha), larger ones mix more evenly
         ({default("alpha", "4")})"""
     add("--alpha", type=number(float, 0, open_low=True), help=about)
-    about = f"""weight of the unlabelled loss
+    about = f"""weight of the unlabeled loss
         ({default("lambda_u", "the published value of the noise cell")})"""
     add("--lambda_u", type=number(float, 0), help=about)
-    about = "clean probability above which a sample is labelled (default: 0.5, the likelier side)"
+    about = "clean probability above which a sample is labeled (default: 0.5, the likelier side)"
     add("--p_threshold", type=number(float, 0, 1), help=about)
     about = "sharpening temperature of guessed and refined targets (default: 0.5)"
     add("--T", type=number(float, 0, open_low=True), help=about)
@@ -232,7 +242,7 @@ def new_parser(
     add = parser.add_argument_group("training").add_argument
     about = f"number of the last epoch; epoch 0 is run too ({default('num_epochs')})"
     add("--num_epochs", type=number(int, 0), help=about)
-    about = f"""B: images of a labelled batch; an unlabelled one holds as many, a warm-up batch 2B
+    about = f"""B: images of a labeled batch; an unlabeled one holds as many, a warm-up batch 2B
         ({default("batch_size")})"""
     add("--batch_size", type=number(int, 2), help=about)
     about = f"first learning rate of SGD ({default('lr')})"
@@ -316,7 +326,7 @@ def resolve(given: dict, recipe: dict, device: torch.device) -> dict:
     elif method == "dividemix":
         baseline = {"warmup_loss": "ce", "recalibrate_every": 0}
     speed = speed_of(device) | joint_bn(given, device)
-    config = DEFAULTS | speed | recipe | baseline | given
+    config = Flags(DEFAULTS | speed | recipe | baseline | given)
     if config["compile"] and not can_compile(device):
         raise InputError(
             "--compile on: this machine lacks a C compiler or Python's headers (Python.h, in a "
@@ -353,7 +363,7 @@ def joint_bn(given: dict, device: torch.device) -> dict:
 
     Raises InputError.
     """
-    if ranks.count() == 1 or device.type != "cuda":
+    if distributed.world_size() == 1 or device.type != "cuda":
         if given.get("sync_bn"):
             raise InputError("--sync_bn on: only under torchrun, on several CUDA cards")
         return {}
@@ -380,7 +390,7 @@ def continued(state: dict, given: dict, device: torch.device, where: str) -> dic
     Raises InputError that names each flag by which numbers would change.
     """
     stored = OLDER | state["config"]
-    several = ranks.count() > 1, state.get("ranks", 1) > 1
+    several = distributed.world_size() > 1, state.get("ranks", 1) > 1
     moved = device.type != state["device"] or several[0] != several[1]
     free = FREE + (SPEED if moved else ())
     other = [

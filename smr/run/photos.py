@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from smr import networks
-from smr.data.streams import Frame
+from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 from smr.run import options
 
@@ -61,7 +61,7 @@ def settle(config: dict) -> None:
     if config["weights"]:
         config["pretrained"] = False
     # Kept: without a weight on their loss, the other rows skip the network (method 5).
-    config["labelled_rows_only"] = config["lambda_u"] == 0
+    config["labeled_rows_only"] = config["lambda_u"] == 0
 
 
 def frame(config: dict, square: bool = False) -> Frame:

@@ -1,0 +1,1 @@
+"""Label issues: scores, report, review page, corrections."""

@@ -1,1 +1,0 @@
-"""What a run shows and leaves: log, figures, pictures, labels."""

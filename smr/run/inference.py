@@ -1,0 +1,72 @@
+"""A run's two networks as one module that takes photos: `smr.load`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smr import networks
+from smr.data.decoding import decode
+from smr.data.image_file_dataset import Frame, scaled
+from smr.method import Pair
+from smr.run import checkpoints
+
+
+class Predictor(nn.Module):
+    """uint8 images [b, height, width, 3] to probabilities float32 [b, classes] (method 3).
+
+    classes: their names. frame: of photos that were cut from a file while the networks trained;
+    else side, to which they were scaled before.
+    """
+
+    def __init__(
+        self,
+        trained: Sequence[nn.Module],
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: list[str],
+        side: int,
+        frame: Frame | None,
+    ):
+        super().__init__()
+        self.networks = nn.ModuleList(trained)
+        mean, std = torch.tensor(mean), torch.tensor(std)
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+        self.classes, self.side, self.frame = classes, side, frame
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalized = (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)
+        logits = torch.stack([network(normalized) for network in self.networks])
+        return torch.softmax(logits.mean(dim=0), dim=1)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """A photo as the networks were tested on such: uint8 [side, side, 3].
+
+        Raises whatever Pillow raises.
+        """
+        if self.frame is None:
+            return decode(Path(path), self.side)
+        photo = scaled(path, self.frame).numpy()
+        top, left = (round((length - self.side) / 2) for length in photo.shape[:2])
+        return photo[top : top + self.side, left : left + self.side]
+
+
+def load(path: str | Path) -> Predictor:
+    """The networks of a checkpoint or of a run folder's best.pt, in eval mode on the CPU.
+
+    Raises InputError. Nothing in the file is run.
+    """
+    path = checkpoints.path_of(path, "best.pt")
+    state = checkpoints.load(path)
+    config, images = state["config"], state["images"]
+    with checkpoints.fitting(path, "a damaged checkpoint"):
+        name, width = config.get("network", networks.PREACT), config["width"]
+        pair = Pair([networks.untrained(name, config["num_class"], width) for _ in range(2)], [])
+        frame = Frame(*images["frame"]) if images["frame"] else None
+        side, _ = images["image_size"]
+        described = images["mean"], images["std"], images["class_names"], side, frame
+    checkpoints.restore_networks(state, pair, path)
+    return Predictor(pair.networks, *described).eval()

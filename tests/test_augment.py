@@ -1,0 +1,274 @@
+"""Strong views (method 11): their operations against torchvision's, and where they go."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from golden import OneBatch
+from helpers import (
+    TinyNet,
+    augmented,
+    generator,
+    state_copy,
+    tiny_loader,
+    tiny_pair,
+    tiny_recipe,
+)
+from runs import RUN_NAME, assert_same_run, rows_of, run_short
+from torch.testing import assert_close
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+import smr
+import smr.training as passes
+from smr import distributed
+from smr.data import augment as distortions
+from smr.data import loader as loaders
+from smr.data.augment import COLORS, MOVES, distorted, operated, warped
+
+SIDE = 32
+STRENGTHS = torch.linspace(-1, 1, 21)
+affine = partial(
+    functional.affine, angle=0, scale=1, interpolation=InterpolationMode.BILINEAR, shear=[0, 0]
+)
+
+
+def degrees(slope: float) -> float:
+    return math.degrees(math.atan(slope))
+
+
+# What torchvision makes of one image at a strength s, in RandAugment's ranges.
+TORCHVISION = {
+    "unchanged": lambda image, s: image,
+    "brightness": lambda image, s: functional.adjust_brightness(image, 1 + 0.9 * s),
+    "contrast": lambda image, s: functional.adjust_contrast(image, 1 + 0.9 * s),
+    "color": lambda image, s: functional.adjust_saturation(image, 1 + 0.9 * s),
+    "sharpness": lambda image, s: functional.adjust_sharpness(image, 1 + 0.9 * s),
+    "posterize": lambda image, s: functional.posterize(image, 8 - round(4 * abs(s))),
+    "solarize": lambda image, s: functional.solarize(image, 255 * (1 - abs(s))),
+    "autocontrast": lambda image, s: functional.autocontrast(image),
+    "equalize": lambda image, s: functional.equalize(image),
+    "rotation": lambda image, s: functional.rotate(image, 30 * s, InterpolationMode.BILINEAR),
+    "shear_across": lambda image, s: affine(
+        image, translate=[0, 0], shear=[degrees(0.3 * s), 0]
+    ),
+    "shear_down": lambda image, s: affine(image, translate=[0, 0], shear=[0, degrees(0.3 * s)]),
+    "shift_across": lambda image, s: affine(image, translate=[-SIDE * 150 / 331 * s, 0]),
+    "shift_down": lambda image, s: affine(image, translate=[0, -SIDE * 150 / 331 * s]),
+}  # fmt: skip
+
+
+def photos(count: int = len(STRENGTHS)) -> torch.Tensor:
+    """uint8 [count, 3, 32, 32]: a slope of its own, within part of the range, and noise."""
+    source = np.random.default_rng(0)
+    slope = np.linspace(40, 160, SIDE)[:, None] * source.uniform(0.5, 1, (count, 3, 1, 1))
+    pixels = slope + source.normal(0, 12, (count, 3, SIDE, SIDE))
+    return torch.from_numpy(pixels.clip(10, 240).astype(np.uint8))
+
+
+def one_by_one(name: str, images: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+    pairs = zip(images, strengths.tolist(), strict=True)
+    return torch.stack([TORCHVISION[name](image, strength) for image, strength in pairs])
+
+
+def named(number: int) -> str:
+    return (COLORS + MOVES)[number].__name__
+
+
+@pytest.mark.parametrize("operation", COLORS + MOVES, ids=lambda operation: operation.__name__)
+def test_an_operation_on_a_batch_is_torchvision_s_on_each_image(operation):
+    images, name = photos(), operation.__name__
+    before = images.clone()
+    if operation in COLORS:
+        found = operation(images, STRENGTHS)
+    else:
+        found = warped(images, operation(STRENGTHS))
+    assert found.dtype == torch.uint8 and torch.equal(images, before)
+    difference = (found.int() - one_by_one(name, images, STRENGTHS).int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 0.01
+    moved = (found != images).flatten(1).any(dim=1)
+    assert moved.sum() >= (0 if name == "unchanged" else 12)
+
+
+def test_each_image_gets_the_operation_and_the_strength_chosen_for_it():
+    chosen = torch.randint(len(COLORS + MOVES), (60,), generator=generator())
+    strengths, images = torch.linspace(-1, 1, 60), photos(60)
+    assert set(chosen.tolist()) == set(range(14))
+    found = operated(images, chosen, strengths)
+    for i, number in enumerate(chosen.tolist()):
+        wanted = one_by_one(named(number), images[i : i + 1], strengths[i : i + 1])
+        assert (found[i].int() - wanted[0].int()).abs().max() <= 1, (i, named(number))
+
+
+def test_few_images_or_none_are_served_too():
+    for count in (0, 1, 2):
+        views = photos(count).permute(0, 2, 3, 1)
+        assert distorted(views, generator()).shape == views.shape
+
+
+def test_images_of_a_batch_are_distorted_each_in_its_own_way():
+    views = photos(1).repeat(400, 1, 1, 1).permute(0, 2, 3, 1)
+    before = views.clone()
+    first = distorted(views, generator(1))
+    assert torch.equal(views, before)
+    assert torch.equal(distorted(views, generator(1)), first)
+    assert not torch.equal(distorted(views, generator(2)), first)
+    # Alike are those of two operations without a strength: unchanged, autocontrast, equalize.
+    assert len(first.flatten(1).unique(dim=0)) > 340
+
+
+def test_operations_and_strengths_are_drawn_evenly_and_two_for_each_image(monkeypatch):
+    drawn = []
+
+    def noting(images, chosen, strength):
+        drawn.append((chosen, strength))
+        return images
+
+    monkeypatch.setattr(distortions, "operated", noting)
+    distorted(torch.zeros(14_000, 1, 1, 3, dtype=torch.uint8), generator())
+    assert len(drawn) == 2
+    for chosen, strength in drawn:
+        assert chosen.bincount(minlength=14).sub(1000).abs().max() < 130
+        assert (strength.min(), strength.max()) == (pytest.approx(-1, abs=1e-3), strength.max())
+        assert 0.999 < strength.max() < 1 and abs(strength.mean()) < 0.03
+    assert (drawn[0][0] == drawn[1][0]).float().mean() < 0.1
+
+
+def inverted(pixels: torch.Tensor, _generator) -> torch.Tensor:
+    """A distortion that shows where it was made."""
+    return 255 - pixels
+
+
+def levels(views: torch.Tensor) -> torch.Tensor:
+    """What `tiny_loader`'s views were before normalization."""
+    return ((views * 0.3 + 0.4) * 255).round().int()
+
+
+def test_a_split_s_strong_views_are_the_weak_ones_distorted_beside_the_same_labels(monkeypatch):
+    monkeypatch.setattr(loaders, "distorted", inverted)
+    monkeypatch.setattr(loaders, "AHEAD", 2)  # three batches, two and one at a time
+    loader, chosen = tiny_loader(), np.arange(40) < 24
+    options = {"with_truth": True, "strong": True}
+    labeled, unlabeled = loader.run("train", chosen, np.linspace(0, 1, 40), **options)
+    for batches, rows in ((labeled, 24), (unlabeled, 16)):
+        columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+        assert [len(column) for column in columns] == [rows] * len(columns)
+        weak, strong, others = columns[:2], columns[2:4], columns[4:]
+        for one, other in zip(weak, strong, strict=True):
+            assert torch.equal(levels(other), 255 - levels(one))
+        assert not torch.equal(*weak)
+        # An image is as bright as its class is high: its middle, which every crop has, tells it.
+        shown = levels(weak[0])[:, :, 2:6, 2:6].float().mean(dim=(1, 2, 3))
+        assert (shown - 18 * others[-1] - 30).abs().max() < 15
+    assert len(columns) == 5 and len(next(iter(labeled))) == 7
+
+
+def test_without_strong_a_split_serves_what_it_always_did():
+    chosen, ones = np.arange(40) < 24, np.ones(40)
+    batches = list(tiny_loader().run("train", chosen, ones)[0])
+    assert {len(batch) for batch in batches} == {4}
+    loader = tiny_loader()
+    order = torch.arange(24)[torch.randperm(24, generator=loader.generator)][:8]
+    wanted = [augmented(loader.train_images, order, loader.generator) for _ in range(2)]
+    assert torch.equal(torch.stack(batches[0][:2]), torch.stack(wanted))
+
+
+def test_each_rank_distorts_by_a_generator_of_its_own_and_all_stay_in_step(monkeypatch):
+    first, second = generator(5), generator(5)
+    alone = torch.rand(4, generator=distributed.rank_generator(first))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 1)
+    other = torch.rand(4, generator=distributed.rank_generator(second))
+    assert not torch.equal(alone, other)
+    assert torch.equal(first.get_state(), second.get_state())
+
+
+class Watched(TinyNet):
+    """Notes the images of each pass."""
+
+    def __init__(self, passes: list):
+        super().__init__()
+        self.passes = passes
+
+    def forward(self, images):
+        self.passes.append(images.detach().clone())
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("rows_u", [3, 0])
+def test_strong_views_go_into_the_mixed_pass_alone_and_targets_come_from_weak_ones(
+    rows_u, monkeypatch
+):
+    monkeypatch.setattr(passes, "device_weights", lambda _alpha, steps, _device: torch.ones(steps))
+    source = generator()
+    x1, x2, s1, s2 = torch.randn(4, 4, 3, 8, 8, generator=source)
+    u1, u2, t1, t2 = torch.randn(4, rows_u, 3, 8, 8, generator=source)
+    columns = torch.arange(4), torch.rand(4, generator=source)
+    results, original = [], passes.mixmatch_loss
+    monkeypatch.setattr(
+        passes, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
+    )
+    shown = {}
+    for augment in ("weak", "strong"):
+        torch.manual_seed(0)
+        batches: list = []
+        recipe = tiny_recipe(augment=augment)
+        pair = tiny_pair(recipe, partial(Watched, batches))
+        labeled, unlabeled = OneBatch(x1, x2, *columns), OneBatch(u1, u2)
+        if augment == "strong":
+            labeled, unlabeled = OneBatch(x1, x2, s1, s2, *columns), OneBatch(u1, u2, t1, t2)
+        if not rows_u:
+            unlabeled = []
+        networks, optimizer = pair.networks, pair.optimizers[0]
+        smr.semi_supervised_epoch(*networks, optimizer, labeled, unlabeled, 20, recipe)
+        shown[augment] = batches
+    *weak_targets, weak_mixed = shown["weak"]
+    *targets, mixed = shown["strong"]
+    assert torch.equal(torch.cat(targets), torch.cat(weak_targets))
+    assert torch.equal(weak_mixed, torch.cat([x1, x2, u1, u2]))
+    assert torch.equal(mixed, torch.cat([s1, s2, t1, t2]))
+    weak, strong = results
+    assert_close(strong.mixed_targets, weak.mixed_targets, rtol=0, atol=0)
+
+
+def test_only_semi_supervised_epochs_see_strong_views(monkeypatch):
+    calls = []
+    monkeypatch.setattr(loaders, "distorted", lambda p, source: calls.append(len(p)) or p)
+    recipe = tiny_recipe(augment="strong", num_epochs=5, warm_up=2, p_threshold=0.3)
+    made = {}
+    for result in smr.train(tiny_pair(recipe), tiny_loader(), recipe):
+        made.setdefault(result.kind, []).append(len(calls))
+        calls.clear()
+    assert made[smr.WARM_UP] == [0, 0] and made[smr.RECALIBRATION] == [0]
+    assert min(made[smr.SEMI_SUPERVISED]) > 0 and len(made[smr.SEMI_SUPERVISED]) == 3
+
+
+def test_a_strong_run_trains_otherwise_and_a_weak_one_never_distorts(monkeypatch):
+    def weights(**changes) -> torch.Tensor:
+        torch.manual_seed(0), np.random.seed(0)
+        recipe = tiny_recipe(num_epochs=1, **changes)
+        pair = tiny_pair(recipe)
+        list(smr.train(pair, tiny_loader(), recipe))
+        return torch.cat([value.flatten() for value in state_copy(pair.networks[0]).values()])
+
+    strong = weights(augment="strong")
+    monkeypatch.setattr(loaders, "distorted", None)
+    weak = weights()
+    assert torch.equal(weak, weights(augment="weak")) and not torch.equal(weak, strong)
+
+
+def test_a_strong_run_that_is_resumed_ends_as_the_straight_one_and_stays_strong(tmp_path, capsys):
+    assert run_short(tmp_path / "straight", "--augment", "strong") == 0
+    assert run_short(tmp_path / "parts", "--augment", "strong", "--num_epochs", "3") == 0
+    with pytest.raises(SystemExit, match="2"):
+        run_short(tmp_path / "parts", "--augment", "weak", "--resume")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--augment weak (the run has strong)" in error
+    assert run_short(tmp_path / "parts", "--resume") == 0
+    straight, parts = (tmp_path / name / RUN_NAME for name in ("straight", "parts"))
+    assert_same_run(parts, straight, events=False)
+    assert '"augment": "strong"' in (parts / "config.json").read_text()
+    assert len(rows_of(straight)) == 6

@@ -1,0 +1,563 @@
+"""Several ranks by gloo: they train one pair of networks on each image once, and end together."""
+
+import copy
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyNet, state_copy, tiny_loader, tiny_pair, tiny_recipe
+from photo_sets import write_clothing
+from runs import (
+    PRELOADED,
+    RUN_NAME,
+    SHORT_RUN,
+    assert_same,
+    events_of,
+    finish,
+    rows_of,
+    run_main,
+    run_short,
+    without_times,
+)
+from test_docs import blocks_of, text_of
+from test_streams import loader_of, write
+from torch import Tensor
+from torch.testing import assert_close
+
+import smr.training as passes
+import train_cifar
+from dataloader_clothing1M import clothing_dataloader
+from smr import distributed, method
+from smr.data.image_file_dataset import Frame
+from smr.errors import InputError, NonFiniteLoss
+from smr.label_issues import report as labels
+from smr.run import checkpoints, options
+from smr.run.devices import seed_everything
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+COUNTS = (2, 3)
+IMAGES, WRONG = 41, 10  # batches of 16, 16 and 9; labeled and unlabeled ones of 8, 8 and some
+STEP = tiny_recipe(lr=1.0, warm_up=1)
+
+
+def launch(count: int, target, *arguments) -> list[multiprocessing.Process]:
+    """Start `target` as torchrun would start so many ranks, two on a machine."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks_started = [
+        context.Process(target=as_rank, args=(rank, count, port, target, arguments))
+        for rank in range(count)
+    ]
+    for process in ranks_started:
+        process.start()
+    return ranks_started
+
+
+def as_rank(rank: int, count: int, port: int, target, arguments: tuple) -> None:
+    """What a rank's process runs."""
+    named = {"RANK": rank, "LOCAL_RANK": rank % 2, "WORLD_SIZE": count, "MASTER_PORT": port}
+    named["LOCAL_WORLD_SIZE"] = 2
+    os.environ |= {name: str(value) for name, value in named.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
+    torch.set_num_threads(1)
+    target(*arguments)
+
+
+def work_as_rank(folder: Path) -> None:
+    """Do `work` among the other ranks, and leave what it found in a file."""
+    with distributed.process_group():
+        torch.save(work(distributed.world_size(), folder), folder / os.environ["RANK"])
+
+
+class FrozenNet(TinyNet):
+    """TinyNet with its BN in eval mode, so that rows do not see each other."""
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.bn.eval()
+        return self
+
+
+class Served(list):
+    """Batches as a loader serves them, without a loader."""
+
+    batch_size = 8
+
+    @property
+    def dataset(self) -> Tensor:
+        return torch.cat([batch[0] for batch in self])
+
+
+def parts(rows: int, count: int) -> list[Tensor]:
+    """Each of `count` ranks' rows of a batch; all of them once where there are too few."""
+    if rows < count:
+        return [torch.arange(rows)]
+    return [torch.arange(rows * i // count, rows * (i + 1) // count) for i in range(count)]
+
+
+@contextmanager
+def reversed_pairs(of_ranks: list[Tensor]) -> Iterator[None]:
+    """Pair the rows of each rank's part in reversed order: on a rank its own, alone all parts."""
+
+    def pairs(rows: int, **_) -> Tensor:
+        found = torch.arange(rows).flip(0)
+        if distributed.world_size() == 1:
+            for part in of_ranks:
+                found[part] = part.flip(0)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randperm", pairs)
+        yield
+
+
+def images_and_labels(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch of noise around a brightness that tells the class."""
+    draw = torch.Generator().manual_seed(seed)
+    given = torch.randint(10, (rows,), generator=draw)
+    images = torch.randn((rows, 3, 8, 8), generator=draw) + given[:, None, None, None] / 3
+    return images, given, torch.arange(rows)
+
+
+def own(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """This rank's part of a batch."""
+    return tuple(column[distributed.rank_rows(len(column))] for column in batch)
+
+
+def step_of(epoch, *arguments) -> dict:
+    """What one step of an epoch's function, on a known network, says and makes of it."""
+    seed_everything(0)
+    pair = tiny_pair(STEP, FrozenNet)
+    figures = epoch(pair.trained[0], pair, *arguments)
+    figures.pop("seconds")
+    return {"figures": figures, "network": state_copy(pair.networks[0])}
+
+
+def warm_up_step(network, pair, rows: int, count: int) -> dict:
+    """A warm-up step of so many images, as `count` ranks pair them."""
+    batches = Served([own(images_and_labels(rows, seed=1))])
+    with reversed_pairs(parts(rows, count)):
+        return passes.warm_up_epoch(network, pair.optimizers[0], batches, STEP)
+
+
+def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, recipe) -> dict:
+    """A semi-supervised step of so many labeled and unlabeled images, as `count` ranks do it."""
+    x1, given, _ = images_and_labels(rows, seed=1)
+    (u1, *_), (u2, *_) = (images_and_labels(guessed, seed) for seed in (2, 3))
+    labeled = own((x1, x1.flip(3), given, torch.linspace(0.1, 0.9, rows)))
+    mixed = [
+        torch.cat([x, rows + x, 2 * rows + u, 2 * rows + guessed + u])
+        for x, u in zip(parts(rows, count), parts(guessed, count), strict=True)
+    ]
+    batches = Served([labeled]), Served([own((u1, u2))])
+    with reversed_pairs(mixed):
+        return passes.semi_supervised_epoch(
+            network, pair.networks[1], pair.optimizers[0], *batches, 20, recipe
+        )
+
+
+LABELLED_ALONE = replace(STEP, lambda_u=0.0, labeled_rows_only=True)
+STEPS = {
+    "warm-up": (warm_up_step, 8),
+    "warm-up, uneven": (warm_up_step, 7),
+    "warm-up, fewer rows than ranks": (warm_up_step, 1),
+    "semi-supervised": (semi_supervised_step, 6, 6),
+    "semi-supervised, uneven": (semi_supervised_step, 5, 8),
+}
+
+
+def steps(count: int) -> dict[str, dict]:
+    """Each of STEPS, as `count` ranks do it."""
+    found = {}
+    for name, (epoch, *sizes) in STEPS.items():
+        recipes = (STEP, LABELLED_ALONE) if epoch is semi_supervised_step else ((),)
+        for recipe in recipes:
+            more = (recipe,) if recipe else ()
+            found[f"{name}{', labeled alone' * (recipe is LABELLED_ALONE)}"] = step_of(
+                epoch, *sizes, count, *more
+            )
+    return found
+
+
+def served() -> dict[str, list]:
+    """All that a loader serves this rank in a pass of each mode."""
+    loader = tiny_loader(IMAGES, wrong=WRONG)
+    chosen = np.arange(IMAGES) % 2 == 0
+    labeled, unlabeled = loader.run("train", chosen, np.ones(IMAGES), with_truth=True)
+    modes = {name: loader.run(name) for name in ("warmup", "eval_train", "test")}
+    return {name: list(mode) for name, mode in modes.items()} | {
+        "labeled": list(labeled),
+        "unlabeled": list(unlabeled),
+    }
+
+
+def trained() -> dict:
+    """A tiny run, and what it left where all ranks should be in step."""
+    recipe, loader = tiny_recipe(), tiny_loader(IMAGES, wrong=WRONG)
+    seed_everything(0)
+    pair = tiny_pair(recipe)
+    results, states = [], []
+    for result in method.train(pair, loader, recipe):
+        results.append(result)
+        state = checkpoints.training_state("", pair, loader, {}, "", [], result.epoch)
+        states.append(copy.deepcopy(state))
+    return {
+        "metrics": without_times([result.metrics for result in results]),
+        "splits": [split.labeled for result in results for split in result.splits or ()],
+        "states": states,
+    }
+
+
+def resumed(states: list[dict]) -> dict:
+    """The last state of the tiny run that goes on from the second epoch's, the first rank's."""
+    recipe, loader = tiny_recipe(), tiny_loader(IMAGES, wrong=WRONG)
+    pair = tiny_pair(recipe)
+    checkpoints.restore(distributed.from_rank_zero(lambda: states[1]), pair, loader, "", Path())
+    for _ in method.train(pair, loader, recipe, 2):
+        pass
+    return checkpoints.training_state("", pair, loader, {}, "", [], recipe.num_epochs)
+
+
+STILL = replace(STEP, lr=1e-30)  # so that a step moves nothing but BN's statistics
+
+
+def statistics(of_part: Callable[[Tensor], slice]) -> dict[str, Tensor]:
+    """BN's statistics after a pass over some rows of two batches."""
+    seed_everything(0)
+    pair = tiny_pair(STILL)
+    whole = [images_and_labels(8, seed) for seed in (1, 2)]
+    batches = [tuple(column[of_part(column)] for column in batch) for batch in whole]
+    passes.cross_entropy_epoch(pair.trained[0], pair.optimizers[0], batches, STILL)
+    return dict(pair.networks[0].named_buffers())
+
+
+def who_came_before(folder: Path) -> list[str]:
+    """The ranks that were here before this one, in turn with the others."""
+
+    def come() -> list[str]:
+        before = sorted(path.name for path in folder.glob("was here *"))
+        time.sleep(0.1)  # for those that do not wait
+        (folder / f"was here {os.environ['RANK']}").touch()
+        return before
+
+    return distributed.one_by_one(come)
+
+
+def judged(networks: list[dict], images: int = IMAGES) -> dict:
+    """What networks make of images, in eval mode."""
+    recipe, loader = tiny_recipe(), tiny_loader(images, wrong=WRONG)
+    pair = tiny_pair(recipe)
+    for network, state in zip(pair.networks, networks, strict=True):
+        network.load_state_dict(state)
+    scores = passes.sample_losses(pair.networks[0], loader.run("eval_train"))
+    figures, confusion = method.test(pair.networks, loader.run("test"), recipe)
+    found = vars(labels.judge(pair, loader, recipe))
+    return {"scores": vars(scores), "test": [figures, confusion], "judged": dict(found)}
+
+
+def met(words_of: type[Exception], work) -> str:
+    """The words of the exception that ends the work."""
+    with pytest.raises(words_of) as raised:
+        work()
+    return str(raised.value)
+
+
+def broken_step() -> None:
+    """A pass in which the last rank's images of the second batch are not finite."""
+    pair, batches = tiny_pair(STEP), [images_and_labels(4, seed) for seed in (1, 2, 3)]
+    if not is_not_last():
+        batches[1][0].fill_(torch.nan)
+    passes.cross_entropy_epoch(pair.trained[0], pair.optimizers[0], batches, STEP)
+
+
+def is_not_last() -> bool:
+    return int(os.environ["RANK"]) + 1 < distributed.world_size()
+
+
+def refused() -> None:
+    """An input error of the first rank."""
+
+    def make():
+        raise InputError("no such file")
+
+    distributed.from_rank_zero(make)
+
+
+def work(count: int, folder: Path) -> dict:
+    """All that the tests ask of a rank."""
+    run = trained()
+    first = os.environ["RANK"] == "0"
+    return {
+        "steps": steps(count),
+        "served": served(),
+        "run": run,
+        "resumed": resumed(run["states"]),
+        "statistics": statistics(lambda column: distributed.rank_rows(len(column))),
+        "before": who_came_before(folder),
+        "judged": judged(run["states"][-1]["networks"]),
+        "judged a batch": judged(run["states"][-1]["networks"], 8),
+        "broken": met(NonFiniteLoss, broken_step),
+        "refused": met(InputError if first else SystemExit, refused),
+    }
+
+
+@pytest.fixture(scope="module", params=COUNTS)
+def found(request, tmp_path_factory) -> list[dict]:
+    """What each of some ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for process in launch(request.param, work_as_rank, folder):
+        assert finish(process) == 0
+    return [torch.load(folder / str(i), weights_only=False) for i in range(request.param)]
+
+
+def test_a_step_of_parts_is_the_step_of_the_whole_batch(found):
+    for name, step in steps(len(found)).items():
+        for of_rank in found:
+            rank_s = of_rank["steps"][name]
+            if "fewer" in name:  # each rank sees the whole batch
+                rank_s["figures"]["images"] //= len(found)
+            assert_close(rank_s, step, rtol=0, atol=1e-5, msg=f"{name}: {{}}".format)
+
+
+def test_bn_s_statistics_are_the_mean_of_each_rank_s_own(found):
+    of_parts = [statistics(lambda _, part=part: part) for part in parts(8, len(found))]
+    for name, value in found[0]["statistics"].items():
+        mean = sum(each[name].float() for each in of_parts) / len(found)
+        assert_close(value.float(), mean, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_first_rank_s_turn_is_the_first_then_that_of_other_machines_first_ones(found):
+    first, second, *third = (of_rank["before"] for of_rank in found)
+    assert first == [] and "was here 0" in second
+    for of_other_machine in third:
+        assert of_other_machine == ["was here 0"] and "was here 2" in second
+
+
+def joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Batches as one."""
+    return [torch.cat(columns) for columns in zip(*batches, strict=True)]
+
+
+def test_each_image_is_served_once_by_one_rank_in_the_order_and_the_views_of_one_process(found):
+    for name, batches in served().items():
+        of_ranks = [of_rank["served"][name] for of_rank in found]
+        if name in ("warmup", "labeled", "unlabeled"):
+            whole = [joined(parts) for parts in zip(*of_ranks, strict=True)]
+        else:  # fewer than a scoring batch: each rank has a batch of its own, alike but for one row
+            whole = [joined([batch for (batch,) in of_ranks])]
+            sizes = [len(batch[0]) for (batch,) in of_ranks]
+            assert max(sizes) == -(-sum(sizes) // len(found))
+        assert_same([list(batch) for batch in whole], [list(batch) for batch in batches], name)
+
+
+def without_partners(state: dict) -> dict:
+    """A checkpoint's state but for the random state that mixing partners are drawn from."""
+    return state | {"random": {k: v for k, v in state["random"].items() if k != "torch"}}
+
+
+def test_all_ranks_train_on_one_split_and_stay_in_step_but_for_their_mixing_partners(found):
+    first, *others = (of_rank["run"] for of_rank in found)
+    assert len(first["splits"]) == 6 and first["metrics"][0]["train/net1/images"] == IMAGES
+    for other in others:
+        assert_same(other["metrics"], first["metrics"])
+        assert_same(other["splits"], first["splits"])
+        for state, of_first in zip(other["states"], first["states"], strict=True):
+            assert_same(without_partners(state), without_partners(of_first))
+            assert not torch.equal(state["random"]["torch"], of_first["random"]["torch"])
+
+
+def test_a_resumed_run_of_ranks_ends_as_the_straight_one(found):
+    for of_rank in found:
+        straight = of_rank["run"]["states"][-1]
+        if len(found) == 2:
+            assert_same(of_rank["resumed"], straight)
+        else:  # the order in which three gradients are added depends on the steps before
+            assert_close(of_rank["resumed"]["networks"], straight["networks"])
+            assert_same(of_rank["resumed"]["random"], straight["random"])
+
+
+def test_ranks_score_test_and_judge_as_one_process_does(found):
+    networks = found[0]["run"]["states"][-1]["networks"]
+    for name, images in (("judged", IMAGES), ("judged a batch", 8)):
+        alone = judged(networks, images)
+        for of_rank in found:
+            assert_close(of_rank[name], alone, rtol=1e-4, atol=1e-6)  # batches of another size
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_them_all(found):
+    assert {of_rank["broken"] for of_rank in found} == {"step 2: the loss is not finite"}
+
+
+def test_an_input_error_is_told_by_the_first_rank_alone(found):
+    assert [of_rank["refused"] for of_rank in found] == ["no such file"] + ["2"] * (len(found) - 1)
+
+
+def of_two_ranks(monkeypatch, loader_of: Callable, mode: str) -> list[list]:
+    """The batches that each of two ranks has of a mode."""
+    found = []
+    for rank in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "world_size", lambda: 2)
+            patch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+            found.append(list(loader_of().run(mode)))
+    return found
+
+
+def test_clothing1m_s_plain_recalibration_is_shared_out_by_the_row(tmp_path, monkeypatch):
+    write_clothing(tmp_path, train=3, held=1)
+
+    def loader_of():
+        return clothing_dataloader(tmp_path, 6, 0, 7, Frame(36, 32))
+
+    first, second = of_two_ranks(monkeypatch, loader_of, "recalibrate")
+    assert [len(images) for images, *_ in first] == [len(images) for images, *_ in second]
+    shared = [
+        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(first, second, strict=True)
+    ]
+    whole = list(loader_of().run("recalibrate"))
+    assert_same(shared, whole)
+    assert len(whole) == 7  # of an odd number one rank would have a batch, and a step, more
+
+
+def test_photos_are_shared_out_too_and_no_rank_is_left_without_one(tmp_path, monkeypatch):
+    names = write(tmp_path)
+
+    def of_ranks(mode: str, **options) -> list[list]:
+        return of_two_ranks(monkeypatch, partial(loader_of, tmp_path, **options), mode)
+
+    shared = [
+        tuple(map(torch.cat, zip(*parts, strict=True)))
+        for parts in zip(*of_ranks("warmup"), strict=True)
+    ]
+    assert_same(shared, list(loader_of(tmp_path).run("warmup")))
+    even, odd = of_ranks("eval_train")
+    assert_same([even[0], odd[0], even[1]], list(loader_of(tmp_path).run("eval_train")))
+
+    for name in names[1:]:
+        (tmp_path / name).write_bytes(b"no photo")
+    for served in of_ranks("warmup", skip_broken=True):
+        assert [index.tolist() for *_, index in served] == [[0]]
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [distributed.rank_workers(workers) for workers in (0, 1, 8, 9)] == [0, 1, 4, 5]
+
+
+def start_digits(count: int, output: Path, *flags: str) -> list[multiprocessing.Process]:
+    """Start a short run of so many ranks; their output is added to `output`/log.txt."""
+    argv = [*SHORT_RUN, "--output", str(output), *flags]
+    return launch(count, run_main, argv, output / "log.txt")
+
+
+def test_a_run_goes_on_with_two_processes_and_with_one_again(tmp_path, capsys):
+    output, folder, log = tmp_path, tmp_path / RUN_NAME, tmp_path / "log.txt"
+    assert run_short(output, "--num_epochs", "0") == 0
+    alone = {path.name for path in folder.iterdir()}
+    assert "ranks" not in capsys.readouterr().out
+    for process in start_digits(2, output, "--resume", "--num_epochs", "1"):
+        assert finish(process) == 0, log.read_text()
+    of_ranks = log.read_text()
+    assert "2 processes share each batch; BN statistics are each one's own, averaged" in of_ranks
+    assert "note: processes before 1, now 2: figures differ within noise" in of_ranks
+    for line in ("resumed after epoch 0", "    1 semi-supervised", "labels look wrong"):
+        assert of_ranks.count(line) == 1, line
+    assert json.loads((folder / "config.json").read_text())["ranks"] == 2
+    # Beside one more file of TensorBoard's, the files are those of one process.
+    assert {path.name for path in folder.iterdir() if "events" not in path.name} <= alone
+
+    for process in start_digits(2, output, "--evaluate", str(folder)):
+        assert finish(process) == 0, log.read_text()
+    lists = (folder / "labels.csv").read_text()
+    assert run_short(output, "--evaluate", str(folder)) == 0
+    assert log.read_text().removeprefix(of_ranks) == capsys.readouterr().out
+    assert (folder / "labels.csv").read_text() == lists
+
+    assert run_short(output, "--resume", "--num_epochs", "2") == 0
+    assert "note: processes before 2, now 1" in capsys.readouterr().out
+    assert [row["epoch"] for row in rows_of(folder)] == [0, 1, 2]
+    assert [step for step, _ in events_of(folder)["test/accuracy"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_and_the_checkpoint_stands(tmp_path, killed):
+    rows, log = tmp_path / RUN_NAME / "metrics.jsonl", tmp_path / "log.txt"
+    processes = start_digits(2, tmp_path, "--num_epochs", "500")
+    deadline = time.monotonic() + 60
+    while not (rows.exists() and rows.read_text().count("\n") > 1):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    processes[killed].kill()
+    assert finish(processes[1 - killed], 20) == 1
+    assert log.read_text().count("another rank is gone") == 1
+    assert "--resume goes on" in log.read_text().splitlines()[-1]
+    assert checkpoints.load_training_state(tmp_path / RUN_NAME / "last.pt")["epoch"] >= 0
+
+
+def test_a_run_that_is_there_is_named_once(tmp_path):
+    folder = tmp_path / RUN_NAME
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for process in start_digits(2, tmp_path):
+        assert finish(process) == 2
+    assert (tmp_path / "log.txt").read_text().count("holds a run") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_gpuid_is_refused_by_the_first_rank(monkeypatch, capsys, rank):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit, match="2"):
+        train_cifar.main(["--dataset", "digits", "--gpuid", "0"])
+    line = "error: argument --gpuid: torchrun's processes take a card each"
+    assert capsys.readouterr().err.count(line) == (rank == 0)
+
+
+def test_sync_bn_is_for_several_cards(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_short(tmp_path, "--sync_bn", "on")
+    assert "--sync_bn on: only under torchrun, on several CUDA cards" in capsys.readouterr().err
+    flags = {"augment": "weak", "num_epochs": 1}
+    one_card = {"config": flags | {"compile": True}, "device": "cuda", "ranks": 1}
+    two_cards = {"config": flags | {"sync_bn": True}, "device": "cuda", "ranks": 2}
+    assert options.continued(two_cards, {}, CUDA, "") == flags
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: 2)
+        assert options.continued(one_card, {}, CUDA, "") == flags
+        assert options.continued(two_cards, {}, CUDA, "")["sync_bn"]
+        assert options.joint_bn({}, CUDA) == {"sync_bn": True, "compile": False}
+        assert options.joint_bn({"sync_bn": False, "compile": True}, CUDA) == {}
+        for given, device in (({"compile": True}, CUDA), ({"sync_bn": True}, CPU)):
+            with pytest.raises(InputError):
+                options.joint_bn(given, device)
+
+
+def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
+    (script,) = (b for b in blocks_of(text_of("docs/reproduce.md"), "bash") if "#SBATCH" in b)
+    commands = []
+    for task in range(15):
+        printed = subprocess.run(
+            ["bash", "-c", f"srun() {{ echo $@; }}\n{script}"],
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)},
+            capture_output=True,
+            text=True,
+        )
+        commands.append(printed.stdout.split())
+    parsed = [train_cifar.new_parser().parse_args(arguments) for _, _, *arguments in commands]
+    assert {tuple(command[:2]) for command in commands} == {("python", "train_cifar.py")}
+    assert all(args.resume is True for args in parsed)
+    cells = {(args.r, args.noise_mode, args.seed) for args in parsed}
+    assert len(cells) == 15 and (0.4, "asym", 3) in cells and (0.9, None, 1) in cells

@@ -1,0 +1,228 @@
+"""From a scoring pass's losses to a split, and what is counted of it (method 4)."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import generator, tiny_recipe
+from sklearn.metrics import precision_score, recall_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
+from torch.testing import assert_close
+
+from smr.gmm_split import (
+    SampleLosses,
+    append_losses,
+    clean_probability,
+    fit_gmm,
+    gmm_split,
+    losses_for_gmm,
+    min_max_scale,
+    split_statistics,
+    statistics_line,
+)
+
+
+def scores_of(losses: torch.Tensor, index=None) -> SampleLosses:
+    """SampleLosses of these images, by default of the whole set."""
+    return SampleLosses(torch.arange(len(losses)) if index is None else torch.tensor(index), losses)
+
+
+def history_of(*passes: torch.Tensor, r: float = 0.5) -> list[SampleLosses]:
+    """The history after passes over the whole set with these raw losses."""
+    history: list[SampleLosses] = []
+    for losses in passes:
+        append_losses(history, scores_of(losses), r)
+    return history
+
+
+def test_losses_are_scaled_to_the_unit_range():
+    assert_close(min_max_scale(torch.tensor([2.0, 6.0, 3.0])), torch.tensor([0, 1, 0.25]))
+    assert min_max_scale(torch.tensor([0.7, 0.7])).tolist() == [0, 0]
+    assert_close(min_max_scale(torch.tensor([0.2, 0.7])), torch.tensor([0.0, 1.0]))
+
+
+def two_heaps(n: int = 200) -> torch.Tensor:
+    """Losses, the first half low, the second high."""
+    noise = torch.rand(n, generator=generator())
+    return noise + 8 * (torch.arange(n) >= n // 2)
+
+
+def test_low_losses_are_labeled_whichever_component_comes_first():
+    for seed in range(6):
+        split = gmm_split(history_of(two_heaps()), tiny_recipe(seed=seed))
+        assert split.labeled.tolist() == [True] * 100 + [False] * 100
+        assert split.probability[:100].min() > 0.99
+        mirrored = gmm_split(history_of(-two_heaps()), tiny_recipe(seed=seed))
+        assert mirrored.labeled.tolist() == [False] * 100 + [True] * 100
+
+
+def slow_losses() -> np.ndarray:
+    """Losses on which ten iterations of the mixture's EM are too few."""
+    source = np.random.default_rng(0)
+    low = source.random(1000) < 0.4
+    return np.where(low, np.abs(source.normal(0, 0.03, 1000)), source.random(1000))
+
+
+def test_mixture_is_scikit_learn_s_with_the_published_settings():
+    losses = slow_losses()
+    settings = {"n_components": 2, "max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4}
+    mixture = GaussianMixture(**settings, random_state=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mixture.fit(losses[:, None])
+    found = fit_gmm(losses, seed=7)
+    assert {name: found.get_params()[name] for name in settings} == settings
+    assert_close(found.means_, mixture.means_)
+    expected = mixture.predict_proba(losses[:, None])[:, mixture.means_.argmin()]
+    assert_close(clean_probability(losses, found), expected)
+
+
+def test_ten_iterations_that_do_not_converge_warn_nobody():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not fit_gmm(slow_losses(), seed=0).converged_
+
+
+def test_mixture_is_fitted_in_float64():
+    split = gmm_split(history_of(two_heaps()), tiny_recipe())
+    assert split.losses.dtype == split.probability.dtype == np.float64
+
+
+def test_only_probabilities_above_the_threshold_are_labeled():
+    history = history_of(torch.rand(300, generator=generator()))
+    probability = gmm_split(history, tiny_recipe()).probability
+    seen = []
+    for threshold in (0.0, 0.3, 0.9, 1.0, float(probability[7])):
+        split = gmm_split(history, tiny_recipe(p_threshold=threshold))
+        assert split.labeled.tolist() == (split.probability > threshold).tolist()
+        seen.append(split.labeled.sum())
+    assert len({*seen}) == 5
+    assert not split.labeled[7]  # a probability that is the threshold is not above it
+
+
+def test_equal_losses_tell_nothing():
+    split = gmm_split(history_of(torch.full((9,), 3.0)), tiny_recipe())
+    assert split.mixture is None
+    assert split.losses.tolist() == [0] * 9
+    assert split.probability.tolist() == [0.5] * 9
+    assert not split.labeled.any()
+
+
+def test_a_split_of_a_sample_stands_at_the_sample_s_places():
+    index = list(range(0, 600, 3))
+    split = gmm_split([scores_of(min_max_scale(two_heaps()), index)], tiny_recipe())
+    assert split.index.tolist() == index
+    assert split.index.dtype == np.int64
+    assert split.labeled.tolist() == [True] * 100 + [False] * 100
+    whole = gmm_split(history_of(two_heaps()), tiny_recipe())
+    assert_close(split.probability, whole.probability)
+
+
+def random_passes(count: int, n: int = 60) -> list[torch.Tensor]:
+    source = generator()
+    return [torch.rand(n, generator=source) for _ in range(count)]
+
+
+def test_heaviest_noise_averages_the_scaled_losses_of_the_last_five_passes():
+    drawn = random_passes(7)
+    history = history_of(*drawn, r=0.9)
+    assert len(history) == 5
+    expected = torch.stack([min_max_scale(losses) for losses in drawn[2:]]).mean(dim=0)
+    assert_close(losses_for_gmm(history, 0.9), expected)
+    assert_close(torch.tensor(gmm_split(history, tiny_recipe(r=0.9)).losses).float(), expected)
+    assert_close(losses_for_gmm(history, 0.8), min_max_scale(drawn[6]))
+    assert_close(losses_for_gmm(history[-1:], 0.9), min_max_scale(drawn[6]))
+    three = torch.stack([min_max_scale(losses) for losses in drawn[:3]]).mean(dim=0)
+    assert_close(losses_for_gmm(history_of(*drawn[:3], r=0.9), 0.9), three)
+
+
+@pytest.mark.parametrize("r", [0.5, 0.8, 0.91])
+def test_other_noise_remembers_the_newest_pass_alone(r):
+    drawn = random_passes(3)
+    history = history_of(*drawn, r=r)
+    assert len(history) == 1
+    assert_close(history[0].losses, min_max_scale(drawn[2]))
+
+
+def test_heaviest_noise_averages_only_passes_that_scored_the_same_images():
+    one, other = list(range(60)), list(range(1, 61))
+    drawn = random_passes(4)
+    history: list[SampleLosses] = []
+    for losses, index in zip(drawn, (one, other, one, other), strict=True):
+        append_losses(history, scores_of(losses, index), 0.9)
+    expected = (min_max_scale(drawn[1]) + min_max_scale(drawn[3])) / 2
+    assert_close(losses_for_gmm(history, 0.9), expected)
+    split = gmm_split(history, tiny_recipe(r=0.9))
+    assert split.index.tolist() == other
+    append_losses(history, scores_of(drawn[0][:50], one[:50]), 0.9)  # of another length, too
+    assert_close(losses_for_gmm(history, 0.9), min_max_scale(drawn[0][:50]))
+
+
+def test_statistics_count_each_side_and_judge_the_probability():
+    is_clean, labeled = np.arange(20) >= 5, np.arange(20) >= 3  # two wrong ones get in
+    labeled[19] = False
+    probability = np.random.default_rng(0).random(20)
+    found = split_statistics(labeled, probability, is_clean)
+    assert found == {
+        "labeled": 16,
+        "unlabeled": 4,
+        "labeled_fraction": 16 / 20,
+        "labeled_clean": 14,
+        "labeled_noisy": 2,
+        "unlabeled_clean": 1,
+        "unlabeled_noisy": 3,
+        "auc": pytest.approx(roc_auc_score(is_clean, probability)),
+        "precision": precision_score(is_clean, labeled),
+        "recall": recall_score(is_clean, labeled),
+    }
+    assert found["precision"] == 14 / 16
+    assert found["recall"] == 14 / 15
+    assert statistics_line(found | {"auc": 0.98765}) == (
+        "Number of labeled samples:16   AUC:0.988   clean:14   wrong:2"
+        "   Number of unlabeled samples:4   clean:1   wrong:3"
+    )
+
+
+def test_a_probability_that_is_higher_for_right_labels_has_an_auc_of_one():
+    is_clean = np.arange(6) >= 2
+    found = split_statistics(is_clean, np.where(is_clean, 0.6, 0.4), is_clean)
+    assert found["auc"] == found["precision"] == found["recall"] == 1
+    assert split_statistics(is_clean, np.where(is_clean, 0.4, 0.6), is_clean)["auc"] == 0
+
+
+def test_statistics_that_are_not_defined_are_absent():
+    everybody, flat = np.ones(20, bool), np.ones(20)
+    all_right = split_statistics(everybody, flat, everybody)
+    assert "auc" not in all_right
+    assert all_right["precision"] == all_right["recall"] == 1
+    none_labeled = split_statistics(~everybody, flat, np.arange(20) >= 5)
+    assert "precision" not in none_labeled
+    assert none_labeled["auc"] == 0.5
+    assert none_labeled["recall"] == 0
+    all_wrong = split_statistics(everybody, flat, ~everybody)
+    assert "auc" not in all_wrong
+    assert "recall" not in all_wrong
+    assert all_wrong["precision"] == 0
+    one_wrong = split_statistics(everybody, flat, np.arange(20) >= 1)
+    one_right = split_statistics(everybody, flat, np.arange(20) < 1)
+    assert one_wrong["auc"] == one_right["auc"] == 0.5
+    assert one_right["recall"] == 1
+    one_labeled = split_statistics(np.arange(20) < 1, flat, np.arange(20) >= 1)
+    assert one_labeled["precision"] == 0
+
+
+def test_without_known_truth_a_split_has_counts_alone():
+    found = split_statistics(np.arange(7) < 3, np.ones(7), None)
+    assert found == {"labeled": 3, "unlabeled": 4, "labeled_fraction": 3 / 7}
+    line = statistics_line(found)
+    assert line == "Number of labeled samples:3   Number of unlabeled samples:4"
+
+
+def test_the_line_of_a_split_without_auc_has_its_counts():
+    counts = {"labeled_clean": 3, "labeled_noisy": 0, "unlabeled_clean": 4}
+    counts |= {"labeled": 3, "unlabeled": 4, "unlabeled_noisy": 0}
+    assert statistics_line(counts) == (
+        "Number of labeled samples:3   clean:3   wrong:0"
+        "   Number of unlabeled samples:4   clean:4   wrong:0"
+    )

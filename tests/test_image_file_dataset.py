@@ -1,0 +1,296 @@
+"""Photos streamed from disk, held against a plain and slow implementation."""
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from smr.data import image_file_dataset as streams
+from smr.data.image_file_dataset import Frame, Photos, StreamLoader, drawn
+from smr.data.memory_dataset import Views
+from smr.errors import InputError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FRAME = Frame(resize=40, crop=32)
+# Two levels of rounding between Pillow and torch, over the smallest std.
+LEVEL = 2.01 / 255 / 0.224
+SIZES = ((60, 50), (48, 90), (33, 40), (40, 40), (70, 60))
+
+
+def photo(number: int) -> Image.Image:
+    """A smooth picture of its own, so that scaling by any filter gives nearly the same."""
+    width, height = SIZES[number % len(SIZES)]
+    coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write(folder, count: int = 10) -> list[str]:
+    """Photos of several sizes, kinds and modes; their names."""
+    folder.mkdir(exist_ok=True)
+    names = [f"{i}{('.jpg', '.png')[i % 2]}" for i in range(count)]
+    for i, name in enumerate(names):
+        picture, exif = photo(i), Image.Exif()
+        exif[0x0112] = (1, 6, 3)[i % 3]  # upright, or to be turned
+        picture = picture.convert("L") if i == 3 else picture
+        picture.save(folder / name, quality=95, exif=exif)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> StreamLoader:
+    """Photo i of the folder has the label i % 3; the first three are the test set too."""
+    names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name[:-4]))
+    train, test = (Photos(folder, files, frame) for files in (names, names[:3]))
+    labels = np.arange(len(names)) % 3
+    return StreamLoader(
+        *(train, labels, {"test": (test, labels[:3])}, Views(MEAN, STD)),
+        *(list("abc"), batch_size, seed),
+        workers=workers,
+        **options,
+    )
+
+
+def slowly(path, places=None, frame=FRAME) -> torch.Tensor:
+    """A view as torchvision's transforms make it, at (down, right, mirror) of `drawn`."""
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    width, height = picture.size
+    if frame.square:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        picture, width, height = picture.crop((left, top, left + side, top + side)), side, side
+    scale = frame.resize / min(width, height)
+    width, height = int(width * scale + 1e-9), int(height * scale + 1e-9)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    free_down, free_right = height - frame.crop, width - frame.crop
+    top, left = round(free_down / 2), round(free_right / 2)
+    if places is not None:
+        top, left = int(places[0] * (free_down + 1)), int(places[1] * (free_right + 1))
+    picture = picture.crop((left, top, left + frame.crop, top + frame.crop))
+    if places is not None and places[2] < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.tensor(np.array(picture)).permute(2, 0, 1) / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def by_index(batches, views: int = 1) -> dict[int, list[torch.Tensor]]:
+    """Position → its views; the batch's last column holds the positions."""
+    return {
+        int(row): [view[i] for view in batch[:views]]
+        for batch in batches
+        for i, row in enumerate(batch[-1])
+    }
+
+
+@pytest.mark.parametrize("frame", [FRAME, Frame(40, 32, square=True), Frame(32, 32)])
+def test_scoring_serves_the_middle_of_each_photo_in_order(folder, frame):
+    loader = loader_of(folder, frame)
+    batches = list(loader.run("eval_train"))
+    assert [len(images) for images, _, _ in batches] == [4, 4, 2]
+    assert torch.cat([index for *_, index in batches]).tolist() == list(range(10))
+    assert torch.cat([labels for _, labels, _ in batches]).tolist() == [i % 3 for i in range(10)]
+    for i, (image,) in by_index(batches).items():
+        wanted = slowly(folder / loader.files[i], None, frame)
+        assert (image - wanted).abs().max() < LEVEL, loader.files[i]
+
+
+@pytest.mark.parametrize("frame", [FRAME, Frame(40, 32, square=True)])
+def test_a_training_view_is_the_slow_one_at_the_places_drawn(folder, frame):
+    loader = loader_of(folder, frame)
+    batches, state = loader.run("warmup"), loader.generator.get_state()
+    served = by_index(batches)
+    loader.generator.set_state(state)
+    seed = loader.new_seed()
+    assert sorted(served) == list(range(10))
+    for i, (image,) in served.items():
+        wanted = slowly(folder / loader.files[i], drawn(seed, i, 0), frame)
+        assert (image - wanted).abs().max() < LEVEL, loader.files[i]
+
+
+def test_windows_are_uniform_and_half_are_mirrored(tmp_path):
+    # A pixel's color is its place, so that a view tells where it was cut.
+    down, across = np.mgrid[:12, :14]
+    pixels = np.stack([down, across, 0 * down], axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    request = partial_request(tmp_path, Frame(12, 10))
+    found = Counter()
+    for seed in range(1500):
+        _, flipped, views, _ = streams.cut(request(seed))
+        found[(*views[0, 0, 0, 0].tolist(), int(flipped[0, 0]))] += 1
+    assert sorted(found) == [(i, j, 0, m) for i in range(3) for j in range(5) for m in range(2)]
+    expected = 1500 / 30
+    assert sum((n - expected) ** 2 / expected for n in found.values()) < 58  # p = 0.001 at 29
+
+
+def test_each_photo_view_and_pass_draws_anew_and_uniformly():
+    places = np.stack([drawn(s, i, v) for s in range(8) for i in range(40) for v in range(2)])
+    assert len(np.unique(places, axis=0)) == len(places) == 640
+    assert np.abs(places.mean(axis=0) - 0.5).max() < 0.05
+    assert np.abs(np.corrcoef(places.T) - np.eye(3)).max() < 0.15
+
+
+def partial_request(folder, frame):
+    """seed → a request for one view of the folder's photo 0."""
+    return lambda seed: streams.Request([f"{folder}/0.png"], np.array([0]), 1, seed, frame)
+
+
+def test_a_view_depends_on_neither_workers_nor_batches_nor_the_other_photos(folder):
+    plain = loader_of(folder)
+    state = plain.generator.get_state()
+    wanted = [by_index(plain.run("warmup")) for _ in range(2)]
+    assert not torch.equal(wanted[0][0][0], wanted[1][0][0])
+    for workers, batch_size in ((2, 4), (1, 3)):
+        loader = loader_of(folder, workers=workers, batch_size=batch_size)
+        loader.generator.set_state(state)
+        for views in wanted:
+            found = by_index(loader.run("warmup"))
+            assert all(torch.equal(found[i][0], views[i][0]) for i in range(10))
+    resumed = loader_of(folder, seed=99)
+    resumed.generator.set_state(state)
+    resumed.new_seed()  # as the pass before did
+    few = by_index(resumed._supervised(torch.tensor([7, 2])))
+    assert all(torch.equal(few[i][0], wanted[1][i][0]) for i in (2, 7))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_s_own_random_numbers_are_left_alone(folder, workers):
+    before = torch.get_rng_state()
+    loader = loader_of(folder, workers=workers)
+    for _ in range(2):
+        list(loader.run("warmup"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_split_serves_two_views_of_each_side_at_once(folder):
+    loader = loader_of(folder, workers=1, batch_size=2)
+    index = np.array([1, 2, 4, 6, 9])
+    probability = np.array([0.9, 0.2, 0.8, 0.7, 0.1])
+    labeled, unlabeled = loader.run("train", probability > 0.5, probability, index)
+    assert (len(labeled), labeled.batch_size, len(labeled.dataset)) == (2, 2, 3)
+    found, stream = {}, iter(unlabeled)
+    for x1, x2, labels, p in labeled:
+        if unlabeled_pair := next(stream, None):
+            u1, u2 = unlabeled_pair
+            assert len(u1) == len(u2) == 2 and not torch.equal(u1, u2)
+        for i in range(len(x1)):
+            assert not torch.equal(x1[i], x2[i])
+            found[round(float(p[i]), 2)] = int(labels[i])
+    assert found == {0.9: 1, 0.8: 1, 0.7: 0}
+    stream.close()
+    assert len(loader.idle_teams) == 2
+
+
+def test_a_worker_that_is_told_to_end_does_so_without_an_error(folder):
+    before = set(multiprocessing.active_children())
+    batches = iter(loader_of(folder, workers=1).run("eval_train"))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(20)
+    assert worker.exitcode == 0
+    batches.close()
+
+
+def test_strong_views_are_the_weak_ones_distorted_on_any_number_of_workers(folder):
+    def views(workers: int) -> list[torch.Tensor]:
+        loader = loader_of(folder, workers=workers)
+        labeled, _ = loader.run("train", [True] * 10, [1.0] * 10, strong=True)
+        return [torch.cat(column) for column in zip(*labeled, strict=True)]
+
+    x1, x2, s1, s2, *_ = views(0)
+    for weak, strong in ((x1, s1), (x2, s2)):
+        assert 4 <= sum(not torch.equal(*both) for both in zip(weak, strong, strict=True)) <= 10
+    assert not torch.equal(s1, s2)
+    for found, wanted in zip(views(1), views(0), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_an_abandoned_pass_leaves_nothing_behind(folder):
+    loader = loader_of(folder, workers=1, batch_size=1)
+    for images, _, index in loader.run("eval_train"):
+        assert index.tolist() == [0] and len(images) == 1
+        break
+    assert [index.item() for *_, index in loader.run("test")] == [0, 1, 2]
+    assert len(loader.idle_teams) == 1
+
+
+def test_a_photo_is_decoded_once_for_its_views(folder, monkeypatch):
+    calls, real = Counter(), streams.upright
+    monkeypatch.setattr(
+        streams, "upright", lambda path, least: calls.update([path]) or real(path, least)
+    )
+    labeled, _ = loader_of(folder).run("train", [True] * 10, [1.0] * 10)
+    assert sum(len(x1) + len(x2) for x1, x2, *_ in labeled) == 20
+    assert set(calls.values()) == {1}
+
+
+def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_is_large_enough(tmp_path, monkeypatch):
+    sizes = {}
+    real = streams.upright
+
+    def noting(path, least):
+        image = real(path, least)
+        sizes[least] = image.size
+        return image
+
+    monkeypatch.setattr(streams, "upright", noting)
+    Image.new("RGB", (1600, 1200), (9, 80, 200)).save(tmp_path / "0.jpg")
+    for resize in (100, 150, 160, 400):
+        assert min(streams.scaled(tmp_path / "0.jpg", Frame(resize, 32)).shape[:2]) == resize
+    assert sizes == {100: (200, 150), 150: (200, 150), 160: (400, 300), 400: (800, 600)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_photo_is_named_once_and_missing_where_that_is_allowed(folder, workers, capsys):
+    whole = (folder / "4.jpg").read_bytes()
+    (folder / "4.jpg").write_bytes(whole[: len(whole) // 2])
+    loader = loader_of(folder, workers=workers, batch_size=1, skip_broken=True)
+    for _ in range(2):
+        assert [int(index) for *_, index in loader.run("eval_train")] == [0, 1, 2, 3, *range(5, 10)]
+    told = capsys.readouterr().out
+    assert told.count("4.jpg") == 1 and "left out" in told and "truncated" in told
+
+
+def test_a_broken_photo_stops_the_run_otherwise(folder):
+    (folder / "4.jpg").write_text("no picture")
+    loader = loader_of(folder, workers=1)
+    with pytest.raises(InputError, match=r"4\.jpg: cannot be decoded \(no image\).*--skip_broken"):
+        list(loader.run("warmup"))
+
+
+def test_a_worker_that_dies_is_reported_in_a_line(folder, monkeypatch):
+    monkeypatch.setattr(streams, "cut", lambda request: os._exit(9))
+    loader = loader_of(folder, workers=1)
+    with pytest.raises(InputError, match=r"a process that decodes photos died.*--num_workers"):
+        list(loader.run("test"))
+
+
+def test_thumbnails_are_the_middles_and_black_where_there_is_none(folder):
+    (folder / "1.png").unlink()
+    (folder / "1.png").write_text("no picture")
+    loader = loader_of(folder)
+    shown = loader.thumbnails(np.array([1, 5]))
+    assert shown.shape == (2, 32, 32, 3) and not shown[0].any()
+    wanted = (slowly(folder / "5.png") * torch.tensor(STD)[:, None, None]).permute(1, 2, 0)
+    wanted = 255 * (wanted + torch.tensor(MEAN))
+    assert np.abs(shown[1] - wanted.numpy()).max() <= 2
+
+
+def test_facts_and_modes(folder):
+    loader = loader_of(folder)
+    assert loader.facts["train_images"] == 10 and loader.facts["test_images"] == 3
+    assert loader.facts["image_size"] == [32, 32]
+    assert loader.files[1] == "1.png" and loader.test_sets == ("test",)
+    with pytest.raises(ValueError, match="mode 'validate'"):
+        loader.run("validate")
+    labeled, unlabeled = loader.run("train", [True] * 10, [1.0] * 10)
+    assert (len(labeled), len(unlabeled), list(unlabeled)) == (3, 0, [])

@@ -1,0 +1,173 @@
+"""Views of images (method 1) against a plain implementation, one image at a time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import augmented, generator
+from torch.testing import assert_close
+
+from smr.data.memory_dataset import ImageSet, Views
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR = Views(MEAN, STD, padding=4, flip=True)
+
+
+def image_set(images, padding=4, flip=True, **options):
+    return ImageSet(images, replace(CIFAR, padding=padding, flip=flip), **options)
+
+
+def located_images(count: int, height: int = 32, width: int | None = None) -> np.ndarray:
+    """Images whose channels tell a pixel's row, its column, and nothing (random)."""
+    shape = count, height, width or height, 3
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images[..., 0] = 1 + np.arange(shape[1])[:, None]
+    images[..., 1] = 1 + np.arange(shape[2])
+    return images
+
+
+def as_bytes(views: torch.Tensor) -> np.ndarray:
+    """What served views [n, 3, h, w] were before normalization: float [n, h, w, 3]."""
+    return (views.double().permute(0, 2, 3, 1).numpy() * STD + MEAN) * 255
+
+
+def drawn(views: torch.Tensor, padding: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets [n, 2] of the crops and flips [n], read off views of `located_images`."""
+    pixels = as_bytes(views).round().astype(int)
+    down, right = pixels.shape[1] // 2, pixels.shape[2] // 2
+    rows, columns = pixels[:, down, right, 0] - 1, pixels[:, down, right, 1] - 1
+    flipped = pixels[:, down, right, 1] > pixels[:, down, right + 1, 1]
+    across = np.where(flipped, pixels.shape[2] - 1 - right, right)
+    return np.stack([rows - down + padding, columns - across + padding], axis=1), flipped
+
+
+def plain_view(image: np.ndarray, offset, flipped: bool, padding: int = 4) -> np.ndarray:
+    """A view float64 [3, h, w] as method 1 words it: pad, crop, flip, scale, normalize."""
+    height, width, _ = image.shape
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, 3))
+    padded[padding : padding + height, padding : padding + width] = image
+    view = padded[offset[0] : offset[0] + height, offset[1] : offset[1] + width]
+    if flipped:
+        view = view[:, ::-1]
+    return ((view / 255 - MEAN) / STD).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(32, 32), (20, 28), (28, 20)])
+def test_view_equals_pad_crop_flip_and_normalize_one_by_one(channels_last, shape):
+    images = located_images(60, *shape)
+    index = torch.arange(60).flip(0)
+    views = augmented(image_set(images, channels_last=channels_last), index, generator())
+    offsets, flips = drawn(views)
+    assert {*flips} == {False, True}
+    expected = [
+        plain_view(images[i], *draw) for i, *draw in zip(index, offsets, flips, strict=True)
+    ]
+    assert views.dtype == torch.float32
+    assert_close(views, torch.from_numpy(np.stack(expected)).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_is_black_before_normalization():
+    view = augmented(
+        image_set(np.full((200, 32, 32, 3), 255, np.uint8)), torch.arange(200), generator()
+    )
+    values = np.unique(as_bytes(view).round(4))
+    assert_close(values, np.array([0.0, 255.0]), atol=1e-3, rtol=0)
+
+
+def test_every_image_of_every_view_draws_its_own_crop_and_flip():
+    images = image_set(located_images(1, 12))
+    same = torch.zeros(400, dtype=torch.long)
+    source = generator()
+    (first, first_flips), (second, second_flips) = (
+        drawn(augmented(images, same, source)) for _ in range(2)
+    )
+    assert len(np.unique(first, axis=0)) == 81
+    # One of 81 crops is the same by chance, and half of the flips.
+    assert (first == second).all(axis=1).mean() < 0.04
+    assert 0.4 < (first_flips == second_flips).mean() < 0.6
+
+
+def test_crops_are_uniform_over_81_places_and_half_are_flipped():
+    n = 40_500
+    offsets, flips = drawn(
+        augmented(image_set(located_images(1, 12)), torch.zeros(n, dtype=torch.long), generator())
+    )
+    assert offsets.min() == 0
+    assert offsets.max() == 8
+    counts = np.zeros((2, 9, 9))
+    np.add.at(counts, (flips.astype(int), offsets[:, 0], offsets[:, 1]), 1)
+    assert abs(flips.mean() - 0.5) < 0.01
+    # Chi-squared with 161 degrees of freedom: 230 is exceeded once in 3,000 draws.
+    assert ((counts - n / 162) ** 2 / (n / 162)).sum() < 230
+
+
+def test_digits_are_cropped_and_never_flipped_and_animals_flipped_and_never_cropped():
+    index = torch.zeros(500, dtype=torch.long)
+    digits = image_set(located_images(1, 8), padding=1, flip=False)
+    offsets, flips = drawn(augmented(digits, index, generator()), padding=1)
+    assert not flips.any()
+    assert len(np.unique(offsets, axis=0)) == 9
+    animals = image_set(located_images(1, 8), padding=0)
+    offsets, flips = drawn(augmented(animals, index, generator()), padding=0)
+    assert not offsets.any()
+    assert 0.4 < flips.mean() < 0.6
+
+
+def test_plain_images_are_scaled_and_normalized_alone():
+    images = located_images(5, 12, 9)
+    index = torch.tensor([3, 1])
+    for channels_last in (False, True):
+        found = image_set(images, channels_last=channels_last).plain(index)
+        expected = [plain_view(images[i], (4, 4), False) for i in index]
+        assert_close(found, torch.from_numpy(np.stack(expected)).float(), rtol=1e-5, atol=1e-5)
+        format_ = torch.channels_last if channels_last else torch.contiguous_format
+        assert found.is_contiguous(memory_format=format_)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_set_gives_back_its_images_as_they_came(padding):
+    images = located_images(4, 10, 7)
+    held = image_set(images, padding=padding)
+    assert len(held) == 4
+    assert np.array_equal(held.stored.numpy(), images)
+
+
+def test_the_last_image_s_last_crop_is_within_what_is_held():
+    images = located_images(2, 6, 5)
+    held = image_set(images, padding=2, flip=False)
+    views = augmented(held, torch.ones(300, dtype=torch.long), generator())
+    offsets, _ = drawn(views, padding=2)
+    assert offsets.max(axis=0).tolist() == [4, 4]
+    last = as_bytes(views[(offsets == 4).all(axis=1)])[0]
+    assert_close(last[:4, :3], images[1, 2:, 2:].astype(float), rtol=0, atol=1e-3)
+
+
+def test_views_for_tests_are_normalized_alike_and_never_augmented():
+    assert CIFAR.for_tests() == Views(MEAN, STD, padding=0, flip=False)
+
+
+def test_a_generator_s_state_repeats_the_views():
+    held, index = image_set(located_images(9)), torch.arange(9)
+    source = generator(3)
+    first, second = augmented(held, index, source), augmented(held, index, source)
+    assert not torch.equal(first, second)
+    assert torch.equal(augmented(held, index, generator(3)), first)
+
+
+def test_memory_format_changes_no_value_of_a_batch():
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    served = [image_set(images, channels_last=form) for form in (False, True)]
+    views = [augmented(each, torch.arange(6), generator()) for each in served]
+    assert torch.equal(*views)
+    assert torch.equal(*(each.plain(torch.arange(6)) for each in served))
+    assert views[0].is_contiguous()
+    assert views[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_padded_images_are_held_once():
+    held = image_set(located_images(4, 8), padding=1)
+    assert held.stored.data_ptr() == held.padded[0, 1, 1].data_ptr() == held.crops[11].data_ptr()
+    unpadded = located_images(4, 8)
+    assert image_set(unpadded, padding=0).crops.data_ptr() == unpadded.ctypes.data

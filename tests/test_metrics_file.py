@@ -1,0 +1,272 @@
+"""A run's figures on disk, epoch by epoch, from given epochs: no network is trained here."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import tiny_loader, tiny_recipe
+from runs import events_of, metrics_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from smr.logging import metrics_file as records
+from smr.logging.metrics_file import Record, read_metrics, run_name
+from smr.method import EpochResult
+
+CONFIG = {
+    **{"dataset": "digits", "r": 0.5, "noise_mode": "sym", "method": "smr", "seed": 7, "id": ""},
+    **{"lr": 0.02, "network": "vgg19_bn"},
+}
+MEMORY = {"memory/host_gib": 1.234}
+
+
+def result_of(epoch: int, accuracy: float, **more: float) -> EpochResult:
+    """An epoch without a split."""
+    metrics = {"test/accuracy": accuracy, "train/net1/loss": 10 * epoch + 0.5} | more
+    return EpochResult(epoch, "warm-up", metrics, {"test": np.eye(10, dtype=int)}, None)
+
+
+def new_record(folder, rows=(), num_epochs=30, **recipe) -> Record:
+    folder.mkdir(exist_ok=True)
+    recipe = tiny_recipe(num_epochs=num_epochs, **recipe)
+    record = Record(folder, CONFIG, recipe, tiny_loader(), list(rows))
+    record.begin()
+    return record
+
+
+def add_epochs(record: Record, accuracies) -> None:
+    for epoch, accuracy in enumerate(accuracies, start=len(record.rows)):
+        record.add(result_of(epoch, accuracy), MEMORY)
+
+
+ACCURACIES = [50.0, 80.0, 70.0, 80.0, *range(11, 20)]
+
+
+def test_each_row_has_its_epoch_s_figures_the_best_so_far_and_the_mean_of_the_last_ten(tmp_path):
+    record = new_record(tmp_path)
+    add_epochs(record, ACCURACIES)
+    rows = metrics_of(tmp_path)
+    assert [row["epoch"] for row in rows] == list(range(13))
+    assert {row["kind"] for row in rows} == {"warm-up"}
+    assert [row["test/accuracy"] for row in rows] == ACCURACIES
+    assert [row["train/net1/loss"] for row in rows] == [10 * epoch + 0.5 for epoch in range(13)]
+    assert [row["memory/host_gib"] for row in rows] == [1.234] * 13
+    assert [row["test/best_accuracy"] for row in rows] == [50, *[80] * 12]
+    means = [row["test/mean_of_last_ten"] for row in rows]
+    assert means[:3] == pytest.approx([50, 65, 200 / 3])
+    assert means[9] == pytest.approx((50 + 80 + 70 + 80 + 11 + 12 + 13 + 14 + 15 + 16) / 10)
+    assert means[12] == pytest.approx((80 + sum(range(11, 20))) / 10)
+
+
+def test_acc_txt_has_each_epoch_s_accuracy_as_soon_as_it_ends(tmp_path):
+    record = new_record(tmp_path)
+    text = ""
+    for epoch, accuracy in enumerate((50, 81.256, 70)):
+        record.add(result_of(epoch, accuracy), MEMORY)
+        text += f"Epoch:{epoch}   Accuracy:{accuracy:.2f}\n"
+        assert (tmp_path / "acc.txt").read_text() == text
+    assert text.splitlines()[1] == "Epoch:1   Accuracy:81.26"
+
+
+def test_acc_txt_of_several_test_sets_has_their_titles_and_the_five_likeliest_classes():
+    titles = {"test_titles": {"test": "WebVision", "imagenet": "ImageNet", "third": "Third"}}
+    row = {"epoch": 3, "test/accuracy": 70.126, "test/top5": 90.0, "imagenet/accuracy": 60.0}
+    assert records.accuracy_line(row, titles) == (
+        "Epoch:3 \t WebVision Acc: 70.13% (90.00%) \t ImageNet Acc: 60.00%\n"
+    )
+
+
+def test_stats_txt_has_a_line_for_each_network_that_split_the_data(tmp_path):
+    record = new_record(tmp_path)
+    record.add(result_of(0, 50), MEMORY)
+    split = {"split/net1/labeled": 30, "split/net1/unlabeled": 10}
+    split |= {"split/net2/labeled": 25, "split/net2/unlabeled": 15, "split/net2/auc": 0.8126}
+    record.add(result_of(1, 50, **split), MEMORY)
+    assert (tmp_path / "stats.txt").read_text() == (
+        "Epoch:1   Network:1   Number of labeled samples:30   Number of unlabeled samples:10\n"
+        "Epoch:1   Network:2   Number of labeled samples:25   AUC:0.813   "
+        "Number of unlabeled samples:15\n"
+    )
+
+
+def test_the_best_epoch_is_the_first_of_equals(tmp_path):
+    record = new_record(tmp_path)
+    add_epochs(record, [50])
+    assert record.best_epochs == (0, 0)
+    add_epochs(record, [80, 70, 80])
+    assert record.best_epochs == (1, 1)
+    assert [row["test/best_accuracy"] for row in metrics_of(tmp_path)] == [50, 80, 80, 80]
+
+
+def test_each_network_may_have_a_best_epoch_of_its_own(tmp_path):
+    record = new_record(tmp_path, select_on="val")
+    for epoch, (first, second) in enumerate(((10, 30), (20, 20), (15, 30))):
+        own = {"val/net1/accuracy": first, "val/net2/accuracy": second}
+        record.add(result_of(epoch, 50 + epoch, **own), MEMORY)
+    assert record.best_epochs == (1, 0)
+
+
+def test_an_epoch_s_time_is_that_since_the_one_before_was_recorded(tmp_path, clock):
+    record = new_record(tmp_path)
+    clock.now += 100  # the data was read, the networks were made
+    record.begin()
+    clock.now += 5
+    record.add(result_of(0, 50), MEMORY)
+    clock.now += 3  # the checkpoint was saved
+    clock.now += 4
+    record.add(result_of(1, 50), MEMORY)
+    assert [row["time/seconds"] for row in metrics_of(tmp_path)] == [5, 7]
+
+
+def test_files_hold_no_more_than_the_rows_that_a_run_goes_on_from(tmp_path):
+    add_epochs(new_record(tmp_path), ACCURACIES[:4])
+    rows = metrics_of(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "cut')
+    record = new_record(tmp_path, rows[:2])
+    assert metrics_of(tmp_path) == rows[:2]
+    assert (tmp_path / "acc.txt").read_text().count("\n") == 2
+    add_epochs(record, ACCURACIES[2:4])
+    kept = [{k: v for k, v in row.items() if k != "time/seconds"} for row in metrics_of(tmp_path)]
+    assert kept == [{k: v for k, v in row.items() if k != "time/seconds"} for row in rows]
+
+
+def test_metrics_without_a_last_line_that_was_cut_off_are_read(tmp_path):
+    assert read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n{"epo')
+    assert read_metrics(tmp_path) == [{"epoch": 0}, {"epoch": 1}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "digits_0.5_sym_smr_seed7"),
+        ({"id": "try"}, "digits_0.5_sym_smr_seed7_try"),
+        ({"r": 0.0, "method": "ce"}, "digits_0.0_sym_ce_seed7"),
+        ({"r": 0.4021, "noise_mode": "worst"}, "digits_0.4021_worst_smr_seed7"),
+    ],
+)
+def test_a_run_s_name_says_what_it_is(changes, name):
+    assert run_name(CONFIG | changes) == name
+
+
+def test_the_name_of_a_run_on_labels_as_people_gave_them_has_no_noise():
+    config = {"dataset": "folder", "method": "dividemix", "seed": 1, "id": ""}
+    assert run_name(config) == "folder_dividemix_seed1"
+    assert run_name(config, with_method=False) == "folder_seed1"
+    assert run_name(CONFIG, with_method=False) == "digits_0.5_sym_seed7"
+
+
+def test_the_most_memory_held_is_told_by_its_place():
+    both = {"memory/host_gib": 1.236, "memory/device_gib": 12.0}
+    assert records.memory_line(both) == (
+        "most memory held: 1.24 GiB on the host, 12.00 GiB on the device"
+    )
+    assert records.memory_line(MEMORY) == "most memory held: 1.23 GiB on the host"
+
+
+def test_the_last_lines_tell_the_best_the_last_and_their_mean_and_where_all_is(tmp_path, capsys):
+    folder = tmp_path / "digits_0.5_sym_smr_seed7"
+    record = new_record(folder)
+    add_epochs(record, ACCURACIES)
+    capsys.readouterr()
+    record.finish({})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "most memory held: 1.23 GiB on the host",
+        "best accuracy 80.00 % (epoch 1), last 19.00 %, mean of the last 10 epochs 21.50 %",
+    ]
+    assert lines[2].startswith(f"in {folder}: ")
+    assert f"tensorboard --logdir {tmp_path} " in lines[3]
+    assert f"python compare_runs.py {tmp_path} " in lines[3]
+
+
+# --- TensorBoard ---
+
+
+def test_curves_have_a_point_an_epoch_at_the_epoch_s_number(tmp_path):
+    record = new_record(tmp_path)
+    add_epochs(record, ACCURACIES[:3])
+    record.board.close()
+    curves = events_of(tmp_path)
+    assert curves["test/accuracy"] == [(0, 50), (1, 80), (2, 70)]
+    assert curves["test/best_accuracy"] == [(0, 50), (1, 80), (2, 80)]
+    assert curves["overview/accuracy"] == curves["test/accuracy"]
+    assert curves["train/net1/loss"] == [(0, 0.5), (1, 10.5), (2, 20.5)]
+    assert not [tag for tag in curves if tag.startswith("memory/")]
+
+
+def test_a_resumed_run_s_points_supersede_those_that_it_does_again(tmp_path):
+    record = new_record(tmp_path)
+    add_epochs(record, [50, 80, 70])
+    record.board.close()
+    again = new_record(tmp_path, metrics_of(tmp_path)[:2])
+    add_epochs(again, [60, 40])
+    again.board.close()
+    assert events_of(tmp_path)["test/accuracy"] == [(0, 50), (1, 80), (2, 60), (3, 40)]
+
+
+def test_overview_curves_are_the_mean_of_both_networks(tmp_path):
+    record = new_record(tmp_path)
+    counts = {f"split/net{k}/{part}": 5 for k in (1, 2) for part in ("labeled", "unlabeled")}
+    own = {"split/net1/auc": 0.5, "split/net2/auc": 1.0, "split/net1/precision": 0.25} | counts
+    record.add(result_of(0, 50, **own), MEMORY)
+    record.board.close()
+    curves = events_of(tmp_path)
+    assert curves["overview/auc"] == [(0, 0.75)]
+    assert curves["overview/precision"] == [(0, 0.25)]
+
+
+def test_pictures_come_every_tenth_epoch_and_at_the_end_those_of_the_run_beside_the_last(tmp_path):
+    record = new_record(tmp_path, num_epochs=12)
+    add_epochs(record, ACCURACIES)
+    record.finish({"wrong_labels/suspects": np.zeros((4, 4, 3), np.uint8)})
+    record.board.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("test/confusion")] == [0, 10, 12]
+    assert [event.step for event in events.Images("wrong_labels/suspects")] == [12]
+
+
+@pytest.mark.parametrize(
+    ("review", "words"),
+    [
+        (500, "decide in labels.html and save; python correct_labels.py {0} corrections.csv moves"),
+        (0, "right classes into labels.csv; python correct_labels.py {0} {0}/labels.csv moves"),
+    ],
+)
+def test_the_last_lines_say_how_photos_are_corrected(tmp_path, capsys, review, words):
+    record = new_record(tmp_path)
+    record.config = CONFIG | {"review": review}
+    record.loader.facts["labels_in_paths"] = True
+    add_epochs(record, [50])
+    record.finish({})
+    record.board.close()
+    assert words.format(tmp_path) in capsys.readouterr().out
+
+
+def test_what_the_disk_did_not_take_is_said_and_written_with_the_next_epoch(
+    tmp_path, monkeypatch, capsys
+):
+    record = new_record(tmp_path)
+    add_epochs(record, [50])
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_text", full_disk)
+        add_epochs(record, [80])
+    assert capsys.readouterr().out.endswith(
+        "the records were not written (No space left on device); the run goes on\n"
+    )
+    assert len(metrics_of(tmp_path)) == 1
+    add_epochs(record, [70])
+    record.board.close()
+    assert [row["test/accuracy"] for row in metrics_of(tmp_path)] == [50, 80, 70]
+    assert events_of(tmp_path)["test/accuracy"] == [(0, 50), (1, 80), (2, 70)]
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_row_is_plain_json(tmp_path):
+    record = new_record(tmp_path)
+    add_epochs(record, [np.float64(50)])
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["test/accuracy"] == 50

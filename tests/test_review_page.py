@@ -1,0 +1,310 @@
+"""labels.html as a person uses it, in a real browser; and its size and form without one."""
+
+import csv
+import io
+import re
+import time
+import warnings
+
+import browser as browsers
+import numpy as np
+import pytest
+from browser import ENTER, ESCAPE, LEFT, RIGHT, Browser
+from PIL import Image
+
+from smr.data.loader import ImageData, NoisyLoader
+from smr.data.memory_dataset import Views
+from smr.label_issues import review_page as review
+
+HOSTILE = "</script><script>window.ran = 1</script>"
+NAMES = ["cat", 'dog "big", <b>', "Bär 熊", "<img src=x onerror='window.ran = 1'>", "cow", "crow"]
+
+
+def loader_of(given, names=NAMES, files=None, side=8) -> NoisyLoader:
+    """A loader of noisy images, the hardest to make small."""
+    images = np.random.default_rng(0).integers(0, 256, (len(given), side, side, 3), np.uint8)
+    data = ImageData(images, np.asarray(given), images[:2], np.arange(2), names, None, files)
+    return NoisyLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
+
+
+def six_labels() -> NoisyLoader:
+    files = [f"training/x/{i}.png" for i in range(4)] + [
+        f"training/{HOSTILE}",
+        'training/a "b",;.png',
+    ]
+    return loader_of([0, 0, 1, 2, 3, 0], files=files)
+
+
+# Of the six images, in order of rank: the likeliest classes are dog, dog, cat, cat, cow, Bär.
+RANKED = np.array([5, 4, 0, 1, 2, 3])
+PROBABILITY = np.full((6, 6), 0.01)
+PROBABILITY[np.arange(6), [1, 1, 0, 0, 4, 2]] = 0.7
+PROBABILITY[np.arange(6), [4, 4, 4, 4, 0, 4]] = 0.2
+PROBABILITY[2] = [0.002, 0.6, 0.398, 0, 0, 0]
+
+
+def write_page(path, loader=None, run="checkpoint/run 1"):
+    loader = loader or six_labels()
+    given = loader.noisy_labels.numpy()[RANKED]
+    path.write_text(review.page(RANKED, given, PROBABILITY, loader, None, run), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not browsers.programs():
+        text = "labels.html was NOT tested: no chromium and chromedriver here"
+        warnings.warn(text, stacklevel=1)
+        pytest.skip(text)
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def shown(browser, tmp_path):
+    """The browser, with the page of six labels open and nothing decided."""
+    browser.open(write_page(tmp_path / "labels.html"))
+    browser.js("localStorage.clear()")
+    browser.open(tmp_path / "labels.html")
+    for old in browser.downloads.glob("*"):
+        old.unlink()
+    return browser
+
+
+def saved(browser) -> list[list[str]]:
+    """The rows of the file that Save downloads."""
+    browser.click("#save")
+    target = browser.downloads / "corrections.csv"
+    for _ in range(100):
+        if target.exists():
+            rows = list(csv.reader(io.StringIO(target.read_text(encoding="utf-8"))))
+            target.unlink()
+            return rows
+        time.sleep(0.05)
+    raise AssertionError("nothing was saved")
+
+
+def texts(browser, selector: str) -> list[str]:
+    return browser.js(
+        "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
+    )
+
+
+def actions(browser) -> list[str]:
+    return browser.js("return [...document.querySelectorAll('article')].map(a => a.dataset.action)")
+
+
+def visible_ranks(browser) -> list[int]:
+    return browser.js(
+        "return [...document.querySelectorAll('article')].filter(a => a.offsetParent)"
+        ".map(a => a.item.rank)"
+    )
+
+
+def focused_rank(browser) -> int:
+    return browser.js("return document.activeElement.closest('article').item.rank")
+
+
+def test_names_with_markup_quotes_and_other_scripts_show_as_they_are_and_run_nothing(shown):
+    assert texts(shown, ".file") == [
+        *('1  training/a "b",;.png', f"2  training/{HOSTILE}", "3  training/x/0.png"),
+        *("4  training/x/1.png", "5  training/x/2.png", "6  training/x/3.png"),
+    ]
+    assert set(texts(shown, "dd.given")) == {NAMES[0], NAMES[3], NAMES[1], NAMES[2]}
+    assert texts(shown, "#classes option") == NAMES
+    assert shown.js(
+        "return window.ran === undefined && document.querySelectorAll('b').length === 0"
+    )
+
+
+def test_the_page_is_called_by_its_run_and_its_command_names_the_run_s_folder(shown):
+    assert texts(shown, "h1") == ["run 1"] and texts(shown, "#run") == ["checkpoint/run 1"]
+
+
+def test_the_page_fetches_nothing(shown):
+    loaded = shown.js("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+def test_a_script_that_is_not_the_pages_own_does_not_run(shown):
+    shown.js("document.body.append(document.createElement('script'))")
+    shown.js("document.body.lastElementChild.text = 'window.ran = 1'")
+    shown.js(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')"
+    )
+    time.sleep(0.2)
+    assert shown.js("return window.ran === undefined")
+
+
+def test_a_card_shows_the_two_likeliest_classes_beside_the_given_one(shown):
+    lines = [
+        texts(shown, f"article:nth-child({k}) {part}") for k in (1, 3) for part in ("dt", "dd")
+    ]
+    assert lines[0] == ["given", "suggested", "or"]
+    assert lines[1] == ["cat", "1 %", 'dog "big", <b>', "70 %", "cow", "20 %"]
+    assert lines[3] == ["cat", "<1 %", 'dog "big", <b>', "60 %", "Bär 熊", "40 %"]
+
+
+def test_a_label_that_is_likeliest_itself_suggests_the_next_class(shown):
+    assert texts(shown, "article:nth-child(4) dd") == ["cat", "70 %", "cow", "20 %"]
+
+
+def test_decisions_by_keys_are_saved_as_corrections(shown):
+    shown.press("rsrds")  # the first key finds the first image; each decision moves on
+    assert actions(shown) == ["take", "keep", "drop", "take", None, None]
+    assert saved(shown) == [
+        ["index", "file", "given", "corrected", "action"],
+        ["0", "training/x/0.png", "cat", "", "drop"],
+        ["1", "training/x/1.png", "cat", "cow", "take"],
+        ["4", f"training/{HOSTILE}", NAMES[3], NAMES[3], "keep"],
+        ["5", 'training/a "b",;.png', "cat", NAMES[1], "take"],
+    ]
+
+
+def test_buttons_decide_and_a_second_click_takes_it_back(shown):
+    shown.click("article:nth-child(2) [data-action=drop]")
+    shown.click("article:nth-child(3) [data-action=keep]")
+    assert actions(shown)[:4] == [None, "drop", "keep", None]
+    pressed = "[...document.querySelectorAll('[aria-pressed=true]')].map(b => b.dataset.action)"
+    assert shown.js(f"return {pressed}") == ["drop", "keep"]
+    shown.click("article:nth-child(2) [data-action=drop]")
+    assert actions(shown)[:4] == [None, None, "keep", None]
+    assert texts(shown, "#count") == ["1 of 6 decided"]
+
+
+def test_another_class_is_typed_with_completion_and_an_unknown_one_is_refused(shown):
+    shown.press("aa")
+    shown.press("c" + ENTER)  # cat, cow and crow
+    assert actions(shown)[0] is None
+    assert "more than one" in shown.js("return document.activeElement.validationMessage")
+    shown.press("RO" + ENTER)
+    assert actions(shown)[:2] == ["other", None]
+    assert focused_rank(shown) == 2
+    shown.press("acow" + ESCAPE + "a" + "ca" + ENTER + "a" + "<im" + ENTER)
+    assert actions(shown)[:4] == ["other", "other", "other", None]
+    assert [row[2:] for row in saved(shown)[1:]] == [
+        ["cat", NAMES[3], "other"],
+        [NAMES[3], "cat", "other"],
+        ["cat", "crow", "other"],
+    ]
+
+
+def test_typing_the_given_class_means_that_it_is_right(shown):
+    shown.press("aacat" + ENTER)
+    assert saved(shown)[1][2:] == ["cat", "cat", "keep"]
+
+
+def test_arrows_move_and_u_makes_undecided(shown):
+    shown.press(RIGHT + RIGHT + RIGHT)
+    assert focused_rank(shown) == 3
+    shown.press(LEFT + "s" + LEFT)
+    assert (focused_rank(shown), actions(shown)[1]) == (2, "take")
+    shown.press("u")
+    assert actions(shown) == [None] * 6
+    assert len(saved(shown)) == 1
+
+
+def test_decisions_are_restored_and_kept_apart_from_those_of_other_labels(shown, tmp_path):
+    shown.press("rsd")
+    shown.open(write_page(tmp_path / "again.html", run="the same labels elsewhere"))
+    assert actions(shown)[:3] == ["take", "drop", None]
+    assert texts(shown, "#count") == ["2 of 6 decided"]
+    other = six_labels()
+    other.noisy_labels[3] = 5
+    shown.open(write_page(tmp_path / "other.html", other))
+    assert actions(shown) == [None] * 6
+
+
+def test_decisions_on_images_that_a_newer_list_no_longer_shows_are_saved_too(shown, tmp_path):
+    shown.press("rsss")
+    loader = six_labels()
+    rows = np.array([2, 3])
+    text = review.page(rows, np.array([1, 2]), PROBABILITY[:2], loader, None, "newer")
+    (tmp_path / "newer.html").write_text(text, encoding="utf-8")
+    shown.open(tmp_path / "newer.html")
+    assert texts(shown, "#count") == ["0 of 2 decided"]
+    assert [row[0] for row in saved(shown)[1:]] == ["0", "4", "5"]
+
+
+def choose(browser, selector: str, value: str) -> None:
+    browser.js(
+        "const select = document.querySelector(arguments[0]); select.value = arguments[1];"
+        "select.dispatchEvent(new Event('change'))",
+        selector,
+        value,
+    )
+
+
+def test_filters_show_a_class_a_confusion_and_what_is_undecided(shown):
+    assert texts(shown, "#confusion option")[1] == f"cat → {NAMES[1]} (2)"
+    choose(shown, "#class", "2")
+    assert visible_ranks(shown) == [6]
+    choose(shown, "#class", "")
+    choose(shown, "#confusion", "0,1")
+    assert visible_ranks(shown) == [1, 3]
+    assert texts(shown, "#count") == ["0 of 6 decided, 2 shown"]
+    shown.press("rs")
+    assert focused_rank(shown) == 3  # keys stay among what is shown
+    choose(shown, "#state", "open")
+    assert visible_ranks(shown) == [3]
+    choose(shown, "#confusion", "")
+    choose(shown, "#state", "done")
+    assert visible_ranks(shown) == [1]
+
+
+def test_a_phone_shows_one_image_a_row_with_nothing_beyond_the_edge(shown):
+    shown.emulate(
+        "Emulation.setDeviceMetricsOverride",
+        width=360,
+        height=740,
+        deviceScaleFactor=1,
+        mobile=True,
+    )
+    try:
+        assert shown.js("return document.documentElement.scrollWidth") <= 360
+        lefts = "[...document.querySelectorAll('article')].map(a => a.getBoundingClientRect().left)"
+        assert len(set(shown.js(f"return {lefts}"))) == 1
+        sizes = "[...document.querySelectorAll('article button')].map(b => b.offsetHeight)"
+        assert min(shown.js(f"return {sizes}")) >= 40  # a finger's width
+        shown.js("window.scrollTo(0, document.body.scrollHeight)")
+        shown.click("article:last-child [data-action=drop]")  # nothing covers the last buttons
+        place = "const b = document.querySelector('#save').getBoundingClientRect()"
+        top, bottom = shown.js(f"{place}; return [b.top, b.bottom]")
+        assert 0 < top < bottom < 740  # Save is at hand wherever one stands
+    finally:
+        shown.emulate("Emulation.clearDeviceMetricsOverride")
+
+
+def test_dark_mode_has_light_letters_on_dark_ground(shown):
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    shown.emulate("Emulation.setEmulatedMedia", features=dark)
+    try:
+        style = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+        ground, letters = (
+            sum(map(int, re.findall(r"\d+", color))) / 3 for color in shown.js(style)
+        )
+        assert ground < 60 and letters > 200
+    finally:
+        shown.emulate("Emulation.setEmulatedMedia", features=[])
+
+
+def test_a_hundred_thumbnails_of_any_images_are_less_than_1_mb():
+    index = np.arange(100)
+    loader = loader_of(index % 10, [str(label) for label in range(10)], side=224)
+    probability = np.full((100, 10), 0.1)
+    text = review.page(index, index % 10, probability, loader, None, "run")
+    assert len(text.encode()) < 1_000_000
+
+
+def test_thumbnails_of_files_show_the_whole_photo_upright_larger_than_the_network_sees(tmp_path):
+    wide = Image.new("RGB", (400, 100), (255, 0, 0))
+    turned = wide.getexif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees
+    wide.save(tmp_path / "a.jpg", exif=turned)
+    loader = loader_of([0, 1], files=["a.jpg", "missing.jpg"])
+    photo, stored = (
+        Image.open(io.BytesIO(jpeg)) for jpeg in review.thumbnails(np.arange(2), loader, tmp_path)
+    )
+    assert photo.size == (40, 160) and photo.getpixel((20, 80))[0] > 240
+    assert stored.size == (8, 8)
