@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from losses import LAMBDA_U
 from smr.data import pickles
 from smr.data.cifar_files import ARCHIVES, checked_labels, read_cifar, read_digits
 from smr.data.loader import ImageData, NoisyLoader
@@ -54,6 +55,17 @@ CIFAR100_SUPERCLASSES = (
     *((34, 63, 64, 66, 75), (26, 45, 77, 79, 99), (2, 11, 35, 46, 98), (27, 29, 44, 78, 93)),
     *((36, 50, 65, 74, 80), (47, 52, 56, 59, 96), (8, 13, 48, 58, 90), (41, 69, 81, 85, 89)),
 )
+
+
+def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
+    """lambda_u of the published row (method 7), the published default where there is none."""
+    if noise_mode.startswith("asym"):
+        return 0.0
+    if noise_mode == "sym" and dataset == "cifar100" and r >= 0.5:
+        return 150.0
+    if noise_mode == "sym" and dataset == "cifar10":
+        return {0.2: 0.0, 0.9: 50.0}.get(r, LAMBDA_U)
+    return LAMBDA_U
 
 
 def confusions(dataset: str, noise_mode: str) -> dict[int, int]:

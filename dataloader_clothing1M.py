@@ -122,7 +122,7 @@ class clothing_dataloader(StreamLoader):
             **options,
         )
 
-    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False, strong=False):
+    def run(self, mode: str, pred=(), prob=(), index=None, with_true_labels: bool = False, strong=False):
         """The iterables of `mode` over this epoch's sample; see `Loader.run`. Raises ValueError."""
         count = self.num_batches * self.batch_size
         if mode == "warmup":
@@ -136,7 +136,7 @@ class clothing_dataloader(StreamLoader):
             sample, columns = self._sample(count, (seed, RECALIBRATION)), self._columns()
             served = self.train_images, sample, columns, self.batch_size
             return StreamBatches(self, *served, views=0, shuffle=False, trained=True)
-        return super().run(mode, pred, prob, index, with_truth, strong)
+        return super().run(mode, pred, prob, index, with_true_labels, strong)
 
     def _sample(self, count: int, seed: tuple[int, ...]) -> torch.Tensor:
         draw = np.random.default_rng(seed)

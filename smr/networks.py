@@ -131,7 +131,7 @@ def pass_lone_images_twice(network: nn.Module) -> None:
     network.forward = forward
 
 
-def joint_statistics(network: nn.Module) -> nn.Module:
+def sync_batch_norm(network: nn.Module) -> nn.Module:
     """The network with its BN over the rows of all ranks, each of which has a CUDA card."""
     if type(network).__module__.startswith("timm."):
         from timm.layers import convert_sync_batchnorm as convert  # torch's loses timm's ReLUs

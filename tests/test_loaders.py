@@ -176,7 +176,7 @@ def test_a_split_of_a_sample_serves_exactly_its_images_labels_and_probabilities(
     index = np.array([2, 3, 5, 8, 11, 13, 17])
     chosen = np.array([True, False, True, True, False, True, False])
     probability = np.array([0.9, 0.1, 0.8, 0.7, 0.2, 0.6, 0.3])
-    labeled, unlabeled = split_of(loader, chosen, probability, index, with_truth=True)
+    labeled, unlabeled = split_of(loader, chosen, probability, index, with_true_labels=True)
     assert labeled == {
         2: (2, 3, pytest.approx(0.9), 2),  # the first five are given the class after theirs
         5: (5, 5, pytest.approx(0.8), 5),
@@ -216,7 +216,7 @@ def test_two_views_of_an_image_have_crops_of_their_own():
 def test_truth_rides_along_only_where_asked():
     loader = gray_loader()
     chosen, ones = np.arange(20) < 8, np.ones(20)
-    labeled, unlabeled = split_of(loader, chosen, ones, with_truth=True)
+    labeled, unlabeled = split_of(loader, chosen, ones, with_true_labels=True)
     assert {i: row[-1] for i, row in labeled.items()} == {i: i for i in range(8)}
     assert {i: row[-1] for i, row in unlabeled.items()} == {i: i % 10 for i in range(8, 20)}
     sizes = [{len(row) for row in part.values()} for part in split_of(loader, chosen, ones)]

@@ -51,7 +51,7 @@ class Loader(Protocol):
         pred: Sequence[bool] = (),
         prob: Sequence[float] = (),
         index: Sequence[int] | None = None,
-        with_truth: bool = False,
+        with_true_labels: bool = False,
         strong: bool = False,
     ):
         """The batches of `mode`, shuffled or drawn anew at each iteration.
@@ -63,7 +63,7 @@ class Loader(Protocol):
         'train': a labeled iterable of (view 1, view 2, labels, probability) and an unlabeled one
         of (view 1, view 2), in batches of B. pred, bool [m], is True for labeled, and prob,
         float [m], the clean probability, of the images at positions `index`, int64 [m], in the
-        whole set (None: all of it). with_truth appends the clean labels to each batch; with
+        whole set (None: all of it). with_true_labels appends the clean labels to each batch; with
         `strong` each of its two views is distorted too (method 11): (view 1, view 2, strong view
         1, strong view 2, …).
         A name of `test_sets`: (images, labels, index), not augmented, in batches of any size.
@@ -213,7 +213,16 @@ class BaseLoader:
             "class_names": class_names,
         } | facts
 
-    def run(self, mode: str, pred=(), prob=(), index=None, with_truth: bool = False, strong=False):
+    @property
+    def info(self):
+        import hashlib, json, types
+        d=dict(data_notes=[],dropped_images=[],labels_in_paths=False,frame=None,test_labels_are_noisy=False)|self.facts
+        given=json.dumps(self.noisy_labels.tolist())
+        d['noise_sha256']=hashlib.sha256(given.encode()).hexdigest(); d['noise_rate']=None if self.is_clean is None else 1-float(self.is_clean.mean())
+        from dataclasses import make_dataclass
+        return make_dataclass('DatasetInfo',list(d))(**d)
+
+    def run(self, mode: str, pred=(), prob=(), index=None, with_true_labels: bool = False, strong=False):
         """The iterables of `mode`; see `Loader.run`. Raises ValueError."""
         if mode in ("warmup", "recalibrate"):
             return self._supervised(self.train_index)
@@ -226,7 +235,7 @@ class BaseLoader:
         if mode == "train":
             index = np.arange(len(self.noisy_labels)) if index is None else np.asarray(index)
             pred, prob = np.asarray(pred, dtype=bool), np.asarray(prob)
-            return self._split(pred, prob, index, with_truth, strong)
+            return self._split(pred, prob, index, with_true_labels, strong)
         modes = f"'warmup', 'recalibrate', 'eval_train', 'whole', 'train' or {self.test_sets}"
         raise ValueError(f"mode '{mode}': expected {modes}")
 
@@ -235,7 +244,7 @@ class BaseLoader:
         pred: np.ndarray,
         prob: np.ndarray,
         index: np.ndarray,
-        with_truth: bool,
+        with_true_labels: bool,
         strong: bool,
     ):
         if not len(pred) == len(prob) == len(index):
@@ -252,7 +261,7 @@ class BaseLoader:
         probability[torch.from_numpy(index).to(device)] = torch.as_tensor(
             prob, dtype=torch.float32, device=device
         )
-        truth = (torch.as_tensor(self.clean_labels, device=device),) if with_truth else ()
+        truth = (torch.as_tensor(self.clean_labels, device=device),) if with_true_labels else ()
         labeled, unlabeled = (
             torch.from_numpy(index[chosen]).to(device) for chosen in (pred, ~pred)
         )

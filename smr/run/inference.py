@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from smr import networks
 from smr.data.decoding import decode
 from smr.data.image_file_dataset import Frame, scaled
-from smr.method import Pair
+from smr.training import Pair
 from smr.run import checkpoints
 
 
