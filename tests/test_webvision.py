@@ -34,8 +34,7 @@ def imagenet(tmp_path_factory):
 
 
 def loader_of(root, imagenet, **options):
-    frames = {"frame": Frame(40, 32), "imagenet_frame": Frame(36, 32)}
-    return webvision_dataloader(root, imagenet, 6, 4, 0, **frames | options)
+    return webvision_dataloader(root, imagenet, 6, 4, 0, **{"frame": Frame(40, 32)} | options)
 
 
 def test_rows_beyond_the_classes_are_passed_over_and_the_others_keep_their_order(root):
@@ -60,19 +59,18 @@ def test_imagenet_s_folders_have_either_name(tmp_path, named_by):
     assert found.files[2] == f"{folder}/ILSVRC2012_val_00000000.JPEG"
 
 
-def test_both_test_sets_are_the_slow_implementation_s_images_each_at_its_own_scale(root, imagenet):
-    loader = loader_of(root, imagenet)
+@pytest.mark.parametrize("random_resized", [False, True])
+def test_both_test_sets_are_the_slow_implementation_s_images(root, imagenet, random_resized):
+    frame = Frame(40, 32, random_resized=random_resized)
+    loader = loader_of(root, imagenet, frame=frame)
     assert loader.test_sets == ("test", "imagenet")
     assert (loader.class_names[2], loader.facts["test_images"]) == ("thing 2", 30)
-    for name, folder, frame in (
-        ("test", root, Frame(40, 32)),
-        ("imagenet", imagenet, Frame(36, 32)),
-    ):
+    for name, folder in (("test", root), ("imagenet", imagenet)):
         photos, labels = loader.tests[name]
         for images, given, index in loader.run(name):
             assert torch.equal(given, labels[index])
             for image, i in zip(images, index.tolist(), strict=True):
-                wanted = slowly(folder / photos.files[i], None, frame)
+                wanted = slowly(folder / photos.files[i], None, Frame(40, 32))
                 assert (image - wanted).abs().max() < 0.05, photos.files[i]
 
 
@@ -122,20 +120,26 @@ def test_the_recipes_are_those_of_the_papers(monkeypatch):
     shared |= {"network": "timm/inception_resnet_v2", "pretrained": False}
     for config, own in (
         (smr, {"num_epochs": 120, "lr_steps": ((40, 0.1), (80, 0.01)), "image_size": 299}),
-        (smr, {"warmup_loss": "mixup", "recalibrate_every": 15, "imagenet_resize": 320}),
-        (mix, {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 227}),
-        (mix, {"warmup_loss": "ce", "recalibrate_every": 0, "imagenet_resize": 256}),
+        (smr, {"warmup_loss": "mixup", "recalibrate_every": 15}),
+        (mix, {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 299}),
+        (mix, {"warmup_loss": "ce", "recalibrate_every": 0}),
     ):
         wanted = shared | own
         assert {name: config[name] for name in wanted} == wanted
 
 
-def test_imagenet_photos_are_scaled_like_webvision_s_but_for_dividemix(monkeypatch):
+@pytest.mark.parametrize("method", ["smr", "dividemix", "ce"])
+def test_dividemix_alone_has_random_resized_crops_and_both_test_sets_the_same_frame(
+    root, imagenet, method, monkeypatch
+):
+    flags = ("--data_path", str(root), "--imagenet_path", str(imagenet), "--num_class", "6")
     monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
-    assert resolved("--resize", "384")["imagenet_resize"] == 384
-    mix = "--method", "dividemix", "--resize", "384"
-    assert resolved(*mix)["imagenet_resize"] == 256
-    assert resolved(*mix, "--crop", "336")["imagenet_resize"] == 336
+    config = resolved("--method", method, *flags, "--num_workers", "0")
+    loader = train_webvision.make_loader(config, torch.device("cpu"))
+    frame = Frame(320, 299, random_resized=method == "dividemix")
+    assert loader.train_images.frame == frame
+    assert [photos.frame for photos, _ in loader.tests.values()] == [frame] * 2
+    assert loader.facts["frame"] == [320, 299, False]
 
 
 def test_classes_of_one_name_are_told_apart_by_their_synsets(tmp_path):
