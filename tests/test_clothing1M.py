@@ -19,6 +19,7 @@ from dataloader_clothing1M import balanced_sample, clothing_dataloader, read_par
 from losses import NegEntropy
 from smr.data.streams import Frame
 from smr.errors import InputError
+from smr.recipe import recipe_of
 from smr.run import options, session
 
 TINY = (
@@ -216,7 +217,7 @@ def test_the_recipe_is_the_published_one():
 def test_dividemix_always_has_the_negative_entropy_penalty_in_its_warm_up(root, flags, monkeypatch):
     parsed = train_clothing1M.new_parser().parse_args(["--method", "dividemix", *flags])
     config = train_clothing1M.resolve(options.given_flags(parsed), torch.device("cpu"))
-    recipe, losses = replace(smr.recipe_of(config), batch_size=7), []
+    recipe, losses = replace(recipe_of(config), batch_size=7), []
     penalty = NegEntropy.__call__
     monkeypatch.setattr(
         NegEntropy, "__call__", lambda self, x: losses.append(1) or penalty(self, x)

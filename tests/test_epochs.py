@@ -426,7 +426,9 @@ def test_dividemix_warms_up_with_its_penalty_if_the_recipe_has_it():
 
 
 def test_recalibration_is_plain_cross_entropy_on_asymmetric_noise_too():
-    loss, logits, labels = supervised_loss(smr.cross_entropy_epoch, tiny_recipe(warmup_penalty=True))
+    loss, logits, labels = supervised_loss(
+        smr.cross_entropy_epoch, tiny_recipe(warmup_penalty=True)
+    )
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 

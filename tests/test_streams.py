@@ -125,7 +125,9 @@ def test_a_random_resized_view_is_the_slow_one(folder, square):
     loader = loader_of(folder, frame)
     labelled, _ = loader.run("train", [True] * 10, np.arange(10) / 10)
     state = loader.generator.get_state()
-    served = {round(10 * float(p)): both for *both, _, ps in labelled for p, *both in zip(ps, *both)}
+    served = {
+        round(10 * float(p)): both for *both, _, ps in labelled for p, *both in zip(ps, *both)
+    }
     loader.generator.set_state(state)
     seed = loader.new_seed()
     assert sorted(served) == list(range(10))
