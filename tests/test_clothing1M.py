@@ -242,7 +242,7 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
         return keep(state, *about)
 
     monkeypatch.setattr(session.checkpoints, "keep", noting)
-    assert train(root, tmp_path / "whole", "--num_epochs", "4", "--lr", "0.1") == 0
+    assert train(root, tmp_path / "whole", "--num_epochs", "4", "--lr", "0.05") == 0
     log = capsys.readouterr().out
     folder = tmp_path / "whole" / "clothing1M_smr_seed123"
     rows = rows_of(folder)
@@ -261,9 +261,9 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
         assert len(list(csv.DictReader(file))) == 84
     assert len(json.loads((folder / "config.json").read_text())["class_names"]) == 14
     parts = tmp_path / "parts"
-    assert train(root, parts, "--num_epochs", "1", "--lr", "0.1") == 0
+    assert train(root, parts, "--num_epochs", "1", "--lr", "0.05") == 0
     # Goes on with the recalibration epoch, whose sample no epoch of this process has scored.
-    assert train(root, parts, "--num_epochs", "4", "--lr", "0.1", "--resume") == 0
+    assert train(root, parts, "--num_epochs", "4", "--lr", "0.05", "--resume") == 0
     assert_same_run(parts / folder.name, folder)
     test_accuracy = float(log.split("test accuracy ")[1].split()[0])
     selected = json.loads((folder / "config.json").read_text())["selected_accuracy"]

@@ -126,7 +126,9 @@ def test_a_random_resized_view_is_the_slow_one(folder, square):
     labelled, _ = loader.run("train", [True] * 10, np.arange(10) / 10)
     state = loader.generator.get_state()
     served = {
-        round(10 * float(p)): both for *both, _, ps in labelled for p, *both in zip(ps, *both)
+        round(10 * float(probability)): views
+        for x1, x2, _, probabilities in labelled
+        for probability, *views in zip(probabilities, x1, x2, strict=True)
     }
     loader.generator.set_state(state)
     seed = loader.new_seed()
