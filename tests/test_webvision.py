@@ -4,9 +4,11 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from photo_sets import write_imagenet, write_webvision
+from PIL import Image
 from runs import rows_of
 from test_streams import slowly
 
@@ -140,6 +142,34 @@ def test_dividemix_alone_has_random_resized_crops_and_both_test_sets_the_same_fr
     assert loader.train_images.frame == frame
     assert [photos.frame for photos, _ in loader.tests.values()] == [frame] * 2
     assert loader.facts["frame"] == [320, 299, False]
+
+
+def widths_seen(batches) -> list[float]:
+    """How many of 320 pixels across each view shows, of photos whose red is the place across."""
+    reds = torch.cat([images[:, 0, 100:200].mean(dim=1) for images, *_ in batches])
+    return (320 * 0.229 * (reds.amax(dim=1) - reds.amin(dim=1))).tolist()
+
+
+@pytest.mark.parametrize("method", ["smr", "dividemix"])
+def test_training_views_of_dividemix_alone_have_random_scales(tmp_path, method, monkeypatch):
+    monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
+    write_webvision(tmp_path, classes=2, train=6, val=1)
+    red = np.broadcast_to(np.linspace(0, 255, 320), (320, 320))
+    photo = Image.fromarray(np.stack([red, 0 * red, 0 * red], axis=2).astype(np.uint8))
+    for path in (*tmp_path.glob("google/*/*.jpg"), *tmp_path.glob("val_images_256/*.jpg")):
+        photo.save(path, quality=100)
+    flags = ("--data_path", str(tmp_path), "--num_class", "2", "--num_workers", "0")
+    config = resolved("--method", method, "--imagenet_path", "", *flags)
+    loader = train_webvision.make_loader(config, torch.device("cpu"))
+    for mode in ("eval_train", "test"):
+        assert widths_seen(loader.run(mode)) == pytest.approx(
+            [299] * len(loader.run(mode).dataset), abs=4
+        )
+    trained = widths_seen(loader.run("warmup"))
+    if method == "smr":
+        assert trained == pytest.approx([299] * 12, abs=4)
+    else:
+        assert min(trained) < 200 and max(trained) - min(trained) > 80
 
 
 def test_classes_of_one_name_are_told_apart_by_their_synsets(tmp_path):
