@@ -109,7 +109,7 @@ class CifarConfig(Config):
     def hyperparameters(self, device: torch.device) -> dict:
         """The dataset's, with lambda_u of the published row (docs/method.md, section 7)."""
         values = dict(HYPERPARAMETERS[self.dataset])
-        if self.method == "dividemix" and self.dataset != "digits":
+        if self.method == "dividemix":
             values["batch_size"] = DIVIDEMIX_BATCH_SIZE
         # A list of labels alone is no published row.
         is_row = not self.noise_file or self.r is not None or self.noise_mode != "sym"

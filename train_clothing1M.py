@@ -46,7 +46,9 @@ HYPERPARAMETERS = {
 class ClothingConfig(PhotoConfig):
     """The flags of Clothing1M."""
 
-    dataset: str = flag("clothing1M", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one")
+    dataset: str = flag(
+        "clothing1M", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+    )
     num_batches: int = flag(
         group=DATA,
         low=1,

@@ -78,5 +78,3 @@ class FolderConfig(PhotoConfig):
         super().check(device)
         if self.noise_file:
             raise InputError("--noise_file: a photo's folder is its label; use --labels FILE.csv")
-
-

@@ -48,7 +48,9 @@ DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),)}
 class WebVisionConfig(PhotoConfig):
     """The flags of WebVision's photos and of ImageNet's."""
 
-    dataset: str = flag("webvision", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one")
+    dataset: str = flag(
+        "webvision", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+    )
     imagenet_path: str = flag(
         group=DATA,
         metavar="DIR",

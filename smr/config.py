@@ -246,7 +246,9 @@ def checked(each, value: Any) -> Any:
         expected = "a whole number" if kind is int else "a number"
         expected += f" {'above' if open_low else 'from'} {low:,} to {about['high']:,}"
     if not fits:
-        raise InputError(f"--{each.name} {shown(each, value)}: expected {expected or kind.__name__}")
+        raise InputError(
+            f"--{each.name} {shown(each, value)}: expected {expected or kind.__name__}"
+        )
     return value
 
 
@@ -418,9 +420,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
-def resumed(
-    config_class: type[Config], state: dict, given: dict[str, Any], where: str
-) -> Config:
+def resumed(config_class: type[Config], state: dict, given: dict[str, Any], where: str) -> Config:
     """The configuration of a checkpoint's run with these flags of the command line.
 
     On another kind of device, or on one rank instead of several, the flags of speed are those of

@@ -90,6 +90,4 @@ class Test:
 
 def test(networks: Sequence[nn.Module], loader: Loader, config: Config) -> dict[str, Test]:
     """`evaluate` on each test set of the loader, by its name."""
-    return {
-        name: Test(*evaluate(networks, loader.run(name), config)) for name in loader.test_sets
-    }
+    return {name: Test(*evaluate(networks, loader.run(name), config)) for name in loader.test_sets}

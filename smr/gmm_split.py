@@ -66,9 +66,7 @@ def fit_gmm(losses: np.ndarray, seed: int) -> GaussianMixture | None:
     """The two-component GMM of scaled losses [m] (SPEC 4); None if all losses are equal."""
     if losses.max() == losses.min():
         return None
-    gmm = GaussianMixture(
-        n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed
-    )
+    gmm = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the method stops after ten iterations
         return gmm.fit(losses.reshape(-1, 1))
@@ -81,9 +79,7 @@ def clean_probability(losses: np.ndarray, gmm: GaussianMixture | None) -> np.nda
     return gmm.predict_proba(losses.reshape(-1, 1))[:, gmm.means_.argmin()]
 
 
-def gmm_split(
-    history: list[SampleLosses], r: float, seed: int, p_threshold: float = 0.5
-) -> Split:
+def gmm_split(history: list[SampleLosses], r: float, seed: int, p_threshold: float = 0.5) -> Split:
     """Split the images of a network's latest losses into a clean and a noisy set (SPEC 4)."""
     # In float64: EM loses four digits in float32.
     losses = losses_for_gmm(history, r).cpu().numpy().astype(np.float64)

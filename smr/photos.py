@@ -75,7 +75,9 @@ class PhotoConfig(Config):
     ELSEWHERE: ClassVar = {"r": OWN_LABELS, "noise_mode": OWN_LABELS}
 
     def hyperparameters(self, device: torch.device) -> dict:
-        values = {"num_workers": os.cpu_count(), "pretrained": False} | super().hyperparameters(device)
+        values = {"num_workers": os.cpu_count(), "pretrained": False} | super().hyperparameters(
+            device
+        )
         size = self.image_size or values["image_size"]
         return {"resize": round(8 / 7 * size), "lambda_u": 0.0} | values
 

@@ -216,13 +216,27 @@ class BaseLoader:
     @property
     def info(self):
         import hashlib, json, types
-        d=dict(data_notes=[],dropped_images=[],labels_in_paths=False,frame=None,test_labels_are_noisy=False)|self.facts
-        given=json.dumps(self.noisy_labels.tolist())
-        d['noise_sha256']=hashlib.sha256(given.encode()).hexdigest(); d['noise_rate']=None if self.is_clean is None else 1-float(self.is_clean.mean())
-        from dataclasses import make_dataclass
-        return make_dataclass('DatasetInfo',list(d))(**d)
 
-    def run(self, mode: str, pred=(), prob=(), index=None, with_true_labels: bool = False, strong=False):
+        d = (
+            dict(
+                data_notes=[],
+                dropped_images=[],
+                labels_in_paths=False,
+                frame=None,
+                test_labels_are_noisy=False,
+            )
+            | self.facts
+        )
+        given = json.dumps(self.noisy_labels.tolist())
+        d["noise_sha256"] = hashlib.sha256(given.encode()).hexdigest()
+        d["noise_rate"] = None if self.is_clean is None else 1 - float(self.is_clean.mean())
+        from dataclasses import make_dataclass
+
+        return make_dataclass("DatasetInfo", list(d))(**d)
+
+    def run(
+        self, mode: str, pred=(), prob=(), index=None, with_true_labels: bool = False, strong=False
+    ):
         """The iterables of `mode`; see `Loader.run`. Raises ValueError."""
         if mode in ("warmup", "recalibrate"):
             return self._supervised(self.train_index)

@@ -16,7 +16,16 @@ METHODS: dict[str, type[Method]] = {
     "elr": ELR,
 }
 
-__all__ = ["METHODS", "SMR", "CrossEntropy", "DivideMix", "ELR", "Method", "TrainedEpoch", "new_method"]
+__all__ = [
+    "METHODS",
+    "SMR",
+    "CrossEntropy",
+    "DivideMix",
+    "ELR",
+    "Method",
+    "TrainedEpoch",
+    "new_method",
+]
 
 
 def new_method(config, pair, loader, log=None) -> Method:

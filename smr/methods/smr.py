@@ -101,7 +101,9 @@ class SMR(Method):
 
         Raises NonFiniteLoss.
         """
-        for k, (network, history) in enumerate(zip(self.pair.networks, self.histories, strict=True)):
+        for k, (network, history) in enumerate(
+            zip(self.pair.networks, self.histories, strict=True)
+        ):
             losses = sample_losses(network, self.loader.run("eval_train"), self.config.amp)
             if not torch.isfinite(losses.losses).all():
                 raise NonFiniteLoss(f"network {k + 1}, scoring: a sample's loss is not finite")

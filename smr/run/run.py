@@ -140,9 +140,7 @@ class Run:
         """Restore the checkpoint, all of it or, with --evaluate, what there is to test."""
         state, path = self.state, self.checkpoint_path
         if not self.action.evaluate:
-            checkpoints.restore(
-                state, self.pair, self.method, self.loader, self.data_sha256, path
-            )
+            checkpoints.restore(state, self.pair, self.method, self.loader, self.data_sha256, path)
             self.rows = state["rows"]
             self.state = {"world_size": state["world_size"]}  # the networks hold the rest now
             return
