@@ -4,14 +4,14 @@ import contextlib
 
 import pytest
 import torch
-from helpers import TinyNet, generator, tiny_recipe
+from helpers import TinyNet, generator, tiny_config
+from smr.steps import mixmatch_loss
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import smr
 from PreResNet import ResNet18
 from smr.data.augment import COLORS, MOVES, warped
 from smr.metrics import Meter
-from smr.steps import mixmatch_loss
 
 CUDA = torch.device("cuda")
 B = 8
@@ -69,8 +69,8 @@ def test_reading_a_value_of_a_fake_card_raises(on_a_card):
 @pytest.mark.parametrize("warmup_loss", ["mixup", "ce"])
 def test_a_warm_up_pass_reads_no_value_until_its_end(on_a_card, warmup_loss):
     batches = Given(*[(images(n), labels(n), labels(n)) for n in (2 * B, 2 * B, 3)])
-    recipe = tiny_recipe(warmup_loss=warmup_loss, warmup_penalty=True)
-    smr.warm_up_epoch(on_a_card.networks[0], on_a_card.optimizers[0], batches, recipe)
+    config = tiny_config(warmup_loss=warmup_loss, warmup_penalty=True)
+    smr.warm_up_epoch(on_a_card.networks[0], on_a_card.optimizers[0], batches, config)
 
 
 @pytest.mark.parametrize("labeled_rows_only", [False, True])
@@ -78,9 +78,9 @@ def test_a_semi_supervised_pass_reads_no_value_until_its_end(on_a_card, labeled_
     sizes = (B, B, 3)
     labeled = Given(*[(images(n), images(n), labels(n), torch.rand(n)) for n in sizes])
     unlabeled = Given((images(), images()), (images(2), images(2)))
-    recipe = tiny_recipe(labeled_rows_only=labeled_rows_only)
+    config = tiny_config(labeled_rows_only=labeled_rows_only)
     smr.semi_supervised_epoch(
-        *on_a_card.networks, on_a_card.optimizers[0], labeled, unlabeled, 20, recipe
+        *on_a_card.networks, on_a_card.optimizers[0], labeled, unlabeled, 20, config
     )
 
 
@@ -105,7 +105,7 @@ def step_gradients(targets_within: bool) -> list[torch.Tensor]:
     x1, x2, u1, u2 = torch.randn(4, B, 3, 32, 32, generator=generator())
     labeled = x1, x2, torch.arange(B), torch.linspace(0, 1, B)
     permutation = torch.randperm(4 * B, generator=generator(1))
-    step = (network, peer, labeled, (u1, u2), 0.7, permutation, 20, tiny_recipe(T=0.5))
+    step = (network, peer, labeled, (u1, u2), 0.7, permutation, 20, tiny_config(T=0.5))
     if targets_within:
         with torch.autocast("cpu", torch.bfloat16):
             loss = mixmatch_loss(*step).loss
@@ -126,8 +126,8 @@ def test_weights_cast_for_the_targets_leave_the_mixed_pass_its_gradients():
 
 
 def test_training_and_testing_leave_weights_buffers_and_momentum_where_they_are():
-    recipe, labels = tiny_recipe(), torch.arange(B)
-    pair = smr.new_pair(lambda: ResNet18(10, 4), recipe, torch.device("cpu"), channels_last=True)
+    config, labels = tiny_config(), torch.arange(B)
+    pair = smr.new_pair(lambda: ResNet18(10, 4), config, torch.device("cpu"), channels_last=True)
     batches = Given((torch.randn(B, 3, 32, 32), labels, labels))
 
     def places() -> list[int]:
@@ -135,10 +135,10 @@ def test_training_and_testing_leave_weights_buffers_and_momentum_where_they_are(
         momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
         return [tensor.data_ptr() for tensor in (*network.state_dict().values(), *momentum)]
 
-    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], batches, recipe)
+    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], batches, config)
     before = places()
     assert len(before) == len(pair.networks[0].state_dict()) + len([*pair.networks[0].parameters()])
     smr.sample_losses(pair.networks[0], batches)
-    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], batches, recipe)
-    smr.test(pair.networks, batches, recipe)
+    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], batches, config)
+    smr.test(pair.networks, batches, config)
     assert places() == before
