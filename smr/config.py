@@ -341,10 +341,10 @@ def parse(
     from smr.methods import METHODS
 
     parser = Parser(usage, config_class.ELSEWHERE)
-    groups = {name: parser.add_argument_group(name).add_argument for name in GROUPS}
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
     flags = flags_of(config_class)
     for method in METHODS.values():
-        flags = flags_of(method.Flags) | flags
+        flags |= {k: v for k, v in flags_of(method.Flags).items() if k not in flags}
     for name, each in flags.items():
         about = each.metadata
         options: dict[str, Any] = {"help": help_of(each, config_class), "default": None}
@@ -354,9 +354,8 @@ def parse(
             options |= {"type": lambda text, each=each: read(each, text)}
             choices = tuple(METHODS) if name == "method" else about["choices"] or about["words"]
             options["metavar"] = "{" + ",".join(choices) + "}" if choices else about["metavar"]
-        groups[about["group"]](f"--{name}", *about["aliases"], **options)
-    add = parser.add_argument_group(RUN).add_argument
-    add = parser.add_mutually_exclusive_group().add_argument
+        groups[about["group"]].add_argument(f"--{name}", *about["aliases"], **options)
+    add = groups[RUN].add_mutually_exclusive_group().add_argument
     add("--resume", nargs="?", const=True, metavar="PATH", help=RESUME_HELP)
     add("--overwrite", action="store_true", help="delete the run that is in the folder")
     add("--evaluate", metavar="PATH", help="test this checkpoint, or a run folder's last one")
