@@ -247,9 +247,8 @@ def checked(each, value: Any) -> Any:
         expected = "a whole number" if kind is int else "a number"
         expected += f" {'above' if open_low else 'from'} {low:,} to {about['high']:,}"
     if not fits:
-        raise InputError(
-            f"--{each.name} {shown(each, value)}: expected {expected or kind.__name__}"
-        )
+        value = value if kind is tuple else shown(each, value)
+        raise InputError(f"--{each.name} {value}: expected {expected or kind.__name__}")
     return value
 
 
@@ -261,9 +260,7 @@ def read(each, text: str) -> Any:
             if text not in words:
                 raise InputError(f"expected {words[0]} or {words[1]}")
             return text == words[1]
-        if kind is tuple:
-            return read_lr_steps(text)
-        return checked(each, kind(text))
+        return checked(each, read_lr_steps(text) if kind is tuple else kind(text))
     except InputError as error:
         reason = str(error).partition("expected ")[2]
         raise argparse.ArgumentTypeError(f"'{text}': expected {reason}") from None
