@@ -62,6 +62,15 @@ class PhotoConfig(Config):
         shown_default="the cores that this process may use",
         help="workers that decode photos",
     )
+    freeze_backbone: bool = flag(
+        group=DATA,
+        words=("off", "on"),
+        shown_default="off",
+        help="compute the features of each photo once; two linear heads train on them",
+    )
+    feature_views: int = flag(
+        2, group=DATA, low=0, high=100, help="augmented views of each photo in the features"
+    )
     noise_file: str = flag(
         "", group=DATA, metavar="FILE", resume=FREE, help="labels in the place of the dataset's own"
     )
