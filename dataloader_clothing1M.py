@@ -27,7 +27,10 @@ RECALIBRATION = 1
 
 
 def balanced_sample(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
-    """int64 positions: the photos in random order, each while its class has fewer than its share.
+    """int64 positions of a sample in random order, in which no class exceeds its share.
+
+    The photos are taken in random order, each while its class has fewer than its share. In that
+    order the frequent classes fill first, so the sample is put in random order again.
 
     Args: labels int64 [n]; count, of which each class may have one part in len(CLASSES).
     """
@@ -38,7 +41,7 @@ def balanced_sample(labels: np.ndarray, count: int, draw: np.random.Generator) -
     starts = np.searchsorted(given[by_class], given[by_class])
     before = np.empty(len(order), dtype=np.int64)
     before[by_class] = np.arange(len(order)) - starts
-    return order[before < count / len(CLASSES)][:count]
+    return draw.permutation(order[before < count / len(CLASSES)][:count])
 
 
 def find_lists(root: Path) -> Path:

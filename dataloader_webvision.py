@@ -101,7 +101,7 @@ class webvision_dataloader(StreamLoader):
     Args:
         root, imagenet: the data's folders; without `imagenet`, "", there is one test set.
         num_class: how many of WebVision's classes, the first ones.
-        frame, imagenet_frame: how photos become images, and how ImageNet's do in the test.
+        frame: how photos become images.
         num_workers: processes that decode, and threads that look at the photos first.
         check_images: decode all photos first, instead of reading their headers alone.
         noise_file: a list of labels in the place of the data's own, or "".
@@ -116,7 +116,6 @@ class webvision_dataloader(StreamLoader):
         batch_size: int,
         num_workers: int,
         frame: Frame = Frame(320, 299),  # noqa: B008, it is frozen
-        imagenet_frame: Frame | None = None,
         check_images: bool = False,
         noise_file: str | Path = "",
         skip_broken: bool = False,
@@ -136,8 +135,7 @@ class webvision_dataloader(StreamLoader):
         tests = {"test": (Photos(root, val.files, frame), val.labels)}
         if imagenet:
             (found,) = good(Path(imagenet), read_imagenet(Path(imagenet), synsets))
-            photos = Photos(Path(imagenet), found.files, imagenet_frame or frame)
-            tests["imagenet"] = photos, found.labels
+            tests["imagenet"] = Photos(Path(imagenet), found.files, frame), found.labels
         else:
             notes.append("no ImageNet: WebVision's validation images are the only test set")
         super().__init__(

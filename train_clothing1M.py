@@ -40,6 +40,7 @@ RECIPES = {
         "pretrained": True,
         "data_path": "./data/Clothing1M",
         "select_on": "val",
+        "warmup_penalty": True,
         "test_titles": {"val": "Validation", "test": "Test"},
     }
 }

@@ -43,7 +43,7 @@ RECIPES = {
         "test_titles": {"test": "WebVision", "imagenet": "ImageNet"},
     }
 }
-DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 227, "imagenet_resize": 256}
+DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),), "random_resized_crop": True}
 
 
 def new_parser() -> options.Parser:
@@ -68,8 +68,6 @@ def resolve(given: dict, device: torch.device) -> dict:
         config["imagenet_path"] = ""
     config["top5"] = config["num_class"] > 5
     photos.settle(config)
-    scaled = config.get("imagenet_resize", config["resize"])
-    config["imagenet_resize"] = max(scaled, config["image_size"])
     return config
 
 
@@ -78,7 +76,6 @@ def make_loader(config: dict, device: torch.device) -> webvision_dataloader:
     return webvision_dataloader(
         *(config["data_path"], config["imagenet_path"], config["num_class"]),
         frame=photos.frame(config),
-        imagenet_frame=photos.frame(config | {"resize": config["imagenet_resize"]}),
         **photos.loader_options(config, device),
     )
 

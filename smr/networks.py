@@ -23,6 +23,9 @@ BUILT_WITH = {
     for name in ("googlenet", "inception_v3")
 }
 HELPERS = ("aux1.", "aux2.", "AuxLogits.")
+# Published WebVision weights of Inception-ResNet-v2: the last layer, classif in timm, and a
+# projection that no output uses.
+PUBLISHED_HEADS = ("last_linear.", "projection_head.")
 # torchvision's files of its DenseNets name the layers of a block as an older torch did.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
@@ -203,7 +206,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], where: str) -> No
     found = {
         OLD_DENSENET.sub(r"\1\2", name): value
         for name, value in state.items()
-        if not name.startswith((head, *HELPERS))
+        if not name.startswith((head, *HELPERS, *PUBLISHED_HEADS))
     }
     shapes = [
         f"{name} is {list(found[name].shape)}, expected {list(wanted[name].shape)}"

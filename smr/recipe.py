@@ -27,7 +27,7 @@ class Recipe:
     lambda_u: float
     seed: int
     r: float = 0.0  # no share of injected noise is known of labels that people gave
-    asymmetric: bool = False  # warm-up with CE then carries DivideMix's penalty
+    warmup_penalty: bool = False  # warm-up with CE has DivideMix's negative-entropy penalty
     labeled_rows_only: bool = False  # Kept for Animal-10N: the others skip the network
     augment: str = "weak"  # or 'strong': the mixed views are distorted (method 11)
     momentum: float = 0.9

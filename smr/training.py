@@ -75,7 +75,7 @@ def warm_up_epoch(
 ) -> dict[str, float]:
     """One network's warm-up epoch, by mixup (method 3) or by CE (method 6)."""
     if recipe.warmup_loss == "ce":
-        penalized = recipe.asymmetric
+        penalized = recipe.warmup_penalty
         return cross_entropy_epoch(network, optimizer, batches, recipe, progress, penalized)
     device = device_of(network)
     weights = device_weights(recipe.alpha, len(batches), device)

@@ -284,7 +284,7 @@ def test_the_recipe_is_the_published_one(arguments):
     assert (recipe.batch_size, recipe.lr, recipe.weight_decay) == (128, 0.01, 1e-3)
     assert (recipe.num_epochs, recipe.warm_up, recipe.recalibrate_every) == (200, 30, 15)
     assert (recipe.alpha, recipe.T, recipe.p_threshold, recipe.lambda_u) == (4, 0.5, 0.5, 0)
-    assert recipe.labeled_rows_only and not recipe.asymmetric and recipe.r == 0
+    assert recipe.labeled_rows_only and not recipe.warmup_penalty and recipe.r == 0
     assert config["network"] == "vgg19_bn"
     assert run_name(config) == "animal10N_smr_seed123"
 

@@ -69,7 +69,7 @@ def test_reading_a_value_of_a_fake_card_raises(on_a_card):
 @pytest.mark.parametrize("warmup_loss", ["mixup", "ce"])
 def test_a_warm_up_pass_reads_no_value_until_its_end(on_a_card, warmup_loss):
     batches = Given(*[(images(n), labels(n), labels(n)) for n in (2 * B, 2 * B, 3)])
-    recipe = tiny_recipe(warmup_loss=warmup_loss, asymmetric=True)
+    recipe = tiny_recipe(warmup_loss=warmup_loss, warmup_penalty=True)
     smr.warm_up_epoch(on_a_card.networks[0], on_a_card.optimizers[0], batches, recipe)
 
 

@@ -416,22 +416,24 @@ def supervised_loss(epoch, recipe) -> tuple[float, torch.Tensor, torch.Tensor]:
     return found["loss"], logits, labels
 
 
-def test_dividemix_warms_up_with_its_penalty_on_asymmetric_noise_only():
+def test_dividemix_warms_up_with_its_penalty_if_the_recipe_has_it():
     recipe = tiny_recipe(method="dividemix", warmup_loss="ce", recalibrate_every=0)
     loss, logits, labels = supervised_loss(smr.warm_up_epoch, recipe)
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    loss, logits, labels = supervised_loss(smr.warm_up_epoch, replace(recipe, asymmetric=True))
+    loss, logits, labels = supervised_loss(smr.warm_up_epoch, replace(recipe, warmup_penalty=True))
     expected = F.cross_entropy(logits, labels) + NegEntropy()(logits)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_recalibration_is_plain_cross_entropy_on_asymmetric_noise_too():
-    loss, logits, labels = supervised_loss(smr.cross_entropy_epoch, tiny_recipe(asymmetric=True))
+    loss, logits, labels = supervised_loss(
+        smr.cross_entropy_epoch, tiny_recipe(warmup_penalty=True)
+    )
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 def test_smr_warms_up_with_mixup():
-    loss, logits, labels = supervised_loss(smr.warm_up_epoch, tiny_recipe(asymmetric=True))
+    loss, logits, labels = supervised_loss(smr.warm_up_epoch, tiny_recipe(warmup_penalty=True))
     assert loss != pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-3)
 
 

@@ -9,7 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,12 +35,14 @@ IMAGENET_VIEWS = Views((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True)
 class Frame:
     """How a photo becomes an image: its shorter side scaled to `resize`, a window of `crop` cut.
 
-    `square` leaves the ends of its longer side away first.
+    `square` leaves the ends of its longer side away first. `random_resized`: a training view is a
+    window of random area and aspect ratio, scaled to `crop`.
     """
 
     resize: int
     crop: int
     square: bool = False
+    random_resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,12 @@ def scaled(path: str | Path, frame: Frame) -> Tensor:
         left, top = ((length - short) // 2 for length in image.size)
         image = image.crop((left, top, left + short, top + short))
     width, height = (frame.resize * length // short for length in image.size)
-    pixels = torch.from_numpy(np.array(image))
-    if image.size == (width, height):
+    return scaled_to(torch.from_numpy(np.array(image)), height, width)
+
+
+def scaled_to(pixels: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [h, w, 3] scaled to uint8 [height, width, 3], bilinear with antialiasing."""
+    if pixels.shape[:2] == (height, width):
         return pixels
     # torch's filter is Pillow's, within a level, and several times as fast.
     channels = pixels[None].permute(0, 3, 1, 2)
@@ -91,9 +97,34 @@ def scaled(path: str | Path, frame: Frame) -> Tensor:
     return channels.permute(0, 2, 3, 1)[0]
 
 
-def drawn(seed: int, position: int, view: int) -> np.ndarray:
-    """float64 [3] in [0, 1): how far down and right a view lies, and whether it is mirrored."""
-    return np.random.default_rng((seed, position, view)).random(3)
+def drawn(seed: int, position: int, view: int, count: int = 3) -> np.ndarray:
+    """float64 [count] in [0, 1): how far down and right a view lies, whether it is mirrored.
+
+    More than three are the attempts of `resized_window`.
+    """
+    return np.random.default_rng((seed, position, view)).random(count)
+
+
+def resized_window(
+    height: int, width: int, places: Sequence[float], attempts: np.ndarray
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a window of torchvision's RandomResizedCrop by default.
+
+    Its area is 8 % to 100 % of the photo's, its aspect ratio 3/4 to 4/3. If no attempt fits into
+    the photo, it is the largest central window.
+
+    Args: in [0, 1): places float64 [2], how far down and right; attempts float64 [10, 2], area and
+    aspect ratio (log-uniform) of each attempt.
+    """
+    for area, ratio in attempts:
+        pixels, ratio = height * width * (0.08 + 0.92 * area), 3 / 4 * (16 / 9) ** ratio
+        high, wide = round((pixels / ratio) ** 0.5), round((pixels * ratio) ** 0.5)
+        if 0 < high <= height and 0 < wide <= width:
+            free = np.array([height - high, width - wide])
+            top, left = (places * (free + 1)).astype(int)
+            return top, left, high, wide
+    high, wide = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return (height - high) // 2, (width - wide) // 2, high, wide
 
 
 def cut(request: Request) -> tuple[Tensor, Tensor, Tensor, dict[str, str]]:
@@ -121,12 +152,16 @@ def cut(request: Request) -> tuple[Tensor, Tensor, Tensor, dict[str, str]]:
             continue
         free = np.array(photo.shape[:2]) - side
         for view in range(views):
-            top, left = np.round(free / 2).astype(int)
+            (top, left), (height, width) = np.round(free / 2).astype(int), (side, side)
             if request.views:
                 *places, mirror = drawn(request.seed, position, view)
                 top, left = (places * (free + 1)).astype(int)
                 flipped[len(kept), view] = int(mirror < 0.5)
-            pixels[len(kept), view] = photo[top : top + side, left : left + side]
+                if request.frame.random_resized:
+                    attempts = drawn(request.seed, position, view, 23)[3:].reshape(10, 2)
+                    top, left, height, width = resized_window(*photo.shape[:2], places, attempts)
+            window = photo[top : top + height, left : left + width]
+            pixels[len(kept), view] = scaled_to(window, side, side)
         kept.append(position)
     return torch.tensor(kept, dtype=torch.int64), flipped[: len(kept)], pixels[: len(kept)], broken
 
@@ -306,7 +341,7 @@ class StreamLoader(BaseLoader):
             "image_size": [side, side],
             "mean": views.mean,
             "std": views.std,
-            "frame": list(astuple(train.frame)),
+            "frame": [train.frame.resize, side, train.frame.square],  # of photos not augmented
             "data_notes": [],
         } | (facts or {})
         super().__init__(

@@ -66,7 +66,8 @@ def settle(config: dict) -> None:
 
 def frame(config: dict, square: bool = False) -> Frame:
     """How a configuration's photos become images."""
-    return Frame(config["resize"], config["image_size"], square)
+    random_resized = config.get("random_resized_crop", False)
+    return Frame(config["resize"], config["image_size"], square, random_resized)
 
 
 def loader_options(config: dict, device: torch.device) -> dict:
