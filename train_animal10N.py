@@ -23,7 +23,7 @@ import dataloader_animal10N as data
 from dataloader_folder import VAL_FRACTION, folder_dataloader, list_folder
 from smr.data.loader import Loader
 from smr.errors import InputError
-from smr.run import devices, options, photos
+from smr.run import options, photos
 from smr.run import run as session
 from smr.run.photos import build_network
 
@@ -130,14 +130,13 @@ def make_loader(config: dict, device: torch.device) -> Loader:
     loader = folder_dataloader(
         config["data_path"],
         frame=photos.frame(config, square=True),
-        memory=devices.memory_of(device),
         val_fraction=config.get("val_fraction"),
         **shared,
     )
     chosen = ("num_epochs", "batch_size", "lr", "lr_steps", "warm_up", "recalibrate_every")
     chosen += ("network", "pretrained", "image_size")
     values = "  ".join(f"--{flag} {options.shown(flag, config[flag])}" for flag in chosen)
-    loader.facts["data_notes"].append(f"the recipe for so many photos, or the flags: {values}")
+    loader.info.data_notes.append(f"the recipe for so many photos, or the flags: {values}")
     return loader
 
 

@@ -195,7 +195,7 @@ def train_network(
                 truth = loader.is_clean is not None
                 batches = loader.run(
                     *("train", split.labeled, split.probability, split.index),
-                    with_truth=truth,
+                    with_true_labels=truth,
                     strong=recipe.augment == "strong",
                 )
                 return semi_supervised_epoch(

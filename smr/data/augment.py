@@ -34,9 +34,7 @@ def normalizer(
     """
     mean, std = torch.tensor(mean), torch.tensor(std)
     # x/255 → (x - mean)/std as one multiply and one add.
-    scale, shift = (
-        value.to(device)[:, None, None] for value in (1 / (255 * std), -mean / std)
-    )
+    scale, shift = (value.to(device)[:, None, None] for value in (1 / (255 * std), -mean / std))
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def normalize(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from smr import distributed
-from smr.data import pickles
+from smr.data.cifar_files import Refused, load_archive
 from smr.data.loader import Loader
 from smr.errors import InputError, NonFiniteLoss
 from smr.files import atomic_write
@@ -85,7 +85,7 @@ def training_state(
         "noise_sha256": noise_sha256,
         "networks": [network.state_dict() for network in pair.networks],
         "accuracy": rows[-1]["test/accuracy"] if rows else 0.0,
-        "images": {name: loader.facts.get(name) for name in IMAGE_FACTS},
+        "images": {name: getattr(loader.info, name) for name in IMAGE_FACTS},
         "ranks": distributed.world_size(),
         "optimizers": [optimizer.state_dict() for optimizer in pair.optimizers],
         "histories": [[(s.index, s.losses) for s in history] for history in pair.histories],
@@ -231,10 +231,10 @@ def path_of(given: str | Path, name: str = "last.pt") -> Path:
 def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
     """A checkpoint's content, on the CPU, `last.pt` or `best.pt`. Raises InputError."""
     try:
-        state = pickles.load_archive(path)
+        state = load_archive(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except pickles.Refused as error:
+    except Refused as error:
         raise InputError(f"{path}: no checkpoint: {error}") from error
     if isinstance(state, dict) and "script" not in state and "config" in state:
         with fitting(path, "no checkpoint of this project"):

@@ -1,11 +1,11 @@
 """What the training scripts for photos share: flags, their consequences, checks and networks."""
 
-import os
 from collections.abc import Callable
 
 import torch
 
 from smr import networks
+from smr.data.decoding import usable_cores
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 from smr.run import options
@@ -13,7 +13,7 @@ from smr.run import options
 # What each photo script's recipes share.
 RECIPE = {
     "width": 64,
-    "num_workers": os.cpu_count() or 1,
+    "num_workers": usable_cores(),
     "pretrained": False,
     "weights": "",
     "lambda_u": 0.0,
@@ -39,9 +39,9 @@ def add_flags(parser: options.Parser, add: Callable) -> None:
     add("--pretrained", type=options.switch("pretrained"), metavar="{off,on}", help=about)
     about = "start from this state dict, .pt or .safetensors, of the network with any last layer"
     add("--weights", metavar="FILE", help=about)
-    about = "processes, or threads, that decode photos (default: one for each core)"
+    about = "threads that decode photos (default: the cores that this process may use)"
     add("--num_workers", type=options.number(int, 0), help=about)
-    about = "a JSON list of labels in the place of the data's own, as correct_labels.py writes"
+    about = "labels instead of the data's own: .json as correct_labels.py writes, .npy, .npz, .pt or .csv"
     add("--noise_file", metavar="FILE", help=about)
     about = "leave out what cannot be decoded (default: refuse it, naming the first ten)"
     add("--skip_broken", action="store_true", default=None, help=about)

@@ -1,20 +1,20 @@
 """The course of a run, the same for all scripts: open its folder, train, keep, finish, resume."""
 
 import argparse
-import hashlib
 import json
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from smr import distributed, networks
-from smr.data.loader import SCORING_BATCH, Loader
+from smr.data.loader import DatasetInfo, Loader
+from smr.data.memory_dataset import SCORING_BATCH
 from smr.data.noise_file import label_list
 from smr.errors import InputError, NonFiniteLoss, RankLost
 from smr.files import write_json, write_text
@@ -144,9 +144,9 @@ def run(
     """
     loader = distributed.one_by_one(partial(script.make_loader, config, device))
     devices.seed_everything(config["seed"])
-    recipe, facts = recipe_of(config), data_facts(loader)
+    recipe, info = recipe_of(config), loader.info
     pair = make_pair(script, config | (options.FROM_CHECKPOINT if state else {}), device)
-    sha256, rows = facts["noise_sha256"], state["rows"] if state else []
+    sha256, rows = info.noise_sha256, state["rows"] if state else []
     distributed.from_rank_zero(partial(refuse_unlike, distributed.all_gather(sha256)))
     ranks_before = state.get("ranks", 1) if state else distributed.world_size()
     if state:
@@ -166,12 +166,12 @@ def run(
         checkpoints.training_state, script.name, pair, loader, config, sha256, rows
     )
     machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
-    described = config | facts | machine | {"ranks": distributed.world_size()}
+    described = config | asdict(info) | machine | {"ranks": distributed.world_size()}
     write_json(folder / "config.json", described)
-    introduce(record, facts, given, device, ranks_before)
+    introduce(record, info, given, device, ranks_before)
     if not rows:
         if loader.clean_labels is not None:
-            noisy = label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
+            noisy = label_list(loader.noisy_labels.tolist(), info.dropped_images)
             write_text(folder / "noisy_labels.json", json.dumps(noisy))
         checkpoints.save(state_after(-1), folder / "last.pt")
     record.begin()
@@ -270,37 +270,25 @@ def new_network(script: Script, config: dict) -> torch.nn.Module:
     return networks.joint_statistics(network) if config.get("sync_bn") else network
 
 
-def data_facts(loader: Loader) -> dict:
-    """What config.json tells of the data; the realized noise rate where clean labels are known.
-
-    noise_sha256 is that of the labels as a JSON list: two runs with the same saw the same noise.
-    """
-    given = json.dumps(loader.noisy_labels.tolist())
-    facts = loader.facts | {"noise_sha256": hashlib.sha256(given.encode()).hexdigest()}
-    if loader.is_clean is not None:
-        facts["noise_rate"] = 1 - float(loader.is_clean.mean())
-    return facts
-
-
 def introduce(
-    record: Record, facts: dict, given: dict, device: torch.device, ranks_before: int
+    record: Record, info: DatasetInfo, given: dict, device: torch.device, ranks_before: int
 ) -> None:
     """The lines at the start of a run's log."""
     line, config = record.log.line, record.config
-    height, width = facts["image_size"]
+    height, width = info.image_size
     line(
-        f"{title(config)}: {facts['train_images']} training and {facts['test_images']} "
-        f"test images of {height}x{width}, {len(facts['class_names'])} classes"
+        f"{title(config)}: {info.train_images} training and {info.test_images} "
+        f"test images of {height}x{width}, {len(info.class_names)} classes"
     )
-    line("classes: " + ", ".join(facts["class_names"]))
-    for note in facts["data_notes"]:
+    line("classes: " + ", ".join(info.class_names))
+    for note in info.data_notes:
         line(f"data: {note}")
-    for words in options.contradictions(config, facts["train_images"]):
+    for words in options.contradictions(config, info.train_images):
         line(f"note: {words}")
-    if "noise_rate" in facts:
+    if info.noise_rate is not None:
         line(
-            f"wrong training labels: {100 * facts['noise_rate']:.2f} %, "
-            f"sha256 of the labels {facts['noise_sha256']}"
+            f"wrong training labels: {100 * info.noise_rate:.2f} %, "
+            f"sha256 of the labels {info.noise_sha256}"
         )
     flags = "  ".join(f"--{flag} {options.shown(flag, given[flag])}" for flag in given)
     line(f"flags: {flags or 'none'}; the recipe's values of all others are in config.json")
@@ -327,7 +315,7 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
         distributed.one_by_one(partial(script.make_loader, config, device)),
         Terminal().line,
     )
-    checkpoints.refuse_other_labels(state, data_facts(loader)["noise_sha256"], path)
+    checkpoints.refuse_other_labels(state, loader.info.noise_sha256, path)
     pair = make_pair(script, config | options.FROM_CHECKPOINT, device)
     recipe = recipe_of(config)
     distributed.one_by_one(partial(checkpoints.restore_networks, state, pair, path))
