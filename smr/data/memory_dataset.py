@@ -62,10 +62,12 @@ class MemoryImages:
 
     def cropped(self, index: Tensor, down: Tensor, right: Tensor, flipped: Tensor) -> Tensor:
         """Crops at these offsets [b] in the padded images, mirrored where `flipped` [b] is 1."""
-        rows = down[:, None] + self.rows
+        _, high, wide, _ = self.padded.shape
+        rows = (index * high + down)[:, None] + self.rows
         columns = torch.where(flipped[:, None] == 1, self.columns.flip(0), self.columns)
-        columns = right[:, None] + columns
-        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]
+        pixels = rows[:, :, None] * wide + (right[:, None] + columns)[:, None]
+        crops = self.padded.view(-1, 3).index_select(0, pixels.flatten())
+        return crops.view(*pixels.shape, 3)
 
 
 class MemoryLoader(Loader):
