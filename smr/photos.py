@@ -1,6 +1,6 @@
 """The configuration that the photo scripts share: image size, networks, reading of files."""
 
-import os
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from smr import networks
 from smr.config import DATA, FREE, Config, flag
+from smr.data.decoding import usable_cores
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 
@@ -84,7 +85,7 @@ class PhotoConfig(Config):
     ELSEWHERE: ClassVar = {"r": OWN_LABELS, "noise_mode": OWN_LABELS}
 
     def hyperparameters(self, device: torch.device) -> dict:
-        values = {"num_workers": os.cpu_count(), "pretrained": False} | super().hyperparameters(
+        values = {"num_workers": usable_cores(), "pretrained": False} | super().hyperparameters(
             device
         )
         size = self.image_size or values["image_size"]

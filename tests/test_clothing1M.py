@@ -20,7 +20,8 @@ from losses import NegEntropy
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 from smr.recipe import recipe_of
-from smr.run import options, run as session
+from smr.run import options
+from smr.run import run as session
 
 TINY = (
     *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--pretrained", "off"),

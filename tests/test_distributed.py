@@ -197,7 +197,7 @@ def served() -> dict[str, list]:
     """All that a loader serves this rank in a pass of each mode."""
     loader = tiny_loader(IMAGES, wrong=WRONG)
     chosen = np.arange(IMAGES) % 2 == 0
-    labeled, unlabeled = loader.run("train", chosen, np.ones(IMAGES), with_truth=True)
+    labeled, unlabeled = loader.run("train", chosen, np.ones(IMAGES), with_true_labels=True)
     modes = {name: loader.run(name) for name in ("warmup", "eval_train", "test")}
     return {name: list(mode) for name, mode in modes.items()} | {
         "labeled": list(labeled),

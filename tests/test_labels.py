@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import smr
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.gmm_split import SampleLosses
 from smr.label_issues import report as labels
 from smr.logging import figures as pictures
@@ -21,11 +21,11 @@ from smr.logging import figures as pictures
 NAMES = [f"class {label}" for label in range(10)]
 
 
-def loader_of(labels, clean, files=None) -> NoisyLoader:
+def loader_of(labels, clean, files=None) -> MemoryLoader:
     """A loader of as many 8x8 images of one brightness each as there are labels."""
     images = np.random.default_rng(5).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     data = ImageData(images, np.asarray(labels), images[:4], np.arange(4), NAMES, clean, files)
-    return NoisyLoader(data, Views((0.5,) * 3, (0.25,) * 3), 16, 1)
+    return MemoryLoader(data, Views((0.5,) * 3, (0.25,) * 3), 16, 1)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from torchvision import datasets
 
 import train_cifar
 from dataloader_cifar import noisy_labels
-from smr.data.loader import NoisyLoader
+from smr.data.loader import MemoryLoader
 from smr.errors import InputError
 from smr.logging import terminal as console
 from smr.run import options
@@ -290,7 +290,7 @@ class Begun(Exception):
 @pytest.fixture
 def loaders(monkeypatch, tiny_network):
     """The data of the runs that begin, each of which ends as it does, with Begun."""
-    begun: list[NoisyLoader] = []
+    begun: list[MemoryLoader] = []
 
     def train(_pair, loader, *_):
         begun.append(loader)

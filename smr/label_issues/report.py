@@ -301,7 +301,7 @@ def write_list(judgment: Judgment, loader: Loader, folder: Path, root: Path | No
     text, j = labels_csv(judgment, loader), judgment
     mine, written = digest(text.encode()), read_judged(folder)["written"]
     files = [loader.files[i] for i in j.index] if loader.files else None
-    may_move = root and loader.facts.get("labels_in_paths")
+    may_move = root and loader.info.labels_in_paths
     judged = {
         "written": written if mine in written else [*written, mine],
         "index": j.index.tolist(),

@@ -152,7 +152,7 @@ class Record:
             "suspects.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt, last.pt"
         )
         self.log.line(f"in {self.folder}: {files}")
-        if self.loader.facts.get("labels_in_paths"):
+        if self.loader.info.labels_in_paths:
             decide, decided = "decide in labels.html and save", "corrections.csv"
             if not self.config["review"]:
                 decide, decided = "put right classes into labels.csv", f"{self.folder}/labels.csv"
