@@ -29,7 +29,7 @@ from smr.data.loader import ImageData, NoisyLoader
 from smr.data.memory_dataset import Views
 from smr.data.noise_file import dropped_facts, read_label_list, without_dropped
 from smr.errors import InputError
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 ANIMALS = (
     *("cat", "lynx", "wolf", "coyote", "cheetah", "jaguar"),

@@ -23,7 +23,7 @@ from smr.data.image_folder import (
     refuse_broken,
 )
 from smr.data.loader import ImageData, NoisyLoader
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 # Share of each class that is the test set where there is no other.
 VAL_FRACTION = 0.1

@@ -19,7 +19,7 @@ import train_webvision
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
 from smr.errors import InputError
 from smr.logging.metrics_file import run_name
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 from smr.recipe import recipe_of
 from smr.run import options
 from vgg import vgg19_bn

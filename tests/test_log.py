@@ -9,9 +9,9 @@ import torch
 from helpers import tiny_recipe
 
 import smr
-from smr.logging import terminal as console
+from smr.logging import console
 from smr.logging.console import Log, TimeLeft, columns_of, duration, title
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 from smr.metrics import Meter
 
 WARM_UP = RECALIBRATION = 6  # forward passes an image, of both networks: a step counts as three

@@ -12,7 +12,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from smr.data.image_folder import Listing
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 # Files that a thread decodes at a time.
 PORTION = 100

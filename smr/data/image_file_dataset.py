@@ -25,7 +25,7 @@ from smr.data.decoding import reason_of, upright
 from smr.data.loader import BaseLoader, Rows
 from smr.data.memory_dataset import Normalizer, Views, mirrored
 from smr.errors import InputError
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 # ImageNet's constants, which torchvision's weights were trained with.
 IMAGENET_VIEWS = Views((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True)

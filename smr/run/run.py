@@ -19,9 +19,8 @@ from smr.data.noise_file import label_list
 from smr.errors import InputError, NonFiniteLoss, RankLost
 from smr.files import write_json, write_text
 from smr.label_issues import report as labels
-from smr.logging.console import title
-from smr.logging.metrics_file import Record, run_name
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal, title
+from smr.logging.metrics_file import RunRecord, run_name
 from smr.method import EpochResult, Pair, new_pair, test, train
 from smr.recipe import Recipe, recipe_of
 from smr.run import checkpoints, devices, options
@@ -161,12 +160,12 @@ def run(
         return accompany(pair, loader, recipe, config, len(rows))
     if not rows:
         clear_folder(folder)
-    record = Record(folder, config, recipe, loader, rows)
+    record = RunRecord(folder, config, loader, rows, has_splits=config["method"] != "ce")
     state_after = partial(
         checkpoints.training_state, script.name, pair, loader, config, sha256, rows
     )
     machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
-    described = config | facts | machine | {"ranks": distributed.world_size()}
+    described = config | facts | machine | {"world_size": distributed.world_size()}
     write_json(folder / "config.json", described)
     introduce(record, facts, given, device, ranks_before)
     if not rows:
@@ -174,7 +173,7 @@ def run(
             noisy = label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
             write_text(folder / "noisy_labels.json", json.dumps(noisy))
         checkpoints.save(state_after(-1), folder / "last.pt")
-    record.begin()
+    record.header()
     results = train(pair, loader, recipe, len(rows), record.log.progress, record.log.note)
     try:
         follow(record, results, state_after, config["save_every"], device)
@@ -194,7 +193,7 @@ def run(
         record.log.line(f"stopped: {error}; the last checkpoint stands; try a smaller --lr")
         return 1
     finally:
-        record.board.close()
+        record.close()
 
 
 def refuse_unlike(checksums: list[str]) -> None:
@@ -217,7 +216,7 @@ def accompany(pair: Pair, loader: Loader, recipe: Recipe, config: dict, first_ep
 
 
 def follow(
-    record: Record,
+    record: RunRecord,
     results: Iterable[EpochResult],
     state_after: Callable[[int], dict],
     save_every: int,
@@ -228,7 +227,7 @@ def follow(
         for result in results:
             record.add(result, devices.peak_memory(device))
             epoch, best = result.epoch, record.best_epochs
-            due = (epoch + 1) % save_every == 0 or epoch == record.recipe.num_epochs
+            due = (epoch + 1) % save_every == 0 or epoch == record.config.num_epochs
             saver.wait()  # before the next copy: no more than one is held
             if due or epoch in best:
                 state = copied(state_after(epoch))
@@ -283,7 +282,7 @@ def data_facts(loader: Loader) -> dict:
 
 
 def introduce(
-    record: Record, facts: dict, given: dict, device: torch.device, ranks_before: int
+    record: RunRecord, facts: dict, given: dict, device: torch.device, ranks_before: int
 ) -> None:
     """The lines at the start of a run's log."""
     line, config = record.log.line, record.config
@@ -299,8 +298,8 @@ def introduce(
         line(f"note: {words}")
     if "noise_rate" in facts:
         line(
-            f"wrong training labels: {100 * facts['noise_rate']:.2f} %, "
-            f"sha256 of the labels {facts['noise_sha256']}"
+            f"training labels: noise rate {100 * facts['noise_rate']:.2f} %, "
+            f"sha256 {facts['noise_sha256']}"
         )
     flags = "  ".join(f"--{flag} {options.shown(flag, given[flag])}" for flag in given)
     line(f"flags: {flags or 'none'}; the recipe's values of all others are in config.json")
