@@ -280,7 +280,7 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
         "label_issues/top",
         "label_issues/noise_transitions",
     } == set(tags["images"])
-    assert {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("right", "wrong")} == set(
+    assert {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("clean", "noisy")} == set(
         tags["histograms"]
     )
     assert [e.step for e in events.Images("test/confusion")] == [0, 2]

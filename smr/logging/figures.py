@@ -21,7 +21,7 @@ BINS = 50
 # Up to this many classes a matrix has cells large enough for a number.
 NUMBERED_CLASSES = 20
 # The widest class name beside a matrix, in its letters' height; how small a caption's letters get.
-NAME_WIDTH, SMALLEST_CAPTION = 9, 0.75
+NAME_WIDTH, SMALLEST_CAPTION = 12, 0.75
 # Fonts with many letters, which Pillow finds in the system's font folders.
 FONT_FILES = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "segoeui.ttf", "Arial Unicode.ttf", "arialuni.ttf"),
