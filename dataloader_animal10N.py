@@ -32,7 +32,7 @@ from smr.data.image_folder import (
 from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.data.noise_file import read_label_list, with_labels
 from smr.errors import InputError
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 ANIMALS = (
     *("cat", "lynx", "wolf", "coyote", "cheetah", "jaguar"),

@@ -26,7 +26,7 @@ from smr.data.decoding import reason_of
 from smr.data.image_folder import first_ten, natural_order
 from smr.errors import InputError
 from smr.files import atomic_write, write_text
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 from smr.run.devices import find_device
 from smr.run.options import Parser, number, one_line_errors
 

@@ -17,7 +17,7 @@ import train_animal10N
 import train_clothing1M
 import train_webvision
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 from smr.errors import InputError
 from smr.recipe import recipe_of
 from smr.logging.metrics_file import run_name

@@ -265,7 +265,7 @@ def test_every_tag_in_tensorboard_is_explained(run):
     events.Reload()
     tags = events.Tags()
     shown = {*tags["scalars"], *tags["images"], *tags["histograms"]}
-    assert {"overview/auc", "split/net2/losses_noisy", "wrong_labels/suspects"} <= shown
+    assert {"overview/auc", "split/net2/losses_noisy", "label_issues/top"} <= shown
     assert shown - named == set()
 
 

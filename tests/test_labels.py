@@ -190,14 +190,14 @@ def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the
     said = []
     drawn = labels.report(pair, noisy, tiny_recipe(), tmp_path / "missing", said.append)
     assert said[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
-    assert set(drawn) == {"wrong_labels/suspects", "wrong_labels/transitions"}
+    assert set(drawn) == {"label_issues/top", "label_issues/noise_transitions"}
 
 
 def test_suspects_are_the_most_suspicious_first_with_the_given_label_and_the_one_seen(
     noisy, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(pictures, "suspects", lambda *given: asked.append(given))
+    monkeypatch.setattr(pictures, "label_issues", lambda *given: asked.append(given))
     p_given = np.linspace(0.9, 0.01, 50)
     given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
     judgment = judgment_of(given, predicted, p_given, [np.linspace(0.9, 0.1, 50)] * 2)
@@ -240,7 +240,7 @@ def test_a_run_ends_with_labels_csv_and_says_in_words_what_it_found(finished_run
     assert f"average precision of the ranking {precision:.3f}" in output
     assert "of 1,437 training labels look wrong" in output
     assert str(folder.relative_to(folder.parent.parent) / "labels.csv") in output
-    assert (folder / "suspects.png").is_file() and (folder / "transitions.png").is_file()
+    assert (folder / "label_issues.png").is_file() and (folder / "transitions.png").is_file()
 
 
 def test_evaluate_writes_the_same_labels_csv_again(finished_run):
@@ -277,10 +277,10 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
         "test/confusion",
         "split/net1/mixture",
         "split/net2/mixture",
-        "wrong_labels/suspects",
-        "wrong_labels/transitions",
+        "label_issues/top",
+        "label_issues/noise_transitions",
     } == set(tags["images"])
-    assert {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("right", "wrong")} == set(
+    assert {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("clean", "noisy")} == set(
         tags["histograms"]
     )
     assert [e.step for e in events.Images("test/confusion")] == [0, 2]

@@ -179,15 +179,9 @@ def test_networks_that_see_one_class_nearly_everywhere_are_said_to_have_learnt_t
 def test_suspects_are_captioned_with_rank_and_file_name(monkeypatch):
     loader, captions = tiny_loader(), []
     loader.files = [f"training/x/photo {i}.jpg" for i in range(40)]
-    monkeypatch.setattr(pictures, "suspects", lambda images, names, *_: captions.append(names))
+    monkeypatch.setattr(pictures, "label_issues", lambda images, names, *_: captions.append(names))
     judgment = judgment_of(
         np.arange(40) % 10, (np.arange(40) + 1) % 10, p_clean=np.linspace(1, 0, 40)
     )
     labels.draw(judgment, loader)
     assert captions[0][:2] == ["photo 39.jpg", "photo 38.jpg"] and len(captions[0]) == 40
-
-
-def test_a_long_file_name_keeps_its_beginning_and_its_end():
-    assert pictures.shortened("a.jpg") == "a.jpg"
-    short = pictures.shortened("IMG_20240101_" + "x" * 60 + "_0042.jpg")
-    assert short.startswith("IMG_2024") and short.endswith("_0042.jpg") and len(short) == 24

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from smr.data.image_folder import Listing, first_ten
 from smr.errors import InputError
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 # Plain picture formats, tried in this order. Never EPS, PS, WMF, FPX or MIC: such files are
 # programs, or are handed to one.

@@ -22,7 +22,7 @@ from smr.data.augment import Views, flip
 from smr.data.decoding import is_one_color, reason_of, upright
 from smr.data.loader import Batches, DatasetInfo, Loader
 from smr.errors import InputError
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 # ImageNet's constants, which torchvision's weights were trained with.
 IMAGENET_VIEWS = Views((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True)

@@ -26,8 +26,8 @@ from smr.errors import NonFiniteLoss
 from smr.files import atomic_write, write_text
 from smr.gmm_split import SampleLosses, append_losses, gmm_split
 from smr.label_issues import review_page as review
-from smr.logging import figures as pictures
-from smr.logging.terminal import Terminal
+from smr.logging import figures
+from smr.logging.console import Terminal
 from smr.method import Pair
 from smr.recipe import Recipe
 from smr.training import score
@@ -227,7 +227,7 @@ def gallery(judgment: Judgment, loader: Loader, count: int, columns: int, side: 
     j, first = judgment, judgment.order[:count]
     index, given, predicted = j.index[first], j.given[first], j.predicted[first]
     captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
-    return pictures.suspects(
+    return figures.label_issues(
         *(loader.thumbnails(index), captions, given, predicted, loader.class_names, columns, side)
     )
 
@@ -239,16 +239,16 @@ def draw(judgment: Judgment, loader: Loader) -> tuple[dict[str, np.ndarray], dic
     so that its first page shows curves.
     """
     j, clean = judgment, loader.clean_labels
-    transitions = pictures.transitions(
+    transitions = figures.noise_transitions(
         *(j.given, j.predicted, None if clean is None else clean[j.index], loader.class_names)
     )
     files = {
-        "suspects.png": gallery(j, loader, *FOLDER_GALLERY),
+        "label_issues.png": gallery(j, loader, *FOLDER_GALLERY),
         "transitions.png": transitions,
     }
     tags = {
-        "wrong_labels/suspects": gallery(j, loader, *TENSORBOARD_GALLERY),
-        "wrong_labels/transitions": transitions,
+        "label_issues/top": gallery(j, loader, *TENSORBOARD_GALLERY),
+        "label_issues/noise_transitions": transitions,
     }
     return files, tags
 
