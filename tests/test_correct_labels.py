@@ -18,14 +18,15 @@ from dataloader_folder import folder_dataloader
 from dataloader_webvision import webvision_dataloader
 from smr.data.image_file_dataset import Frame
 from smr.label_issues import report as labels
+from smr.label_issues.scores import LabelIssues
 
 CLASSES = {"cat": 4, "dog": 4, "fox": 3}
 
 
-def judge_by_hand(
+def finish_by_hand(
     loader, folder, root, suggested: dict[int, int], dataset="folder", **config
 ) -> None:
-    """What a run leaves in its folder that sees these classes: position → class."""
+    """What a run leaves in its folder that suggests these classes: position → class."""
     folder.mkdir(parents=True)
     given, classes = loader.noisy_labels.numpy(), len(loader.class_names)
     probability = np.eye(classes, dtype=np.float32)[given] * 0.8 + 0.02
@@ -33,9 +34,9 @@ def judge_by_hand(
     for rank, (row, label) in enumerate(suggested.items()):
         probability[row] = 0.02
         probability[row, label] = 0.9
-        p_clean[:, row] = 0.1 * rank  # the first is the most suspicious
-    judgment = labels.Judgment(np.arange(len(given)), given, probability, p_clean)
-    labels.write_list(judgment, loader, folder, root)
+        p_clean[:, row] = 0.1 * rank  # the first has the lowest quality
+    issues = LabelIssues(np.arange(len(given)), given, probability, p_clean)
+    labels.write_list(issues, loader, folder, root)
     config |= {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
     (folder / "config.json").write_text(json.dumps(config | loader.facts))
 
@@ -51,7 +52,7 @@ def run(photos, tmp_path):
     """A run's folder that suggests: cat/1 is a dog, dog/0 a fox, fox/2 a cat."""
     write_photos(photos, {"cat": 1, "dog": 1, "fox": 1}, "testing")
     loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
-    judge_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
+    finish_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
     return tmp_path / "run"
 
 
@@ -131,14 +132,14 @@ def test_dry_run_says_what_would_move_and_does_nothing(run, photos, corrections,
     before = checksums(photos)
     call(run, corrections, "--dry_run")
     output = capsys.readouterr().out
-    assert all(f"{source} → {target}\n" in output for source, target in MOVED.items())
+    assert all(f"{source} -> {target}\n" in output for source, target in MOVED.items())
     assert output.startswith("3 labels to change, 1 images to drop\n")
-    assert "     1  cat → dropped\n" in output and "4 files would move" in output
+    assert "     1  cat -> dropped\n" in output and "4 files would move" in output
     call(run, corrections)
     capsys.readouterr()
     moved = checksums(photos)
     call(run, "--undo", "--dry_run")
-    assert "training/fox/0_3.png → training/dog/0.png\n" in capsys.readouterr().out
+    assert "training/fox/0_3.png -> training/dog/0.png\n" in capsys.readouterr().out
     assert checksums(photos) == moved != before
 
 
@@ -159,7 +160,7 @@ def test_a_half_finished_attempt_is_finished_or_undone(
     assert f"{done} of 4 files were moved" in refused(capsys, run, corrections)
     if undoes and done > 1:
         calls[:] = calls[:1] * (done - 1)  # the undoing, too, stops half way
-        assert "--undo again goes on" in refused(capsys, run, "--undo")
+        assert "--undo again continues" in refused(capsys, run, "--undo")
     monkeypatch.undo()
     if undoes:
         assert call(run, "--undo") == 0
@@ -195,10 +196,10 @@ ROW = "1,training/cat/1.png,cat,dog,take"
     [
         ([ROW, ROW], "row 3: a second row of index 1"),
         (["1,training/cat/1.png,cat,cow,other"], "row 2: 'cow': the run has no such class"),
-        (["1,training/cat/1.png,dog,cat,take"], "row 2: given 'dog': the run saw 'cat'"),
+        (["1,training/cat/1.png,dog,cat,take"], "row 2: given 'dog': the run's label was 'cat'"),
         (["1,training/cat/1.png,cat,dog,keep"], "corrected 'dog' of a label to keep"),
         (["1,training/cat/1.png,cat,dog,"], "action '': expected one of keep, take, other, drop"),
-        (["99,training/cat/1.png,cat,dog,take"], "index '99': the run judged no such image"),
+        (["99,training/cat/1.png,cat,dog,take"], "index '99': the run has no such training image"),
         (["1,../secret.png,cat,dog,take"], "'../secret.png': image 1 of the run is"),
         (["1,training/cat/1.png"], "action '': expected one of"),
     ],
@@ -238,9 +239,9 @@ def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_pat
     (photos / "training/fox").symlink_to(outside)
     row = "4,training/dog/0.png,dog,fox,take"
     assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
-    judged = json.loads((run / "judged.json").read_text())
-    judged["files"][4] = "training/../../outside/0.png"
-    (run / "judged.json").write_text(json.dumps(judged))
+    lists = json.loads((run / "labels.json").read_text())
+    lists["files"][4] = "training/../../outside/0.png"
+    (run / "labels.json").write_text(json.dumps(lists))
     row = "4,training/../../outside/0.png,dog,cat,take"
     assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
     assert sorted(os.listdir(outside)) == ["0.png", "1.png", "2.png"]
@@ -248,7 +249,7 @@ def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_pat
 
 def edited_list(run, changes: dict[int, tuple[str, str]], delimiter=",", bom=False):
     """labels.csv as a spreadsheet saves it, sorted by rank: index → (given, given_name)."""
-    with open(run / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(run / "labels.csv", encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
     for row in rows:
         row[2:4] = changes.get(int(row[0]), row[2:4])
@@ -313,7 +314,7 @@ def test_accept_refuses_a_list_that_a_person_edited(run, capsys):
 def test_animal10n_names_carry_the_new_label(tmp_path):
     root = write_animals(tmp_path, "names")
     loader = animal_dataloader(root, 8, 1)
-    judge_by_hand(loader, tmp_path / "run", root, {0: 5}, "animal10N")
+    finish_by_hand(loader, tmp_path / "run", root, {0: 5}, "animal10N")
     old = loader.files[0]
     assert old.startswith("training/0_")
     assert call(tmp_path / "run", "--accept", 1) == 0
@@ -323,7 +324,7 @@ def test_animal10n_names_carry_the_new_label(tmp_path):
 def test_animal10n_class_folders_are_found_by_what_they_hold(tmp_path):
     root = write_animals(tmp_path, "classes")
     loader = animal_dataloader(root, 8, 1)
-    judge_by_hand(loader, tmp_path / "run", root, {0: 9}, "animal10N")
+    finish_by_hand(loader, tmp_path / "run", root, {0: 9}, "animal10N")
     name = loader.files[0].split("/")[-1]
     assert call(tmp_path / "run", "--accept", 1) == 0
     assert (root / "training/guinea_pig" / name).exists()
@@ -335,7 +336,7 @@ def folder_run(photos, tmp_path, suggested):
     def again():
         return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
 
-    judge_by_hand(again(), tmp_path / "run", photos, suggested)
+    finish_by_hand(again(), tmp_path / "run", photos, suggested)
     return again
 
 
@@ -385,7 +386,7 @@ def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_pat
 def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
     root = write_animals(tmp_path, "binary")
     first, run = animal_dataloader(root, 8, 1), tmp_path / "run"
-    judge_by_hand(first, run, root, {0: 7}, "animal10N")
+    finish_by_hand(first, run, root, {0: 7}, "animal10N")
     given, files = first.noisy_labels.tolist(), first.files
     rows = f"0,{files[0]},cat,orangutan,take", f"2,{files[2]},cat,,drop"
     assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
@@ -418,7 +419,7 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     root, run = write(tmp_path / "data"), tmp_path / "run"
     first = loader_of(root)
     before = checksums(root)
-    judge_by_hand(first, run, root, {1: 2, 4: 1}, dataset)
+    finish_by_hand(first, run, root, {1: 2, 4: 1}, dataset)
     assert call(run, "--accept", 1) == 0
     assert checksums(root) == before
     path, names = run / "corrected_labels.json", first.class_names
@@ -434,15 +435,15 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     assert second.files == files[1:] and second.facts["dropped_images"] == [0]
 
 
-def test_a_photo_that_could_not_be_judged_is_dropped_from_the_list_of_labels(tmp_path):
+def test_a_photo_that_could_not_be_lists_is_dropped_from_the_list_of_labels(tmp_path):
     root, run = write_webvision(tmp_path / "data"), tmp_path / "run"
     first = webvision(root)
     given = first.noisy_labels.tolist()
-    judge_by_hand(first, run, root, {}, "webvision")
-    judged = json.loads((run / "judged.json").read_text())
-    for name in ("index", "given", "files"):
-        del judged[name][5]  # as if it could not be decoded in the scoring pass
-    (run / "judged.json").write_text(json.dumps(judged))
+    finish_by_hand(first, run, root, {}, "webvision")
+    lists = json.loads((run / "labels.json").read_text())
+    for name in ("index", "labels", "files"):
+        del lists[name][5]  # as if it could not be decoded in the scoring pass
+    (run / "labels.json").write_text(json.dumps(lists))
     row = f"7,{first.files[7]},{first.class_names[given[7]]},,drop"
     assert call(run, write_corrections(tmp_path / "c.csv", row)) == 0
     found = json.loads((run / "corrected_labels.json").read_text())
@@ -455,7 +456,7 @@ def digits(noise_file="") -> cifar_dataloader:
 
 def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_path):
     first, run = digits(), tmp_path / "run"
-    judge_by_hand(first, run, "", {}, "digits")
+    finish_by_hand(first, run, "", {}, "digits")
     given = first.noisy_labels.tolist()
     wrong = (given[7] + 1) % 10
     rows = [f"3,,{given[3]},,drop", f"7,,{given[7]},{wrong},other", f"8,,{given[8]},,drop"]
@@ -474,7 +475,7 @@ def test_a_second_round_keeps_what_the_first_dropped_and_overwrites_no_label_fil
     given = digits().noisy_labels.tolist()
     labels_file.write_text(json.dumps([None, *given[1:5], None, *given[6:]]))
     run = tmp_path / "run"
-    judge_by_hand(digits(labels_file), run, "", {}, "digits")
+    finish_by_hand(digits(labels_file), run, "", {}, "digits")
     (run / "corrected_labels.json").write_text("[]")
     path = write_corrections(tmp_path / "c.csv", f"0,,{given[1]},,drop", f"4,,{given[6]},0,other")
     assert call(run, path) == 0

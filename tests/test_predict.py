@@ -157,9 +157,9 @@ def test_what_is_no_image_is_left_out_and_named_and_hidden_files_are_not_looked_
     (folder / ".hidden" / "x.png").write_text("no image")
     Image.new("LA", (50, 20)).save(folder / "gray.webp", lossless=True)
     assert predict.main([str(checkpoint), str(folder), "--output", str(tmp_path / "p.csv")]) == 0
-    assert "1 of 4 files are no images" in capsys.readouterr().err
+    assert "1 of 4 files cannot be read as images" in capsys.readouterr().err
     assert [row["file"][-8:] for row in read_table(tmp_path / "p.csv")] == [
-        *("/2/0.png", "/2/1.png", "rey.webp"),
+        *("/2/0.png", "/2/1.png", "ray.webp"),
     ]
 
 
@@ -176,10 +176,10 @@ def test_refusals_are_one_line(photos, checkpoint, tmp_path, capsys):
     for arguments, words in (
         ((checkpoint,), "give PHOTOS, --export FILE"),
         ((checkpoint, tmp_path / "missing.png"), "there is no such file or folder"),
-        ((checkpoint, photos, "--output", tmp_path / "p.csv"), "is there already"),
+        ((checkpoint, photos, "--output", tmp_path / "p.csv"), "exists already"),
         ((tmp_path / "p.csv", photos), "no checkpoint"),
-        ((checkpoint, tmp_path / "p.csv"), "1 of 1 files are no images"),
-        ((checkpoint, photos, "--output", tmp_path / "no" / "p.csv"), "No such file"),
+        ((checkpoint, tmp_path / "p.csv"), "1 of 1 files cannot be read as images"),
+        ((checkpoint, photos, "--output", tmp_path / "no" / "p.csv"), "there is no folder"),
     ):
         assert words in refused(capsys, *arguments)
     assert (tmp_path / "p.csv").read_text() == "mine"

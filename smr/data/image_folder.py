@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from smr.data.corrections_log import dropped_folders
 from smr.errors import InputError
 
 # What people call the folders of class folders.
 TRAINING, TESTING = ("training", "train"), ("testing", "test", "val")
 OWN_PHOTOS = "photos of your own in class folders: train_animal10N.py --dataset folder"
-# Where correct_labels.py puts what a person dropped: no class where classes lie beside it.
-DROPPED_FOLDER = "dropped"
 # So many times larger a class is than another before a note says so.
 UNEVEN = 10
 
@@ -142,8 +141,9 @@ def refuse_a_part(root: Path) -> None:
 
 
 def class_entries(root: Path, folder: Path) -> list[os.DirEntry]:
-    """What `folder` holds, but for the photos that a person dropped, which lie in `root` itself."""
-    return [e for e in entries(folder) if folder != root or e.name != DROPPED_FOLDER]
+    """What `folder` holds, without the photos that correct_labels.py dropped into `root`."""
+    dropped = dropped_folders(root) if folder == root else set()
+    return [entry for entry in entries(folder) if entry.name not in dropped]
 
 
 def list_class_folders(

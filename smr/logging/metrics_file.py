@@ -149,7 +149,8 @@ class Record:
             self.board.finish(self.config, drawn)
         runs = self.folder.parent
         files = (
-            "suspects.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt, last.pt"
+            "label_issues.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt, "
+            "last.pt"
         )
         self.log.line(f"in {self.folder}: {files}")
         if self.loader.facts.get("labels_in_paths"):

@@ -7,6 +7,7 @@ resolved configuration tells what was run.
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -137,12 +138,25 @@ def shown(flag: str, value) -> str:
 
 @contextmanager
 def one_line_errors(prog: str) -> Iterator[None]:
-    """Turn an InputError into one line on standard error and exit status 2."""
+    """Turn an InputError into one line on standard error and exit status 2.
+
+    Also: what a console's encoding lacks is written escaped, and a closed pipe ends the script
+    quietly, with the status 141 of other programs.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its exit
+        raise SystemExit(141) from None
 
 
 def number(

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -208,7 +208,7 @@ def accompany(pair: Pair, loader: Loader, recipe: Recipe, config: dict, first_ep
     try:
         for _ in train(pair, loader, recipe, first_epoch, note=lambda _: None):
             pass
-        report_labels(pair, loader, config, Path(), print)
+        report_labels(pair, loader, config, Path(), lambda _: None)
         if recipe.select_on:
             test_selected(pair, loader, recipe, Path())
         return 0
@@ -354,10 +354,13 @@ def evaluate(script: Script, args: argparse.Namespace) -> int:
 def report_labels(
     pair: Pair, loader: Loader, config: dict, folder: Path, line: Callable[[str], None]
 ) -> dict:
-    """`labels.report` of a run with this configuration; ranks but the first judge alone."""
-    root = Path(config["data_path"])
-    if not distributed.is_rank_zero():
-        with suppress(NonFiniteLoss):
-            labels.judge(pair, loader, recipe_of(config))
+    """Find the label issues, on all ranks, and report them, on rank 0; TensorBoard's pictures."""
+    try:
+        issues = labels.compute_label_issues(pair, loader, recipe_of(config))
+    except NonFiniteLoss as error:
+        line(f"labels.csv was not written: {error}")
         return {}
-    return labels.report(pair, loader, recipe_of(config), folder, line, root, config["review"])
+    if not distributed.is_rank_zero():
+        return {}
+    root = Path(config["data_path"])
+    return labels.report(issues, loader, folder, line, root, config["review"])
