@@ -1,12 +1,18 @@
 """correct_labels.py as a user runs it: what moves, what is refused, and that all comes back."""
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import REPOSITORY, script_environment
 from photo_sets import write_clothing, write_webvision
 from photos import write_animals, write_photos
 
@@ -493,3 +499,139 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
 def test_one_way_to_decide_is_wanted(run, capsys):
     assert "give one of FILE" in refused(capsys, run)
     assert "give one of FILE" in refused(capsys, run, "--accept", 1, "--undo")
+
+
+def test_relative_links_point_to_their_files_wherever_they_are_moved(run, photos, corrections):
+    (photos / "pool").mkdir()
+    for name, link in (("cat/1", "../../pool/a.png"), ("dog/0", "./../../pool/../pool/b.png")):
+        photo = photos / f"training/{name}.png"
+        photo.rename(photos / "pool" / link[-5:])
+        photo.symlink_to(link)
+    (photos / "pool/c.png").write_bytes((photos / "training/cat/2.png").read_bytes())
+    (photos / "training/cat/2.png").unlink()
+    (photos / "training/cat/2.png").symlink_to(photos / "pool/c.png")
+    before = checksums(photos)
+    links = {path: os.readlink(path) for path in photos.rglob("*") if path.is_symlink()}
+    assert call(run, corrections) == 0
+    assert_moved(before, checksums(photos))
+    assert os.readlink(photos / "dropped/cat/2.png") == str(photos / "pool/c.png")
+    assert call(run, "--undo") == 0
+    assert checksums(photos) == before
+    assert {path: os.readlink(path) for path in links} == links
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_a_class_may_be_called_dropped(tmp_path, part):
+    photos = write_photos(tmp_path / "photos", {"cat": 4, "dropped": 4}, part)
+    again = folder_run(photos, tmp_path, {})
+    assert again().class_names == ["cat", "dropped"]
+    before, dropped = checksums(photos), again().files[0]
+    row = f"0,{dropped},cat,,drop"
+    assert call(tmp_path / "run", write_corrections(tmp_path / "c.csv", row)) == 0
+    folder = photos / ("dropped" if part else "dropped_2")  # which no class has
+    assert (folder / "cat" / dropped.split("/")[-1]).exists()
+    assert again().class_names == ["cat", "dropped"]
+    assert call(tmp_path / "run", "--undo") == 0
+    assert checksums(photos) == before
+
+
+def test_a_name_that_becomes_too_long_is_found_before_anything_moves(photos, tmp_path, capsys):
+    write_photos(photos, dict.fromkeys(CLASSES, 1), "testing")
+    long = "x" * 251 + ".png"
+    for name in ("cat", "dog"):
+        (photos / f"training/{name}/0.png").rename(photos / f"training/{name}/{long}")
+    folder_run(photos, tmp_path, {})
+    files = json.loads((tmp_path / "run" / "labels.json").read_text())["files"]
+    rows = [
+        f"{files.index(name)},{name},cat,dog,take"
+        for name in ("training/cat/1.png", f"training/cat/{long}")
+    ]
+    before = checksums(photos)
+    said = refused(capsys, tmp_path / "run", write_corrections(tmp_path / "c.csv", *rows))
+    assert f"training/dog/{long}" in said and "255 bytes" in said
+    assert checksums(photos) == before
+
+
+def as_nobody(main, *arguments) -> str:
+    """What a user who is not root reads on standard error."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                if os.getuid() == 0:
+                    os.setuid(65534)
+                with contextlib.redirect_stderr(said):
+                    main([str(argument) for argument in arguments])
+            said.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+        said.seek(0)
+        return said.read()
+
+
+@pytest.mark.parametrize("locked", ["training/dog", "training/fox", "."])
+def test_a_read_only_folder_is_named_before_anything_moves(locked):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        photos = write_photos(root / "photos", CLASSES)
+        folder_run(photos, root, {1: 1, 4: 2})
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o777)
+        (photos / locked).chmod(0o555)
+        before = checksums(photos)
+        said = as_nobody(correct_labels.main, root / "run", "--accept", 2)
+        assert f"{photos / locked}: this folder is read-only" in said
+        assert checksums(photos) == before
+
+
+@pytest.mark.parametrize("head", ["file,label", "id;label;image"])
+@pytest.mark.parametrize("spelling", ["names", "numbers"])
+def test_labels_from_a_csv_are_corrected_in_a_new_one(run, photos, tmp_path, head, spelling):
+    names = list(CLASSES)
+    files = json.loads((run / "labels.json").read_text())["files"]
+    cells = [names[label] if spelling == "names" else str(label) for label in range(3)]
+    labels = [
+        name for name, count in zip(cells, CLASSES.values(), strict=True) for _ in range(count)
+    ]
+    table = [*zip(files, labels, strict=True), ("testing/cat/0.png", cells[0])]
+    rows = [
+        [file, label] if head == "file,label" else ["7", label, f"/data/{file}"]
+        for file, label in table
+    ]
+    delimiter = "," if head == "file,label" else ";"
+    lines = [head, *(delimiter.join(row) for row in reversed(rows))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    config = json.loads((run / "config.json").read_text())
+    config |= {"labels_csv": str(tmp_path / "labels.csv"), "labels_in_paths": False}
+    (run / "config.json").write_text(json.dumps(config))
+    before = checksums(photos)
+    decided = "1,training/cat/1.png,cat,dog,take", "2,training/cat/2.png,cat,,drop"
+    assert call(run, write_corrections(tmp_path / "c.csv", *decided)) == 0
+    assert checksums(photos) == before
+    rows[1][rows[1].index(cells[0])] = cells[1]
+    del rows[2]
+    with open(run / "corrected_labels.csv", encoding="utf-8-sig", newline="") as file:
+        assert list(csv.reader(file)) == [head.split(delimiter), *reversed(rows)]
+
+
+SCRIPT = [sys.executable, str(REPOSITORY / "correct_labels.py")]
+
+
+def test_a_closed_pipe_and_a_narrow_encoding_end_in_no_traceback(
+    run, photos, corrections, tmp_path
+):
+    environment = script_environment() | {"PYTHONIOENCODING": "cp1252"}
+    for part in ("training", "testing"):
+        (photos / part / "cat").rename(photos / part / "熊")
+    folder_run(photos, tmp_path / "bear", {})
+    row = "7,training/熊/0.png,熊,dog,take"
+    path = write_corrections(tmp_path / "c.csv", row)
+    command = [*SCRIPT, tmp_path / "bear/run", path, "--dry_run"]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"training/\u718a/0.png -> training/dog/0_2.png" in done.stdout
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.stderr == b"" and done.returncode in (0, 141)

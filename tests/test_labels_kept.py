@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from helpers import TinyNet, tiny_loader, tiny_pair, tiny_recipe
 
+from smr.data.fingerprint import content_fingerprint
 from smr.errors import InputError
 from smr.label_issues import report as labels
+from smr.label_issues import scores
 from smr.label_issues.scores import LabelIssues
 from smr.logging import figures as pictures
 from smr.run import run_dir as folders
@@ -144,7 +146,7 @@ def issues_of(given, predicted, p_predicted=0.9, p_clean=0.1, classes=10) -> Lab
 
 
 def words(issues) -> str:
-    return "\n".join(labels.closing_lines(issues, tiny_loader(n=len(issues.given))))
+    return "\n".join(labels.closing_lines(issues, tiny_loader(n=len(issues.labels))))
 
 
 def test_the_log_asks_for_a_review_and_says_how_many_may_be_correct():
@@ -180,3 +182,80 @@ def test_a_long_file_name_keeps_its_beginning_and_its_end():
     assert pictures.shortened("a.jpg") == "a.jpg"
     short = pictures.shortened("IMG_20240101_" + "x" * 60 + "_0042.jpg")
     assert short.startswith("IMG_2024") and short.endswith("_0042.jpg") and len(short) == 24
+
+
+def with_duplicates(*pairs) -> tuple:
+    """A loader of photos with these duplicates, and issues that rank them by position."""
+    loader = tiny_loader()
+    loader.files = [f"training/{i % 10}/photo {i}.jpg" for i in range(40)]
+    loader.facts["duplicates"] = pairs
+    labels_, rank = loader.noisy_labels.numpy(), np.arange(40) / 40
+    return loader, LabelIssues(np.arange(40), labels_, np.full((40, 10), 0.1), np.stack([rank] * 2))
+
+
+def test_duplicates_with_two_labels_come_first_on_the_page_and_all_pairs_are_listed(tmp_path):
+    same, other, test = (f"training/{i % 10}/photo {i}.jpg" for i in (12, 25, 31))
+    loader, issues = with_duplicates(
+        ("training/2/photo 22.jpg", same),  # one label
+        ("training/4/photo 34.jpg", other),
+        (test, "testing/3/photo ä.jpg"),
+    )
+    lines: list[str] = []
+    labels.report(issues, loader, tmp_path, lines.append, None, review=4)
+    raw = (tmp_path / "duplicates.csv").read_bytes()
+    assert raw.decode("utf-8-sig").splitlines() == [
+        "file,given_name,duplicate,duplicate_given_name",
+        f"training/2/photo 22.jpg,2,{same},2",
+        f"training/4/photo 34.jpg,4,{other},5",
+        f"{test},1,testing/3/photo ä.jpg,",
+    ]
+    page = (tmp_path / "labels.html").read_text()
+    content = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    shown = [(item["index"], item["rank"], item["duplicate"]) for item in content["items"]]
+    assert shown == [
+        (25, 26, "training/4/photo 34.jpg"),
+        (31, 32, "testing/3/photo ä.jpg"),
+        (34, 35, other),
+        (0, 1, ""),
+    ]
+    assert any("3; all pairs: " in line for line in lines)
+    loader.facts["duplicates"] = []
+    labels.report(issues, loader, tmp_path, lines.append)
+    assert not (tmp_path / "duplicates.csv").exists()
+
+
+def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_path):
+    for i in range(40):
+        (tmp_path / f"{i}.png").write_bytes(b"photo %d" % i)
+    loader = tiny_loader()
+    pixels = content_fingerprint(loader, None)
+    assert content_fingerprint(tiny_loader(), "missing") == pixels
+    loader.train_images.stored[3, 0, 0, 0] ^= 1
+    assert content_fingerprint(loader, None) != pixels
+    loader.files = [f"{i}.png" for i in range(40)]
+    found = {content_fingerprint(loader, tmp_path)}
+    assert found == {content_fingerprint(loader, str(tmp_path))}
+    (tmp_path / "7.png").write_bytes(b"PHOTO 7")
+    found.add(content_fingerprint(loader, tmp_path))
+    (tmp_path / "7.png").rename(tmp_path / "seven.png")
+    loader.files[7] = "seven.png"
+    found.add(content_fingerprint(loader, tmp_path))
+    (tmp_path / "seven.png").unlink()  # in memory alone
+    found.add(content_fingerprint(loader, tmp_path))
+    loader.class_names = list("012345678X")
+    found.add(content_fingerprint(loader, tmp_path))
+    assert len(found | {pixels}) == 6
+
+
+@pytest.mark.parametrize("shape", [(40,), (2, 40)])
+def test_scores_are_functions_on_arrays(shape):
+    source = np.random.default_rng(3)
+    pred_probs = source.dirichlet(np.ones(4), 40)
+    given, clean_probability = source.integers(0, 4, 40), source.random(shape)
+    mean = clean_probability if len(shape) == 1 else clean_probability.sum(axis=0) / 2
+    arrays = given, pred_probs, clean_probability
+    quality = [mean[i] + pred_probs[i, given[i]] / pred_probs[i].max() for i in range(40)]
+    np.testing.assert_allclose(scores.label_quality_scores(*arrays), quality)
+    assert scores.rank_label_issues(*arrays).tolist() == sorted(range(40), key=quality.__getitem__)
+    is_issue = [pred_probs[i].argmax() != given[i] and mean[i] < 0.5 for i in range(40)]
+    assert scores.find_label_issues(*arrays).tolist() == is_issue

@@ -10,7 +10,7 @@ import browser as browsers
 import numpy as np
 import pytest
 from browser import ENTER, ESCAPE, LEFT, RIGHT, Browser
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from smr.data.loader import ImageData, NoisyLoader
 from smr.data.memory_dataset import Views
@@ -153,6 +153,13 @@ def test_a_card_shows_the_two_likeliest_classes_beside_the_given_one(shown):
     assert lines[0] == ["label", "suggested", "or"]
     assert lines[1] == ["cat", "1 %", 'dog "big", <b>', "70 %", "cow", "20 %"]
     assert lines[3] == ["cat", "<1 %", 'dog "big", <b>', "60 %", "Bär 熊", "40 %"]
+
+
+def test_a_duplicate_is_first_and_marked_with_the_other_file(shown, tmp_path):
+    shown.open(write_page(tmp_path / "labels.html", duplicates={2: HOSTILE}))
+    assert texts(shown, ".file")[:2] == ["5  training/x/2.png", '1  training/a "b",;.png']
+    marks = "[...document.querySelectorAll('.duplicate')].map(e => e.offsetParent && e.textContent)"
+    assert shown.js(f"return {marks}") == [f"same image as {HOSTILE}", *[None] * 5]
 
 
 def test_a_label_that_is_likeliest_itself_suggests_the_next_class(shown):
@@ -317,3 +324,34 @@ def test_thumbnails_of_files_show_the_whole_photo_upright_larger_than_the_networ
     )
     assert photo.size == (40, 160) and photo.getpixel((20, 80))[0] > 240
     assert stored.size == (8, 8)
+
+
+def shown_of(jpeg: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(jpeg)))
+
+
+def test_a_small_saturated_image_is_shown_within_a_few_levels():
+    loader = loader_of([0, 1], side=32)  # pixels of any color side by side
+    pixels = loader.thumbnails(np.array([0]))[0].astype(int)
+    assert np.abs(shown_of(review.thumbnail(0, loader, None)) - pixels).max() <= 6
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_a_comment_of_any_length_is_not_in_a_thumbnail(tmp_path, name):
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("comment", "x" * 70_000)
+    metadata = {"a.gif": {"comment": b"x" * 70_000}, "a.png": {"pnginfo": comment}}[name]
+    Image.new("RGB", (300, 200), (0, 200, 0)).save(tmp_path / name, **metadata)
+    jpeg = review.thumbnail(0, loader_of([0, 1], files=[name, name]), tmp_path)
+    assert len(jpeg) < 2000 and shown_of(jpeg).shape == (107, 160, 3)
+    assert b"xxxx" not in jpeg
+
+
+def test_a_picture_that_cannot_be_shown_costs_only_itself(tmp_path):
+    loader = loader_of([0, 1], files=["a.png", "b.png"])
+    Image.new("RGB", (20, 20), (0, 200, 0)).save(tmp_path / "b.png")
+    loader.train_images = None  # and no pixels in memory
+    gray, green = (
+        shown_of(review.thumbnail(i, loader, tmp_path)).mean(axis=(0, 1)) for i in (0, 1)
+    )
+    assert np.ptp(gray) < 3 and abs(green - [0, 200, 0]).max() < 4
