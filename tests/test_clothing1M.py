@@ -258,7 +258,7 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
     first = f"Validation Acc: {rows[0]['val/accuracy']:.2f}%"
     second = f"Test Acc: {rows[0]['test/accuracy']:.2f}%"
     assert (folder / "acc.txt").read_text().startswith(f"Epoch:0 \t {first} \t {second}\n")
-    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
         assert len(list(csv.DictReader(file))) == 84
     assert len(json.loads((folder / "config.json").read_text())["class_names"]) == 14
     parts = tmp_path / "parts"

@@ -473,7 +473,7 @@ def test_a_run_goes_on_with_two_processes_and_with_one_again(tmp_path, capsys):
     of_ranks = log.read_text()
     assert "2 processes share each batch; BN statistics are each one's own, averaged" in of_ranks
     assert "note: processes before 1, now 2: figures differ within noise" in of_ranks
-    for line in ("resumed after epoch 0", "    1 semi-supervised", "labels look wrong"):
+    for line in ("resumed after epoch 0", "    1 semi-supervised", "label issues: "):
         assert of_ranks.count(line) == 1, line
     assert json.loads((folder / "config.json").read_text())["world_size"] == 2
     # Beside one more file of TensorBoard's, the files are those of one process.

@@ -261,7 +261,7 @@ def test_a_folder_becomes_a_list_and_a_resumed_run_ends_alike(mixed, tmp_path, c
     assert "decoded from disk" in log
     assert re.search("recipe for so many photos, or the flags: --num_epochs 2  --batch_size 8", log)
     folder = tmp_path / "whole" / "folder_smr_seed123"
-    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 25 and rows[-1]["file"].startswith("плум/photo ")
     assert train(mixed, tmp_path / "parts", *flags, "--num_epochs", "0") == 0
@@ -296,5 +296,7 @@ def test_a_photo_that_breaks_later_ends_the_run_in_a_line_or_is_left_out(mixed, 
     assert train(root, tmp_path, *flags, "--resume", "--skip_broken") == 0
     log = capsys.readouterr().out
     assert log.count("left out ") == 1
-    with open(tmp_path / "folder_smr_seed123" / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(
+        tmp_path / "folder_smr_seed123" / "labels.csv", encoding="utf-8-sig", newline=""
+    ) as file:
         assert len(list(csv.DictReader(file))) == 24
