@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from sklearn.model_selection import StratifiedKFold
+from smr.recipe import recipe_of
 from torch import nn
 from torch.optim import SGD
 
@@ -36,7 +37,6 @@ from dataloader_cifar import SYNTHETIC_MODES
 from smr.data.loader import Batches, Loader
 from smr.label_issues.report import compute_label_issues
 from smr.label_issues.scores import LabelIssues
-from smr.recipe import recipe_of
 from smr.run import devices, options
 from smr.run import run as session
 

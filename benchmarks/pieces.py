@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from contenders import SCRIPT, Clock, config_of
 from PIL import Image
+from smr.recipe import recipe_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -22,7 +23,6 @@ import smr
 import train_cifar
 from dataloader_cifar import VIEWS
 from smr.data.memory_dataset import ImageData, MemoryLoader
-from smr.recipe import recipe_of
 from smr.run import devices
 from smr.run import run as session
 from smr.training import endless

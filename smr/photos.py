@@ -1,6 +1,5 @@
 """The configuration that the photo scripts share: image size, networks, reading of files."""
 
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -105,7 +104,7 @@ class PhotoConfig(Config):
 
     @property
     def labeled_rows_only(self) -> bool:
-        """Kept: with lambda_u = 0 the unlabeled rows are not forwarded (SPEC 5)."""
+        """Kept: with lambda_u = 0 the unlabeled rows are not forwarded (method 5)."""
         return self.lambda_u == 0
 
     def frame(self, **options) -> Frame:
@@ -125,7 +124,7 @@ class PhotoConfig(Config):
 
 
 def build_network(config: PhotoConfig) -> nn.Module:
-    """One network with a fresh last layer (SPEC 2). Raises InputError."""
+    """One network with a fresh last layer (method 2). Raises InputError."""
     return networks.build(
         config.network,
         num_class=config.num_class,

@@ -10,6 +10,7 @@ import torch
 from helpers import TinyNet, tiny_pair, tiny_recipe
 from photo_sets import write_clothing, write_imbalanced_clothing
 from runs import assert_same, assert_same_run, rows_of
+from smr.recipe import recipe_of
 from torch import nn
 
 import compare_runs
@@ -19,7 +20,6 @@ from dataloader_clothing1M import balanced_sample, clothing_dataloader, read_par
 from losses import NegEntropy
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
-from smr.recipe import recipe_of
 from smr.run import options
 from smr.run import run as session
 

@@ -30,6 +30,7 @@ from runs import (
     run_short,
     without_times,
 )
+from smr.run.devices import seed_everything
 from test_docs import blocks_of, text_of
 from test_streams import loader_of, write
 from torch import Tensor
@@ -43,7 +44,6 @@ from smr.data.image_file_dataset import Frame
 from smr.errors import InputError, NonFiniteLoss
 from smr.label_issues import report as labels
 from smr.run import checkpoints, options
-from smr.run.devices import seed_everything
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 COUNTS = (2, 3)

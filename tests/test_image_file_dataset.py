@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
 
 from smr.data import image_file_dataset as streams
-from smr.data.image_file_dataset import Frame, Photos, ImageFileLoader, drawn
+from smr.data.image_file_dataset import Frame, ImageFileLoader, Photos, drawn
 from smr.data.memory_dataset import Views
 from smr.errors import InputError
 

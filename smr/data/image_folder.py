@@ -1,6 +1,5 @@
 """Image files in folders: their names, labels and the parts of a dataset; opens no image."""
 
-import json
 import os
 import posixpath
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from smr.data.corrections_log import dropped_folders
 from smr.errors import InputError
 
 # The usual names of the folders that hold class folders, in lower case.
@@ -19,7 +19,6 @@ TRAINING = ("training", "train")
 TESTING = ("testing", "test", "validation", "valid", "val", "evaluation", "eval", "dev")
 OWN_PHOTOS = "photos of your own in class folders: train_animal10N.py --dataset folder"
 # correct_labels.py moves the photos there that a person dropped, and says so in a log.
-DROPPED_FOLDER, CORRECTIONS_LOG = "dropped", ".corrections_*.log"
 # What systems leave in folders, in lower case: thumbnails, archives' metadata, trash.
 JUNK = {
     *("@eadir", "__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "#recycle"),
@@ -142,19 +141,6 @@ def holds_files(folder: Path) -> bool:
     return False
 
 
-def dropped_by_us(root: Path) -> bool:
-    """Whether root/dropped is the folder of correct_labels.py, by the log of its moves."""
-    for log in root.glob(CORRECTIONS_LOG):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                _, target = json.loads(line)
-            except (ValueError, TypeError):
-                continue
-            if str(target).split("/")[0] == DROPPED_FOLDER:
-                return True
-    return False
-
-
 @dataclass(frozen=True)
 class Parts:
     """Where a folder's class folders lie: root/training/ and root/testing/, "" for root itself,
@@ -174,7 +160,7 @@ def find_parts(root: Path) -> Parts:
     root = Path(root)
     refuse_a_part(root)
     folders = subfolders(root)
-    ours = [DROPPED_FOLDER] if DROPPED_FOLDER in folders and dropped_by_us(root) else []
+    ours = sorted(dropped_folders(root) & set(folders))
     folders = [name for name in folders if name not in ours]
     with_classes = [name for name in folders if subfolders(root / name)]
     training, testing = (
@@ -311,7 +297,7 @@ def list_class_folders(
             continue
         label = by_spelling.get(same_name(entry.name))
         if label is None:
-            ours = name == DROPPED_FOLDER and dropped_by_us(root)
+            ours = name in dropped_folders(root)
             if ours or not holds_files(Path(entry.path)):
                 continue
             raise InputError(
