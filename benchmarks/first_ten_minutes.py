@@ -44,7 +44,7 @@ from smr.run import devices, options
 # Batch size, width, training images, images of a short run, rows of a convolution and in scoring.
 GPU = {"batch_size": 128, "width": 64, "images": 50_000, "short": 12_800}
 GPU |= {"rows": (128, 256, 512), "scored": (128, 512, 1000, 2048), "repeats": 20}
-CPU = {"batch_size": 8, "width": 2, "images": 70, "short": 70}
+CPU = {"batch_size": 8, "width": 2, "images": 110, "short": 110}
 CPU |= {"rows": (4,), "scored": (4, 8), "repeats": 1}
 # Of a pass's steps: the first of those that are timed, and how many are profiled.
 FIRST_TIMED, PROFILED = 2, 5
@@ -193,6 +193,7 @@ class StepTimer:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.marks: dict[tuple, list[float]] = collections.defaultdict(list)
+        self.on_gpu = args.device.type == "cuda"
         self.profile: torch.profiler.profile | None = None
         self.profiles: dict[str, dict] = {}
 
@@ -201,7 +202,7 @@ class StepTimer:
             if step in (FIRST_TIMED, steps):
                 synchronize(self.args)
             self.marks[kind, epoch].append(time.perf_counter())
-        elif step == FIRST_TIMED and steps >= FIRST_TIMED + PROFILED:
+        elif step == FIRST_TIMED and self.on_gpu and steps >= FIRST_TIMED + PROFILED:
             synchronize(self.args)
             activities = torch.profiler.supported_activities()
             self.profile = torch.profiler.profile(activities=activities)
