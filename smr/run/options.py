@@ -155,7 +155,8 @@ def one_line_errors(prog: str) -> Iterator[None]:
         print(f"{prog}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its exit
+        # Python flushes once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
 
 
