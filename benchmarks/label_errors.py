@@ -58,7 +58,7 @@ SETTINGS = ("train_images", "width", "batch_size", "num_epochs", "lr_steps", "wa
 FOLDS = 5
 KINDS = {
     "average_precision": "average precision",
-    "looks_wrong": "looks wrong: precision / recall / F1",
+    "looks_wrong": "label issues: precision / recall / F1",
 }
 
 
