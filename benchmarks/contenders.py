@@ -7,12 +7,12 @@ from functools import partial
 
 import plain
 import torch
+from smr.recipe import recipe_of
 from torch import Tensor
 from torch.autograd import DeviceType
 
 import smr
 import train_cifar
-from smr.recipe import recipe_of
 from smr.run import devices
 from smr.run import run as session
 

@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pieces
 from contenders import SCRIPT, Clock, Given, Watched, config_of, occupancy, our_steps
+from smr.recipe import recipe_of
+from smr.run.saving import Saver, copied
 
 import smr.training as passes
 from smr import method
-from smr.recipe import recipe_of
 from smr.run import checkpoints, devices, options
 from smr.run import run as session
-from smr.run.saving import Saver, copied
 
 FULL = {"batch_size": 128, "width": 64, "images": 50_000, "steps": 50}
 FULL |= {"rows": (128, 256, 512), "scored": (128, 512, 1000, 2048)}

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from sklearn.model_selection import StratifiedKFold
+from smr.recipe import recipe_of
 from torch import nn
 from torch.optim import SGD
 
@@ -34,8 +35,8 @@ import train_cifar
 from compare_runs import markdown
 from dataloader_cifar import SYNTHETIC_MODES
 from smr.data.loader import Batches, Loader
-from smr.label_issues.report import Judgment, judge
-from smr.recipe import recipe_of
+from smr.label_issues.report import compute_label_issues
+from smr.label_issues.scores import LabelIssues
 from smr.run import devices, options
 from smr.run import run as session
 
@@ -119,13 +120,13 @@ def measure(loader: Loader, recipe: smr.Recipe, build_network: Callable[[], nn.M
             margin, share = watch(pair.networks, loader, recipe)
             margins.append(margin)
             shares.append(share)
-    judgment = judge(pair, loader, recipe)
+    issues = compute_label_issues(pair, loader, recipe)
     tested, _ = smr.test(pair.networks, loader.run("test"), recipe)
     unseen = out_of_sample(loader, recipe, build_network, passes)
     aum, mean_share = np.mean(margins, axis=0), np.mean(shares, axis=0)
     wrong, given = ~loader.is_clean, loader.noisy_labels.cpu().numpy()
-    scores = suspicions(judgment, aum, mean_share) | cross_validated(unseen, given)
-    rules = decisions(judgment, aum) | {
+    scores = suspicions(issues, aum, mean_share) | cross_validated(unseen, given)
+    rules = decisions(issues, aum) | {
         "five folds: another class is likelier": unseen.argmax(axis=1) != given
     }
     return {
@@ -198,17 +199,17 @@ def out_of_sample(
     return found.cpu().numpy()
 
 
-def suspicions(j: Judgment, aum: np.ndarray, mean_share: np.ndarray) -> dict[str, np.ndarray]:
+def suspicions(j: LabelIssues, aum: np.ndarray, mean_share: np.ndarray) -> dict[str, np.ndarray]:
     """Measure → float [n], larger where a label is more suspicious."""
-    log_p, given = torch.from_numpy(np.log(j.probability + 1e-30)), torch.from_numpy(j.given)
-    ranks = [np.argsort(np.argsort(score)) for score in (j.suspicion, -aum)]
+    log_p, given = torch.from_numpy(np.log(j.pred_probs + 1e-30)), torch.from_numpy(j.labels)
+    ranks = [np.argsort(np.argsort(score)) for score in (-j.quality, -aum)]
     return {
-        "p_clean + p_given / p_predicted (today's)": j.suspicion,
+        "p_clean + p_given / p_predicted (today's)": -j.quality,
         "margin of log p": -margin_of(log_p, given).numpy(),
         "area under the margin": -aum,
         "mean p_given over epochs": -mean_share,
         "today's rank + the area's": sum(ranks),
-        "p_clean + mean p_given": -(j.p_clean.mean(axis=0) + mean_share),
+        "p_clean + mean p_given": -(j.clean_probability.mean(axis=0) + mean_share),
     }
 
 
@@ -221,11 +222,11 @@ def cross_validated(unseen: np.ndarray, given: np.ndarray) -> dict[str, np.ndarr
     }
 
 
-def decisions(j: Judgment, aum: np.ndarray) -> dict[str, np.ndarray]:
+def decisions(j: LabelIssues, aum: np.ndarray) -> dict[str, np.ndarray]:
     """Rule → bool [n], the labels that look wrong by it."""
-    another, p_clean = j.predicted != j.given, j.p_clean.mean(axis=0)
+    another, p_clean = j.predicted != j.labels, j.clean_probability.mean(axis=0)
     return {
-        "another class, p_clean < 0.5 (today's)": j.looks_wrong,
+        "another class, p_clean < 0.5 (today's)": j.is_issue,
         "another class, p_clean < 0.3": another & (p_clean < 0.3),
         "another class, p_clean < 0.7": another & (p_clean < 0.7),
         "another class": another,

@@ -27,10 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from smr.data.decoding import upright
-from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, Photos, StreamLoader, scaled
-from smr.data.memory_dataset import mirrored
 from smr.run.devices import hardware, peak_memory, prepare_process
+
+from smr.data.decoding import upright
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader, Photos, scaled
+from smr.data.memory_dataset import mirrored
 
 SIZES = ((640, 480), (500, 375))
 FRAMES = (Frame(320, 299), Frame(256, 224))
@@ -85,10 +86,10 @@ class Ordinary(Dataset):
         return first, second, index
 
 
-def loader_of(photos: Photos, frame: Frame, workers: int, device: torch.device) -> StreamLoader:
+def loader_of(photos: Photos, frame: Frame, workers: int, device: torch.device) -> ImageFileLoader:
     """The photos as a run's loader serves them."""
     photos, labels = replace(photos, frame=frame), np.zeros(len(photos), dtype=np.int64)
-    return StreamLoader(
+    return ImageFileLoader(
         *(photos, labels, {}, IMAGENET_VIEWS, ["a", "b"], BATCH_SIZE, 1, device),
         channels_last=True,
         workers=workers,

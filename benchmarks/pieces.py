@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from contenders import SCRIPT, Clock, config_of
 from PIL import Image
+from smr.recipe import recipe_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -21,8 +22,7 @@ from torchvision import transforms
 import smr
 import train_cifar
 from dataloader_cifar import VIEWS
-from smr.data.loader import ImageData, NoisyLoader
-from smr.recipe import recipe_of
+from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.run import devices
 from smr.run import run as session
 from smr.training import endless
@@ -54,7 +54,7 @@ def ceilings(args: argparse.Namespace) -> dict[str, float]:
     return rates
 
 
-def new_loader(images: int, batch_size: int, device: torch.device) -> NoisyLoader:
+def new_loader(images: int, batch_size: int, device: torch.device) -> MemoryLoader:
     """A loader over random bytes; a fifth as many test images."""
     draw = np.random.default_rng(0)
     train, test = (
@@ -62,7 +62,7 @@ def new_loader(images: int, batch_size: int, device: torch.device) -> NoisyLoade
         for n in (images, max(images // 5, 1))
     )
     data = ImageData(*train, *test, list("0123456789"))
-    return NoisyLoader(data, VIEWS["cifar10"], batch_size, 0, device, channels_last=True)
+    return MemoryLoader(data, VIEWS["cifar10"], batch_size, 0, device, channels_last=True)
 
 
 class PilImages(Dataset):

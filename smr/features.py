@@ -20,7 +20,6 @@ from smr.errors import InputError
 from smr.evaluate import predict_batches
 from smr.files import atomic_write, write_json
 from smr.logging.console import Terminal, duration
-from smr.training import device_of
 
 # The part of the memory that features may take.
 MEMORY_SHARE = 0.5
@@ -222,5 +221,3 @@ def backbone_of(network: nn.Module, head: str) -> nn.Module:
 def scale_of(train: Tensor) -> float:
     """Root mean square of plain features; heads see features divided by it."""
     return float(train[:, 0].float().pow(2).mean().sqrt())
-
-

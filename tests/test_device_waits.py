@@ -5,13 +5,13 @@ import contextlib
 import pytest
 import torch
 from helpers import TinyNet, generator, tiny_recipe
+from smr.steps import mixmatch_loss
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import smr
 from PreResNet import ResNet18
 from smr.data.augment import COLORS, MOVES, warped
 from smr.metrics import Meter
-from smr.steps import mixmatch_loss
 
 CUDA = torch.device("cuda")
 B = 8

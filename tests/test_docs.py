@@ -265,7 +265,7 @@ def test_every_tag_in_tensorboard_is_explained(run):
     events.Reload()
     tags = events.Tags()
     shown = {*tags["scalars"], *tags["images"], *tags["histograms"]}
-    assert {"overview/auc", "split/net2/losses_noisy", "wrong_labels/suspects"} <= shown
+    assert {"overview/auc", "split/net2/losses_noisy", "label_issues/top"} <= shown
     assert shown - named == set()
 
 
@@ -281,13 +281,13 @@ def test_the_table_of_files_names_what_a_run_leaves(run):
 
 def test_the_table_of_labels_csv_has_its_columns(run):
     section = text_of("docs/labels.md").split("\n## The table\n")[1].split("\n## ")[0]
-    with open(run / "labels.csv", encoding="utf-8") as file:
+    with open(run / "labels.csv", encoding="utf-8-sig") as file:
         assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == next(csv.reader(file))
 
 
 def test_an_edited_list_becomes_labels_that_noise_file_takes(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / run.name)
-    header, *lines = (run / "labels.csv").read_text().splitlines(keepends=True)
+    header, *lines = (run / "labels.csv").read_text("utf-8-sig").splitlines(keepends=True)
     index, file, given, name, rest = lines[0].split(",", 4)
     other = (int(given) + 1) % 10
     lines[0] = f"{index},{file},{other},{name},{rest}"
@@ -304,7 +304,7 @@ def test_the_code_of_labels_md_computes_the_average_precision(run, capsys, monke
     monkeypatch.chdir(run)
     exec(code, {})
     first, _ = map(float, capsys.readouterr().out.split())
-    with open(run / "labels.csv", encoding="utf-8") as file:
+    with open(run / "labels.csv", encoding="utf-8-sig") as file:
         table = sorted(csv.DictReader(file), key=lambda row: int(row["rank"]))
     wrong = [row["given"] != row["true"] for row in table]
     found, precisions = 0, []

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import smr.method as method
 import torch
 from helpers import TinyNet, tiny_loader, tiny_pair, tiny_recipe
 
 import smr
-import smr.method as method
 from PreResNet import ResNet18
 
 SEMI_SUPERVISED = {"num_epochs": 0, "warm_up": 0}

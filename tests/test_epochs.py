@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import smr.method as method
 import torch
 import torch.nn.functional as F
 from golden import OneBatch
@@ -13,7 +14,6 @@ from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny
 from torch.testing import assert_close
 
 import smr
-import smr.method as method
 import smr.training as passes
 from losses import NegEntropy
 from smr import metrics

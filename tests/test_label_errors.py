@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import label_errors
 
 from dataloader_cifar import cifar_dataloader
-from smr.label_issues.report import Judgment
+from smr.label_issues.scores import LabelIssues
 
 TINY = ["--cells", "sym50", "--seeds", "1", "--width", "2", "--num_epochs", "1", "--warm_up", "1"]
 TINY += ["--train_images", "200", "--batch_size", "32", "--device", "cpu"]
@@ -37,11 +37,11 @@ def test_scores_of_five_folds_are_cleanlabs():
 
 def test_every_measure_is_larger_and_every_rule_true_for_the_label_that_is_wrong():
     probability = np.array([[0.9, 0.1], [0.9, 0.1]], np.float32)
-    judgment = Judgment(np.arange(2), np.array([0, 1]), probability, np.array([[0.8, 0.2]] * 2))
+    issues = LabelIssues(np.arange(2), np.array([0, 1]), probability, np.array([[0.8, 0.2]] * 2))
     aum, mean_share = np.array([2.0, -2.0]), np.array([0.9, 0.1])
-    for name, score in label_errors.suspicions(judgment, aum, mean_share).items():
+    for name, score in label_errors.suspicions(issues, aum, mean_share).items():
         assert score[1] > score[0], name
-    for name, chosen in label_errors.decisions(judgment, aum).items():
+    for name, chosen in label_errors.decisions(issues, aum).items():
         assert chosen.tolist() == [False, True], name
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
 from sklearn import metrics
+from smr.steps import mixup_weights
 from torch import nn
 from torch.testing import assert_close
 
@@ -15,7 +16,6 @@ import smr
 from smr import method
 from smr.data import loader as loaders
 from smr.gmm_split import min_max_scale
-from smr.steps import mixup_weights
 from train_cifar import RECIPES
 
 
