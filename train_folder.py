@@ -8,13 +8,13 @@ follow from the number of photos; the log says which were chosen.
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from dataloader_folder import VAL_FRACTION, folder_dataloader, list_folder
 from smr.config import DATA, FREE, flag, shown_flags
+from smr.data.image_file_dataset import ImageFileLoader
 from smr.errors import InputError
 from smr.evaluate import test
 from smr.photos import PhotoConfig, build_network
@@ -28,6 +28,7 @@ HYPERPARAMETERS = {
         "weight_decay": 1e-3,
         "warm_up": 1,
         "alpha": 0.5,
+        "image_size": 128,
         "network": "resnet18",  # on two CPU cores a larger one takes a night
         "pretrained": True,
     }
@@ -62,19 +63,69 @@ class FolderConfig(PhotoConfig):
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
 
     def hyperparameters(self, device: torch.device) -> dict:
-        """Clothing1M's, and what follows from the number of photos."""
+        """Clothing1M's, with the values that follow from the number of photos."""
         if not self.data_path:
             raise InputError("--data_path DIR is missing: the folder with DIR/<class>/*")
-        folder = list_folder(Path(self.data_path), self.val_fraction, 0, self.labels_csv)
-        count = len(folder.train.files)
+        folder = list_folder(self.data_path, self.val_fraction, self.seed, self.labels_csv)
         self.set_num_class(len(folder.class_names), self.data_path)
-        sizes = {"image_size": 224 if device.type == "cuda" else 128}
-        scaled = scaled_hyperparameters(count, self.num_epochs)
-        size = self.image_size or sizes["image_size"]
-        defaults = {"num_workers": usable_cores(), "resize": round(8 / 7 * size), "lambda_u": 0.0}
-        return defaults | HYPERPARAMETERS["folder"] | sizes | scaled
+        values = super().hyperparameters(device)
+        return scaled_hyperparameters(len(folder.train.files), self.num_epochs) | values
 
     def check(self, device: torch.device) -> None:
         super().check(device)
         if self.noise_file:
-            raise InputError("--noise_file: a photo's folder is its label; use --labels FILE.csv")
+            raise InputError("--noise_file: the folders are the labels; see also --labels FILE.csv")
+
+
+def scaled_hyperparameters(count: int, num_epochs: int | None) -> dict:
+    """The hyperparameters of a folder with `count` training photos."""
+    if num_epochs is None:
+        num_epochs = min(max(round(USUAL_EPOCHS * (USUAL_PHOTOS / count) ** 0.5), 4), 40)
+    batch_size = 32
+    while batch_size > 8 and count < 16 * batch_size:
+        batch_size //= 2
+    return {
+        "num_epochs": num_epochs,
+        "batch_size": batch_size,
+        "lr_steps": ((max(1, -(-num_epochs // 2)), 0.1),),
+        # Clothing1M's every 10 of 80 epochs, but never every other epoch.
+        "recalibrate_every": max(3, num_epochs // 8),
+    }
+
+
+def make_loader(config: FolderConfig, device: torch.device) -> ImageFileLoader:
+    """The photos, with their folders or a CSV as labels."""
+    loader = folder_dataloader(
+        config.data_path,
+        frame=config.frame(square=True),
+        val_fraction=config.val_fraction,
+        labels_csv=config.labels_csv,
+        check_images=config.check_images,
+        **config.loader_options(device),
+    )
+    chosen = shown_flags(config, CHOSEN)
+    loader.info.data_notes.append(
+        f"hyperparameters for {loader.info.train_images} photos: {chosen}"
+    )
+    return loader
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Train, test, log and save epoch by epoch, then report the label issues."""
+    with Run(FolderConfig, __doc__, argv) as run:
+        config = run.config
+        loader = run.load(make_loader)  # photos; their folders are the labels
+        pair = run.new_pair(build_network)  # two networks, each with its SGD
+        method = run.new_method(pair, loader)  # --method: smr, dividemix, ce, elr
+        for epoch in run.epochs():
+            # Warm-up; or GMM co-divide, then MixMatch; or recalibration: smr/methods/smr.py.
+            trained = method.train_epoch(epoch)
+            tests = test(pair.networks, loader, config)
+            run.log(trained, tests)  # console, metrics.jsonl, acc.txt, stats.txt, TensorBoard
+            run.save(epoch)  # last.pt, best.pt
+        run.report_label_issues()  # labels.csv, labels.html
+
+
+if __name__ == "__main__":
+    sys.exit(main())

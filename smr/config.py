@@ -10,6 +10,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -59,7 +60,7 @@ def flag(
 class Config:
     """What every run depends on. Raises InputError where a value is out of range.
 
-    Epochs count from 0 to num_epochs inclusive (SPEC 3). Class attributes are what no flag changes.
+    Epochs count from 0 to num_epochs inclusive (method 3). Class attributes are what no flag changes.
     """
 
     method: str = flag("smr", help="which method trains (docs/method.md, section 6)")
@@ -161,13 +162,13 @@ class Config:
     ELSEWHERE: ClassVar[dict[str, str]] = {}
     # Test set → its title in acc.txt, where the published log names them.
     TEST_TITLES: ClassVar[dict[str, str]] = {}
-    # The test set by whose accuracy each network's best epoch is selected (SPEC 9).
+    # The test set by whose accuracy each network's best epoch is selected (method 9).
     SELECT_ON: ClassVar[str] = ""
     # The noise rate of injected noise; photos come with theirs, which is unknown.
     r: ClassVar[float] = 0.0
-    # DivideMix's warm-up penalty on confident predictions (SPEC 6).
+    # DivideMix's warm-up penalty on confident predictions (method 6).
     entropy_penalty: ClassVar[bool] = False
-    # With lambda_u = 0 the photo scripts train on the labeled rows of a mixed batch (SPEC 5).
+    # With lambda_u = 0 the photo scripts train on the labeled rows of a mixed batch (method 5).
     labeled_rows_only: ClassVar[bool] = False
     top5: ClassVar[bool] = False
 
@@ -269,6 +270,20 @@ def read(each, text: str) -> Any:
         raise argparse.ArgumentTypeError(f"'{text}': expected {kind_name}") from None
 
 
+def number(kind: type, low: float, high: float = 1_000_000) -> Callable[[str], float]:
+    """An argparse type for a script without a configuration: an int or float from low to high."""
+    metadata = {
+        "low": low,
+        "high": high,
+        "above": None,
+        "choices": (),
+        "pattern": "",
+        "words": None,
+    }
+    each = types.SimpleNamespace(name="", type=kind, metadata=metadata)
+    return lambda text: read(each, text)
+
+
 def read_lr_steps(text: str) -> tuple[tuple[int, float], ...]:
     """'80:0.1,140:0.01' → ((80, 0.1), (140, 0.01)): from an epoch on, a factor of the first lr."""
     if not re.fullmatch(r"(\d+:\d*\.?\d+(e-?\d+)?(,|$))*", text) or text.endswith(","):
@@ -280,9 +295,14 @@ def read_lr_steps(text: str) -> tuple[tuple[int, float], ...]:
 def shown(each, value: Any) -> str:
     """A field's value as the command line writes it."""
     words = each.metadata["words"]
-    if words and isinstance(value, bool):
-        return words[value]
-    if kind_of(each) is tuple and value is not None:
+    return words[value] if words and isinstance(value, bool) else show_value(value)
+
+
+def show_value(value: Any) -> str:
+    """A value of config.json as the command line writes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
         return ",".join(f"{epoch}:{factor:g}" for epoch, factor in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -1,4 +1,4 @@
-"""Networks in eval mode: batches of logits, per-sample losses, and the test (SPEC 3 and 4)."""
+"""Networks in eval mode: batches of logits, per-sample losses, and the test (method 3 and 4)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def predict_batches(
 
 
 def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> SampleLosses:
-    """CE of each image against its given label, in ascending order of index (SPEC 4)."""
+    """CE of each image against its given label, in ascending order of index (method 4)."""
     losses, positions, device = [], [], device_of(network)
     for (logits,), labels, index in predict_batches([network], batches, amp):
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
@@ -43,7 +43,7 @@ def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> S
 def evaluate(
     networks: Sequence[nn.Module], batches: Iterable, config: Config
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Accuracy, macro precision, recall and F1 of the added logits (SPEC 3), in per cent.
+    """Accuracy, macro precision, recall and F1 of the added logits (method 3), in per cent.
 
     Returns these with `net1/accuracy` and `net2/accuracy`, each network's own, and `top5` if
     config.top5; and the confusion matrix, int64 [classes, classes]: rows are the labels, columns

@@ -1,4 +1,4 @@
-"""Co-divide: per-sample losses, their two-component GMM, a clean and a noisy set (SPEC 4)."""
+"""Co-divide: per-sample losses, their two-component GMM, a clean and a noisy set (method 4)."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-# At this r the losses of the last epochs are averaged (SPEC 4).
+# At this r the losses of the last epochs are averaged (method 4).
 HISTORY_LENGTH = 5
 HISTORY_R = 0.9
 
@@ -39,7 +39,7 @@ class Split:
 
 
 def min_max_scale(losses: Tensor) -> Tensor:
-    """Losses scaled to [0, 1]; all 0 where they are equal (SPEC 4)."""
+    """Losses scaled to [0, 1]; all 0 where they are equal (method 4)."""
     spread = losses.max() - losses.min()
     return (losses - losses.min()) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
@@ -53,7 +53,7 @@ def append_losses(history: list[SampleLosses], latest: SampleLosses, r: float) -
 def losses_for_gmm(history: list[SampleLosses], r: float) -> Tensor:
     """The scaled losses that the GMM is fitted to: the latest, or at r = 0.9 a mean of five epochs.
 
-    The mean is over the epochs that scored the same images as the latest one (SPEC 4).
+    The mean is over the epochs that scored the same images as the latest one (method 4).
     """
     latest = history[-1]
     if r != HISTORY_R:
@@ -63,7 +63,7 @@ def losses_for_gmm(history: list[SampleLosses], r: float) -> Tensor:
 
 
 def fit_gmm(losses: np.ndarray, seed: int) -> GaussianMixture | None:
-    """The two-component GMM of scaled losses [m] (SPEC 4); None if all losses are equal."""
+    """The two-component GMM of scaled losses [m] (method 4); None if all losses are equal."""
     if losses.max() == losses.min():
         return None
     gmm = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
@@ -73,14 +73,14 @@ def fit_gmm(losses: np.ndarray, seed: int) -> GaussianMixture | None:
 
 
 def clean_probability(losses: np.ndarray, gmm: GaussianMixture | None) -> np.ndarray:
-    """Posterior [m] of the component with the smaller mean (SPEC 4); 0.5 without a GMM."""
+    """Posterior [m] of the component with the smaller mean (method 4); 0.5 without a GMM."""
     if gmm is None:
         return np.full(len(losses), 0.5)
     return gmm.predict_proba(losses.reshape(-1, 1))[:, gmm.means_.argmin()]
 
 
 def gmm_split(history: list[SampleLosses], r: float, seed: int, p_threshold: float = 0.5) -> Split:
-    """Split the images of a network's latest losses into a clean and a noisy set (SPEC 4)."""
+    """Split the images of a network's latest losses into a clean and a noisy set (method 4)."""
     # In float64: EM loses four digits in float32.
     losses = losses_for_gmm(history, r).cpu().numpy().astype(np.float64)
     gmm = fit_gmm(losses, seed)

@@ -1,6 +1,5 @@
 """The configuration that the photo scripts share: image size, networks, reading of files."""
 
-import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from smr import networks
 from smr.config import DATA, FREE, Config, flag
+from smr.data.decoding import usable_cores
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 
@@ -62,6 +62,15 @@ class PhotoConfig(Config):
         shown_default="the cores that this process may use",
         help="workers that decode photos",
     )
+    freeze_backbone: bool = flag(
+        group=DATA,
+        words=("off", "on"),
+        shown_default="off",
+        help="compute the features of each photo once; two linear heads train on them",
+    )
+    feature_views: int = flag(
+        2, group=DATA, low=0, high=100, help="augmented views of each photo in the features"
+    )
     noise_file: str = flag(
         "", group=DATA, metavar="FILE", resume=FREE, help="labels in the place of the dataset's own"
     )
@@ -75,7 +84,7 @@ class PhotoConfig(Config):
     ELSEWHERE: ClassVar = {"r": OWN_LABELS, "noise_mode": OWN_LABELS}
 
     def hyperparameters(self, device: torch.device) -> dict:
-        values = {"num_workers": os.cpu_count(), "pretrained": False} | super().hyperparameters(
+        values = {"num_workers": usable_cores(), "pretrained": False} | super().hyperparameters(
             device
         )
         size = self.image_size or values["image_size"]
@@ -95,7 +104,7 @@ class PhotoConfig(Config):
 
     @property
     def labeled_rows_only(self) -> bool:
-        """Kept: with lambda_u = 0 the unlabeled rows are not forwarded (SPEC 5)."""
+        """Kept: with lambda_u = 0 the unlabeled rows are not forwarded (method 5)."""
         return self.lambda_u == 0
 
     def frame(self, **options) -> Frame:
@@ -115,7 +124,7 @@ class PhotoConfig(Config):
 
 
 def build_network(config: PhotoConfig) -> nn.Module:
-    """One network with a fresh last layer (SPEC 2). Raises InputError."""
+    """One network with a fresh last layer (method 2). Raises InputError."""
     return networks.build(
         config.network,
         num_class=config.num_class,

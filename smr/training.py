@@ -57,7 +57,7 @@ class Pair:
 def new_pair(
     build_network: Callable[[], nn.Module], config: Config, device: torch.device | str
 ) -> Pair:
-    """Two networks with different random weights, each with its own SGD (SPEC 3)."""
+    """Two networks with different random weights, each with its own SGD (method 3)."""
     device = torch.device(device)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     networks = [build_network().to(device, memory_format=memory_format) for _ in range(2)]
@@ -75,7 +75,7 @@ def new_pair(
 
 
 def learning_rate(epoch: int, config: Config) -> float:
-    """lr times the factor of the last step reached (SPEC 3)."""
+    """lr times the factor of the last step reached (method 3)."""
     reached = [factor for start, factor in sorted(config.lr_steps) if epoch >= start]
     return config.lr * (reached[-1] if reached else 1.0)
 
@@ -101,13 +101,13 @@ def optimizer_step(loss: Tensor, optimizer: Optimizer) -> None:
 
 
 def mixup_weights(alpha: float, steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """float32 [steps]: l ~ Beta(alpha, alpha), l := max(l, 1-l), one a batch (SPEC 3)."""
+    """float32 [steps]: l ~ Beta(alpha, alpha), l := max(l, 1-l), one a batch (method 3)."""
     weights = np.random.beta(alpha, alpha, steps)
     return torch.as_tensor(np.maximum(weights, 1 - weights), dtype=torch.float32).to(device)
 
 
 def mix(values: Tensor, weight: Tensor | float, permutation: Tensor) -> Tensor:
-    """l·values + (1-l)·values[permutation] over the first dimension (SPEC 3, 5)."""
+    """l·values + (1-l)·values[permutation] over the first dimension (method 3, 5)."""
     return weight * values + (1 - weight) * values[permutation]
 
 
@@ -142,7 +142,7 @@ def supervised_epoch(
 def mixup_loss(
     network: nn.Module, images: Tensor, labels: Tensor, weight: Tensor | float, permutation: Tensor
 ) -> Tensor:
-    """The mixup loss of a batch paired with itself by `permutation` (SPEC 3)."""
+    """The mixup loss of a batch paired with itself by `permutation` (method 3)."""
     logits = network(mix(images, weight, permutation)).float()
     return mixup_criterion(logits, labels, labels[permutation], weight)
 
@@ -154,7 +154,7 @@ def mixup_epoch(
     config: Config,
     progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """One network's warm-up epoch with the robust mixup loss (SPEC 3)."""
+    """One network's warm-up epoch with the robust mixup loss (method 3)."""
     device = device_of(network)
     weights = mixup_weights(config.alpha, len(batches), device)
 
@@ -168,7 +168,7 @@ def mixup_epoch(
 def cross_entropy_loss(
     network: nn.Module, images: Tensor, labels: Tensor, entropy_penalty: bool = False
 ) -> Tensor:
-    """CE on the given labels (SPEC 3), plus DivideMix's negative-entropy penalty (SPEC 6)."""
+    """CE on the given labels (method 3), plus DivideMix's negative-entropy penalty (method 6)."""
     logits = network(images).float()
     loss = F.cross_entropy(logits, labels)
     return loss + NegEntropy()(logits) if entropy_penalty else loss
@@ -182,7 +182,7 @@ def cross_entropy_epoch(
     progress: Progress = no_progress,
     entropy_penalty: bool = False,
 ) -> dict[str, float]:
-    """One network's epoch of CE: recalibration, DivideMix's warm-up, the baseline (SPEC 3, 6)."""
+    """One network's epoch of CE: recalibration, DivideMix's warm-up, the baseline (method 3, 6)."""
 
     def batch_loss(_step: int, images: Tensor, labels: Tensor, _index: Tensor) -> Tensor:
         return cross_entropy_loss(network, images, labels, entropy_penalty)
@@ -195,7 +195,7 @@ def cross_entropy_epoch(
 
 @torch.no_grad()
 def pseudo_labels(network: nn.Module, peer: nn.Module, u1: Tensor, u2: Tensor, T: float) -> Tensor:
-    """Targets [b, classes] of unlabeled images: both networks' mean softmax, sharpened (SPEC 5).
+    """Targets [b, classes] of unlabeled images: both networks' mean softmax, sharpened (method 5).
 
     The network is in train mode, so each view updates its batch norm statistics. The peer is in
     eval mode and takes both views in one forward pass.
@@ -209,7 +209,7 @@ def pseudo_labels(network: nn.Module, peer: nn.Module, u1: Tensor, u2: Tensor, T
 def refined_labels(
     network: nn.Module, x1: Tensor, x2: Tensor, labels: Tensor, probability: Tensor, T: float
 ) -> Tensor:
-    """Targets [b, classes] of labeled images: w·onehot(y) + (1-w)·p, sharpened (SPEC 5)."""
+    """Targets [b, classes] of labeled images: w·onehot(y) + (1-w)·p, sharpened (method 5)."""
     p = sum(torch.softmax(network(view).float(), dim=1) for view in (x1, x2)) / 2
     w = probability[:, None]
     return sharpen(w * F.one_hot(labels, p.shape[1]) + (1 - w) * p, T)
@@ -251,7 +251,7 @@ def mixmatch_loss(
     config: Config,
     strong: Sequence[Tensor] = (),
 ) -> MixMatchLoss:
-    """The loss of a semi-supervised step (SPEC 5).
+    """The loss of a semi-supervised step (method 5).
 
     Args:
         unlabeled: (u1, u2), or None when the noisy set is empty.
@@ -315,7 +315,7 @@ def mixmatch_epoch(
     config: Config,
     progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """One network's semi-supervised epoch (SPEC 5).
+    """One network's semi-supervised epoch (method 5).
 
     Args: labeled, unlabeled: the batches of `loader.run("train", …)`. The labeled ones set the
     number of steps.

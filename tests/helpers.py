@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import smr
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -103,7 +103,7 @@ def bright_images(labels: np.ndarray, size: int = 8) -> np.ndarray:
 
 def tiny_loader(
     n: int = 40, batch_size: int = 8, wrong: int = 10, size: int = 8, log=None
-) -> NoisyLoader:
+) -> MemoryLoader:
     """Image i has class i % 10; the first `wrong` images are given the class after theirs."""
     clean = np.arange(n) % 10
     given = np.where(np.arange(n) < wrong, (clean + 1) % 10, clean)
@@ -117,7 +117,7 @@ def tiny_loader(
         clean,
     )
     views = Views(mean=(0.4,) * 3, std=(0.3,) * 3, padding=1, flip=True)
-    return NoisyLoader(data, views, batch_size, seed=0, log=log)
+    return MemoryLoader(data, views, batch_size, seed=0, log=log)
 
 
 @dataclass

@@ -11,15 +11,15 @@ import torch
 from helpers import TinyNet, run_script
 from photos import animals, records, write_animals, write_png
 from runs import rows_of
+from smr.recipe import recipe_of
 
 import smr
 import train_animal10N
 import train_clothing1M
 import train_webvision
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
-from smr.logging.terminal import Terminal
 from smr.errors import InputError
-from smr.recipe import recipe_of
+from smr.logging.console import Terminal
 from smr.logging.metrics_file import run_name
 from smr.run import options
 from vgg import vgg19_bn

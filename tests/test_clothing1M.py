@@ -10,6 +10,7 @@ import torch
 from helpers import TinyNet, tiny_pair, tiny_recipe
 from photo_sets import write_clothing, write_imbalanced_clothing
 from runs import assert_same, assert_same_run, rows_of
+from smr.recipe import recipe_of
 from torch import nn
 
 import compare_runs
@@ -19,8 +20,8 @@ from dataloader_clothing1M import balanced_sample, clothing_dataloader, read_par
 from losses import NegEntropy
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
-from smr.recipe import recipe_of
-from smr.run import options, run as session
+from smr.run import options
+from smr.run import run as session
 
 TINY = (
     *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--pretrained", "off"),
@@ -257,7 +258,7 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
     first = f"Validation Acc: {rows[0]['val/accuracy']:.2f}%"
     second = f"Test Acc: {rows[0]['test/accuracy']:.2f}%"
     assert (folder / "acc.txt").read_text().startswith(f"Epoch:0 \t {first} \t {second}\n")
-    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
         assert len(list(csv.DictReader(file))) == 84
     assert len(json.loads((folder / "config.json").read_text())["class_names"]) == 14
     parts = tmp_path / "parts"

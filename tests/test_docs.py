@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,7 +36,8 @@ READERS_OWN = {
     *("noisy_label_kv.txt", "clean_label_kv.txt", "noisy_train_key_list.txt"),
     *("clean_val_key_list.txt", "clean_test_key_list.txt"),
     *("benchmarks/results/", "dropped/"),
-    *("corrections.csv", "corrected_labels.json", "labels_2.csv"),
+    *("corrections.csv", "corrected_labels.json", "corrected_labels.csv"),
+    *("labels_2.csv", "dropped_2/", "duplicates.csv"),
 }
 # Flags of other people's programs.
 OTHERS_FLAGS = {
@@ -265,7 +267,7 @@ def test_every_tag_in_tensorboard_is_explained(run):
     events.Reload()
     tags = events.Tags()
     shown = {*tags["scalars"], *tags["images"], *tags["histograms"]}
-    assert {"overview/auc", "split/net2/losses_noisy", "wrong_labels/suspects"} <= shown
+    assert {"overview/auc", "split/net2/losses_noisy", "label_issues/top"} <= shown
     assert shown - named == set()
 
 
@@ -281,13 +283,13 @@ def test_the_table_of_files_names_what_a_run_leaves(run):
 
 def test_the_table_of_labels_csv_has_its_columns(run):
     section = text_of("docs/labels.md").split("\n## The table\n")[1].split("\n## ")[0]
-    with open(run / "labels.csv", encoding="utf-8") as file:
+    with open(run / "labels.csv", encoding="utf-8-sig") as file:
         assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == next(csv.reader(file))
 
 
 def test_an_edited_list_becomes_labels_that_noise_file_takes(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / run.name)
-    header, *lines = (run / "labels.csv").read_text().splitlines(keepends=True)
+    header, *lines = (run / "labels.csv").read_text("utf-8-sig").splitlines(keepends=True)
     index, file, given, name, rest = lines[0].split(",", 4)
     other = (int(given) + 1) % 10
     lines[0] = f"{index},{file},{other},{name},{rest}"
@@ -304,7 +306,7 @@ def test_the_code_of_labels_md_computes_the_average_precision(run, capsys, monke
     monkeypatch.chdir(run)
     exec(code, {})
     first, _ = map(float, capsys.readouterr().out.split())
-    with open(run / "labels.csv", encoding="utf-8") as file:
+    with open(run / "labels.csv", encoding="utf-8-sig") as file:
         table = sorted(csv.DictReader(file), key=lambda row: int(row["rank"]))
     wrong = [row["given"] != row["true"] for row in table]
     found, precisions = 0, []
@@ -312,6 +314,48 @@ def test_the_code_of_labels_md_computes_the_average_precision(run, capsys, monke
         found += is_wrong
         precisions += [found / rank] if is_wrong else []
     assert first == pytest.approx(sum(precisions) / found, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def disordered(tmp_path_factory):
+    """A run of 108 labels whose class names are in another order than the alphabet; 7 are wrong."""
+    folder, true = tmp_path_factory.mktemp("disordered"), np.arange(108) % 3
+    labels, wrong = true.copy(), np.arange(0, 105, 15)
+    labels[wrong] = (true[wrong] + 1) % 3
+    pred_probs = np.full((108, 3), 0.02, np.float32)
+    pred_probs[np.arange(108), true] = 0.96
+    np.save(folder / "pred_probs.npy", pred_probs)
+    head = "index,given,given_name,p_clean\n"
+    rows = [
+        f"{i},{label},{('2', '10', 'a')[label]},{label == true[i]:d}\n"
+        for i, label in enumerate(labels)
+    ]
+    (folder / "labels.csv").write_text(head + "".join(rows), encoding="utf-8-sig")
+    return folder, wrong.tolist()
+
+
+@pytest.mark.parametrize("tool", ["cleanlab.filter", "Datalab", "smr.label_issues.scores"])
+def test_the_snippets_of_labels_md_find_the_wrong_labels(disordered, tool, capsys, monkeypatch):
+    for module in {"Datalab": ["cleanlab", "datasets"], "cleanlab.filter": ["cleanlab"]}.get(
+        tool, []
+    ):
+        pytest.importorskip(module)
+    (code,) = (
+        block
+        for page in PAGES
+        for block in blocks_of(text_of(page), "python")
+        if f"import {tool}" in block or f"from {tool}" in block or f"import {tool}\n" in block
+    )
+    folder, wrong = disordered
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    printed = [int(number) for number in re.findall(r"\d+", capsys.readouterr().out)]
+    assert printed[0] == len(wrong) if "smr" in tool else sorted(printed) == wrong
+
+
+def test_every_cleanlab_snippet_of_the_documents_is_run_here():
+    blocks = [block for page in PAGES for block in blocks_of(text_of(page), "python")]
+    assert sum("cleanlab import" in block or "cleanlab.filter" in block for block in blocks) == 2
 
 
 def test_method_md_has_the_sections_that_the_code_cites():

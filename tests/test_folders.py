@@ -235,7 +235,7 @@ def test_a_badly_labeled_collection_becomes_a_run(photos, tmp_path, monkeypatch,
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert facts["class_names"] == ["apple", "pear tree", "плум"]
     assert facts["test_labels_are_noisy"] is True
-    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 22
     assert rows[-1]["file"].startswith("training/плум/") and rows[-1]["given_name"] == "плум"

@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
 
 from smr.data import image_file_dataset as streams
-from smr.data.image_file_dataset import Frame, Photos, StreamLoader, drawn
+from smr.data.image_file_dataset import Frame, ImageFileLoader, Photos, drawn
 from smr.data.memory_dataset import Views
 from smr.errors import InputError
 
@@ -50,12 +50,12 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> StreamLoader:
+def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> ImageFileLoader:
     """Photo i of the folder has the label i % 3; the first three are the test set too."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name[:-4]))
     train, test = (Photos(folder, files, frame) for files in (names, names[:3]))
     labels = np.arange(len(names)) % 3
-    return StreamLoader(
+    return ImageFileLoader(
         *(train, labels, {"test": (test, labels[:3])}, Views(MEAN, STD)),
         *(list("abc"), batch_size, seed),
         workers=workers,

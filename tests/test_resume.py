@@ -30,7 +30,7 @@ import smr
 import train_cifar
 from smr import files
 from smr.data import pickles
-from smr.logging.console import Log
+from smr.logging.console import RunLog
 from smr.run import checkpoints
 from smr.run import run as session
 
@@ -94,7 +94,7 @@ def test_a_run_stopped_after_any_of_its_files_ends_as_the_straight_one(straight,
         ("last.pt", 2, 0),
         ("stats.txt", 3, 1),
         ("last.pt", 3, 4),
-        ("judged.json", 1, LAST),
+        ("labels.json", 1, LAST),
     ):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
             stopping_after(patch, name, times)
@@ -113,7 +113,7 @@ def stop_in_epoch(monkeypatch, stopped: int, number: signal.Signals) -> None:
             monkeypatch.undo()
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Log, "progress", progress)
+    monkeypatch.setattr(RunLog, "progress", progress)
 
 
 @pytest.mark.parametrize(

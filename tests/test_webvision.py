@@ -230,7 +230,7 @@ def test_a_run_has_both_test_sets_with_top_5(root, imagenet, tmp_path, capsys):
         )
         assert line == f"Epoch:{row['epoch']} \t WebVision Acc: {web} \t ImageNet Acc: {image}"
         assert row["test/accuracy"] <= row["test/top5"] <= 100
-    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == read_webvision(root, 6)[0].files
     assert json.loads((folder / "config.json").read_text())["labeled_rows_only"] is True
 

@@ -17,11 +17,11 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+    "ELR",
     "METHODS",
     "SMR",
     "CrossEntropy",
     "DivideMix",
-    "ELR",
     "Method",
     "TrainedEpoch",
     "new_method",

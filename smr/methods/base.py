@@ -91,7 +91,7 @@ class Method:
         return figures
 
     def clean_probabilities(self, losses: list[SampleLosses]) -> np.ndarray:
-        """float [2, m]: each network's clean probability of labels with these losses (SPEC 4)."""
+        """float [2, m]: each network's clean probability of labels with these losses (method 4)."""
         splits = []
         for history, latest in zip(self.loss_histories(), losses, strict=True):
             history = list(history)

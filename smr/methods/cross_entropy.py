@@ -1,4 +1,4 @@
-"""Plain cross-entropy on the given labels in every epoch, the baseline (SPEC 6)."""
+"""Plain cross-entropy on the given labels in every epoch, the baseline (method 6)."""
 
 from collections.abc import Callable
 

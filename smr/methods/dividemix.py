@@ -1,4 +1,4 @@
-"""DivideMix, the baseline that SMR extends (Li, Socher, Hoi, ICLR 2020; SPEC 6)."""
+"""DivideMix, the baseline that SMR extends (Li, Socher, Hoi, ICLR 2020; method 6)."""
 
 from dataclasses import dataclass
 

@@ -57,7 +57,7 @@ class SMR(Method):
         self.histories: list[list[SampleLosses]] = [[], []]
 
     def kind_of_epoch(self, epoch: int) -> str:
-        """Warm-up, semi-supervised or recalibration (SPEC 3)."""
+        """Warm-up, semi-supervised or recalibration (method 3)."""
         k = self.config.recalibrate_every
         if epoch < self.config.warm_up:
             return WARM_UP
@@ -66,7 +66,7 @@ class SMR(Method):
         return SEMI_SUPERVISED
 
     def train(self, epoch: int) -> tuple[list[dict[str, float]], tuple[Split, ...]]:
-        """One epoch of SPEC 3."""
+        """One epoch of method 3."""
         kind, splits = self.kind_of_epoch(epoch), ()
         if kind == WARM_UP:
             train_network = self.warm_up
@@ -82,7 +82,7 @@ class SMR(Method):
         return self.for_each_network(epoch, train_network), splits
 
     def warm_up(self, k: int, progress: Callable) -> dict[str, float]:
-        """An epoch of the robust mixup loss, or of CE as in DivideMix (SPEC 3, 6)."""
+        """An epoch of the robust mixup loss, or of CE as in DivideMix (method 3, 6)."""
         network, optimizer = self.pair.trained[k], self.pair.optimizers[k]
         batches = self.loader.run("warmup")
         if self.config.warmup_loss == "mixup":
@@ -91,13 +91,13 @@ class SMR(Method):
         return cross_entropy_epoch(network, optimizer, batches, self.config, progress, penalty)
 
     def recalibrate(self, k: int, progress: Callable) -> dict[str, float]:
-        """An epoch of CE on all given labels (SPEC 3)."""
+        """An epoch of CE on all given labels (method 3)."""
         network, optimizer = self.pair.trained[k], self.pair.optimizers[k]
         batches = self.loader.run("recalibrate")
         return cross_entropy_epoch(network, optimizer, batches, self.config, progress)
 
     def co_divide(self) -> tuple[Split, ...]:
-        """Each network's split of the images by the GMM of its losses (SPEC 4).
+        """Each network's split of the images by the GMM of its losses (method 4).
 
         Raises NonFiniteLoss.
         """
@@ -112,7 +112,7 @@ class SMR(Method):
         return tuple(gmm_split(history, r, seed, p_threshold) for history in self.histories)
 
     def mixmatch(self, k: int, split: Split, epoch: int, progress: Callable) -> dict[str, float]:
-        """Network k's semi-supervised epoch on its peer's split (SPEC 5)."""
+        """Network k's semi-supervised epoch on its peer's split (method 5)."""
         if not split.labeled.any():
             self.log.note(
                 f"network {k + 1}: the clean set is empty; training with cross-entropy for this "

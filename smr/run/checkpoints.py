@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from smr import distributed
 from smr.config import Config
-from smr.data.pickles import Refused, load_archive
+from smr.data.cifar_files import Refused, load_archive
 from smr.data.loader import Loader
 from smr.errors import InputError, NonFiniteLoss
 from smr.files import atomic_write

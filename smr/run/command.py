@@ -23,6 +23,9 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # letters that the console lacks are escaped
+                stream.reconfigure(errors="backslashreplace")
         handler = signal.signal(signal.SIGTERM, interrupt)
         try:
             with distributed.process_group():
@@ -44,9 +47,13 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
         except KeyboardInterrupt as stop:
             number = stop.args[0] if stop.args else signal.SIGINT
             if distributed.is_rank_zero():
+                advice = "; --resume continues the run" if script.startswith("train_") else ""
                 name = signal.Signals(number).name
-                print(f"{script}: stopped by {name}; --resume continues the run", file=sys.stderr)
+                print(f"{script}: stopped by {name}{advice}", file=sys.stderr)
             return 128 + number
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it exits
+            return 141
         finally:
             signal.signal(signal.SIGTERM, handler)
 

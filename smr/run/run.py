@@ -13,10 +13,11 @@ from torch import nn
 
 from smr import devices, distributed, networks
 from smr.config import Config, configure, parse, resumed, shown_flags
+from smr.data.fingerprint import content_fingerprint
 from smr.data.loader import Loader
 from smr.data.memory_dataset import SCORING_BATCH
 from smr.data.noise_file import label_list
-from smr.errors import InputError
+from smr.errors import InputError, NonFiniteLoss
 from smr.evaluate import Test, evaluate
 from smr.files import write_json, write_text
 from smr.label_issues import report
@@ -96,7 +97,8 @@ class Run:
     def load(self, make_loader: Callable[[Config, torch.device], Loader]) -> Loader:
         """The loader of the configuration. Seeds Python, NumPy and torch, for the networks."""
         self.loader = distributed.one_by_one(partial(make_loader, self.config, self.device))
-        self.data_sha256 = self.loader.info.noise_sha256
+        fingerprint = content_fingerprint(self.loader, self.config.data_path)
+        self.data_sha256 = f"{self.loader.info.noise_sha256} {fingerprint}"
         if len(set(distributed.all_gather(self.data_sha256))) > 1:
             raise InputError("torchrun: the machines hold different training data")
         devices.seed_everything(self.config.seed)
@@ -174,7 +176,7 @@ class Run:
             checkpoints.save(self.training_state(-1), self.folder / "last.pt")
         self.writer = checkpoints.BackgroundWriter(self.record.log.line)
         self.exit_stack.callback(self.writer.close)
-        self.record.begin()
+        self.record.header()
 
     def training_state(self, epoch: int) -> dict:
         """`checkpoints.training_state` of this run."""
@@ -228,9 +230,7 @@ class Run:
         elif self.record:
             self.writer.wait()
         line = self.record.log.line if self.record else Terminal().line
-        pictures = report.report(
-            self.pair, self.loader, self.method, self.config, self.folder, line
-        )
+        pictures = self.write_lists(line)
         if self.action.evaluate:
             return
         results = {"ended": True}
@@ -240,8 +240,22 @@ class Run:
             self.record.finish(pictures, results.get("selected_accuracy"))
             self.write_config(**results)
 
+    def write_lists(self, line: Callable[[str], None]) -> dict:
+        """Compute the label issues, on all ranks, and write them, on rank 0; the pictures by tag."""
+        try:
+            issues = report.compute_label_issues(
+                self.pair, self.loader, self.method, self.config.amp
+            )
+        except NonFiniteLoss as error:
+            line(f"labels.csv was not written: {error}")
+            return {}
+        if not distributed.is_rank_zero():
+            return {}
+        root = Path(self.config.data_path)
+        return report.report(issues, self.loader, self.folder, line, root, self.config.review)
+
     def test_selected(self) -> float:
-        """The test accuracy of the networks in best.pt, each of its own best epoch (SPEC 9)."""
+        """The test accuracy of the networks in best.pt, each of its own best epoch (method 9)."""
         path = self.folder / "best.pt"
         state = distributed.from_rank_zero(partial(checkpoints.load, path))
         checkpoints.restore_networks(state, self.pair, path)
