@@ -187,11 +187,11 @@ def out_of_sample(
             network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
         )
         images, size = loader.train_images, recipe.batch_size
-        batches = Batches(images, seen, columns, 2 * size, 1, True, loader.generator)
+        batches = Batches(loader, images, seen, columns, 2 * size, views=1, shuffle=True)
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = smr.learning_rate(epoch, schedule)
             smr.cross_entropy_epoch(network, optimizer, batches, schedule)
-        batches = Batches(images, held_out, columns, size, 0, False, loader.generator)
+        batches = Batches(loader, images, held_out, columns, size)
         for (logits,), _, index in smr.score([network], batches, recipe.amp):
             found = logits.new_empty(n, logits.shape[1]) if found is None else found
             found[index] = torch.softmax(logits, dim=1)

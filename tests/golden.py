@@ -322,7 +322,7 @@ def noise_errors(case: dict) -> dict[str, float]:
     found = hashlib.sha256(json.dumps(noisy).encode()).hexdigest()
     return {
         "first_40": float(noisy[:40] != case["first_40"]),
-        "realized_rate": relative_error(rate, case["realized_rate"]),
+        "realized_rate": relative_error(rate, case["realised_rate"]),
         "sha256": float(found != case["sha256_of_json"]),
     }
 

@@ -173,4 +173,4 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def augmented(images, index, generator):
     """One view of each of these images of an ImageSet, as training takes them."""
-    return images.normalized(images.drawn(index, generator, slice(None)))
+    return images.normalize(images.augmented(index, slice(None)))

@@ -37,7 +37,7 @@ def judge_by_hand(
     judgment = labels.Judgment(np.arange(len(given)), given, probability, p_clean)
     labels.write_list(judgment, loader, folder, root)
     config |= {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
-    (folder / "config.json").write_text(json.dumps(config | loader.facts))
+    (folder / "config.json").write_text(json.dumps(config | asdict(loader.info)))
 
 
 @pytest.fixture
@@ -375,11 +375,11 @@ def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path)
 def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_path):
     root = write_animals(tmp_path, "classes")
     loader = animal_dataloader(root, 8, 1)
-    assert loader.facts["labels_in_paths"]
+    assert loader.info.labels_in_paths
     labels = loader.noisy_labels.tolist()
     (tmp_path / "list.json").write_text(json.dumps(labels[::-1]))
     listed = animal_dataloader(root, 8, 1, noise_file=tmp_path / "list.json")
-    assert not listed.facts["labels_in_paths"]
+    assert not listed.info.labels_in_paths
 
 
 def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
@@ -396,8 +396,8 @@ def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
     np.testing.assert_array_equal(
         second.thumbnails(np.arange(len(kept))), first.thumbnails(np.array(kept))
     )
-    assert second.facts["dropped_images"] == [2]
-    assert "--noise_file drops 1 training images" in second.facts["data_notes"]
+    assert second.info.dropped_images == [2]
+    assert "--noise_file drops 1 training images" in second.info.data_notes
 
 
 def webvision(root, noise_file=""):
@@ -431,7 +431,7 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
     second = loader_of(root, run / "corrected_labels_2.json")
     assert second.noisy_labels.tolist() == [2, *given[2:]]
-    assert second.files == files[1:] and second.facts["dropped_images"] == [0]
+    assert second.files == files[1:] and second.info.dropped_images == [0]
 
 
 def test_a_photo_that_could_not_be_judged_is_dropped_from_the_list_of_labels(tmp_path):
@@ -463,7 +463,7 @@ def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_pat
     second = digits(run / "corrected_labels.json")
     expected = [*given[:3], *given[4:7], wrong, *given[9:]]
     assert second.noisy_labels.tolist() == expected
-    assert second.facts["dropped_images"] == [3, 8]
+    assert second.info.dropped_images == [3, 8]
     kept = np.delete(np.arange(1437), [3, 8])
     np.testing.assert_array_equal(second.thumbnails(np.arange(1435)), first.thumbnails(kept))
     np.testing.assert_array_equal(second.clean_labels, first.clean_labels[kept])

@@ -17,7 +17,6 @@ import smr.method as method
 import smr.training as passes
 from losses import NegEntropy
 from smr import metrics
-from smr.data.loader import Rows
 from smr.gmm_split import split_statistics
 
 COUNTS = (
@@ -233,7 +232,7 @@ class Sampling(Spy):
     def run(self, mode, *arguments, **options):
         batches = super().run(mode, *arguments, **options)
         if mode == "eval_train":
-            batches.dataset = Rows(torch.tensor(self.samples.pop(0)))
+            batches.dataset = torch.tensor(self.samples.pop(0))
         return batches
 
 
@@ -301,7 +300,7 @@ class TwoTestSets(Spy):
         self.calls.append((mode,))
         batches = self.loader.run("test")
         if mode == "imagenet":
-            batches.dataset = Rows(batches.dataset.index[:5])
+            batches.dataset = batches.dataset[:5]
         return batches
 
 

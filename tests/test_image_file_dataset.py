@@ -346,8 +346,8 @@ def test_thumbnails_are_the_middles_and_black_where_there_is_none(folder):
 
 def test_facts_and_modes(folder):
     loader = loader_of(folder)
-    assert loader.facts["train_images"] == 10 and loader.facts["test_images"] == 3
-    assert loader.facts["image_size"] == [32, 32]
+    assert loader.info.train_images == 10 and loader.info.test_images == 3
+    assert loader.info.image_size == [32, 32]
     assert loader.files[1] == "1.png" and loader.test_sets == ("test",)
     with pytest.raises(ValueError, match="mode 'validate'"):
         loader.run("validate")

@@ -236,7 +236,7 @@ def test_pictures_come_every_tenth_epoch_and_at_the_end_those_of_the_run_beside_
 def test_the_last_lines_say_how_photos_are_corrected(tmp_path, capsys, review, words):
     record = new_record(tmp_path)
     record.config = CONFIG | {"review": review}
-    record.loader.facts["labels_in_paths"] = True
+    record.loader.info.labels_in_paths = True
     add_epochs(record, [50])
     record.finish({})
     record.board.close()

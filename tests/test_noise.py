@@ -182,8 +182,8 @@ def test_the_first_training_images_have_the_first_human_labels(cifar10_folder, t
     path = write_human_file(tmp_path / "CIFAR-10_human.pt", clean_labels(100))
     found = loader(cifar10_folder, "worst", noise_file=path, train_images=30)
     assert found.noisy_labels.tolist() == ((clean_labels(30) + 4) % 10).tolist()
-    assert found.facts["train_images"] == 30
-    assert found.facts["test_images"] == 40
+    assert found.info.train_images == 30
+    assert found.info.test_images == 40
 
 
 def test_fewer_training_images_are_the_first_ones(cifar10_folder):
@@ -235,7 +235,7 @@ def test_label_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
 
 def test_folder_above_the_official_one_is_found_too(tmp_path):
     folder = write_cifar(tmp_path, "cifar10", 50, 10)
-    assert [loader(root).facts["train_images"] for root in (folder.parent, folder)] == [50, 50]
+    assert [loader(root).info.train_images for root in (folder.parent, folder)] == [50, 50]
 
 
 def test_images_and_labels_are_those_of_the_files(cifar10_folder):

@@ -131,10 +131,10 @@ def test_memory_and_stream_serve_the_same_images_and_windows(mixed):
     held, streamed = loaders(mixed)
     assert held.files == streamed.files and held.class_names == streamed.class_names
     assert torch.equal(held.noisy_labels, streamed.noisy_labels)
-    assert "the photos are held in memory" in held.facts["data_notes"]
-    assert "the photos are decoded from disk as they are needed" in streamed.facts["data_notes"]
-    assert held.facts["image_size"] == streamed.facts["image_size"] == [32, 32]
-    assert held.facts["frame"] == streamed.facts["frame"]
+    assert "the photos are held in memory" in held.info.data_notes
+    assert "the photos are decoded from disk as they are needed" in streamed.info.data_notes
+    assert held.info.image_size == streamed.info.image_size == [32, 32]
+    assert held.info.frame == streamed.info.frame
     passes = (loader.run("eval_train") for loader in (held, streamed))
     for one, other in zip(*(zip(*batches, strict=True) for batches in passes), strict=True):
         assert torch.equal(torch.cat(one), torch.cat(other))  # whatever the batches

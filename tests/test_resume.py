@@ -29,7 +29,6 @@ from torch.testing import assert_close
 import smr
 import train_cifar
 from smr import files
-from smr.data import pickles
 from smr.logging.console import Log
 from smr.run import checkpoints
 from smr.run import run as session
@@ -187,8 +186,8 @@ def test_evaluate_gives_the_stored_accuracy_of_a_checkpoint_or_of_a_folder_s_las
 def test_a_run_that_is_resumed_with_more_epochs_is_the_longer_run(straight, tmp_path, monkeypatch):
     assert run_short(tmp_path, "--num_epochs", "1") == 0
     folder, read = tmp_path / RUN_NAME, []
-    load_archive = pickles.load_archive
-    monkeypatch.setattr(pickles, "load_archive", lambda p: (read.append(p), load_archive(p))[1])
+    load_archive = checkpoints.load_archive
+    monkeypatch.setattr(checkpoints, "load_archive", lambda p: (read.append(p), load_archive(p))[1])
     assert train_cifar.main(["--resume", str(folder), "--num_epochs", str(LAST)]) == 0
     assert read == [folder / "last.pt"]
     assert_same_run(folder, straight[0])
