@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from smr.data.decoding import upright
-from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, Photos, ImageFileLoader, scaled
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader, Photos, scaled
 from smr.data.memory_dataset import mirrored
 from smr.run.devices import hardware, peak_memory, prepare_process
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def photos(tmp_path):
 def run(photos, tmp_path):
     """A run's folder that suggests: cat/1 is a dog, dog/0 a fox, fox/2 a cat."""
     write_photos(photos, {"cat": 1, "dog": 1, "fox": 1}, "testing")
-    loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
+    loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True))
     judge_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
     return tmp_path / "run"
 
@@ -333,7 +334,7 @@ def folder_run(photos, tmp_path, suggested):
     """A run on a folder of photos; its loader, opened anew by `again`."""
 
     def again():
-        return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
+        return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True))
 
     judge_by_hand(again(), tmp_path / "run", photos, suggested)
     return again

@@ -9,7 +9,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import smr
 from PreResNet import ResNet18
-from smr.data.augment import COLORS, MOVES, warped
 from smr.metrics import Meter
 from smr.steps import mixmatch_loss
 
@@ -82,14 +81,6 @@ def test_a_semi_supervised_pass_reads_no_value_until_its_end(on_a_card, labeled_
     smr.semi_supervised_epoch(
         *on_a_card.networks, on_a_card.optimizers[0], labeled, unlabeled, 20, recipe
     )
-
-
-@pytest.mark.parametrize("operation", COLORS + MOVES, ids=lambda each: each.__name__)
-def test_a_strong_view_s_operation_reads_no_value(on_a_card, operation):
-    pixels, strength = images().to(torch.uint8), torch.rand(B)
-    move = operation in MOVES
-    made = warped(pixels, operation(strength)) if move else operation(pixels, strength)
-    assert (made.device.type, made.shape) == ("cuda", pixels.shape)
 
 
 def test_a_scoring_pass_reads_no_value(on_a_card):

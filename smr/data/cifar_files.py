@@ -86,7 +86,7 @@ def unpickle(raw: bytes):
 
 
 def read_npy(path: Path):
-    """The array of a .npy file, or its dict, as CIFAR-N has. Raises OSError, Refused, ValueError."""
+    """The array of a .npy file, or its dict, as in CIFAR-N. Raises OSError, Refused, ValueError."""
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = (

@@ -41,7 +41,8 @@ def add_flags(parser: options.Parser, add: Callable) -> None:
     add("--weights", metavar="FILE", help=about)
     about = "threads that decode photos (default: the cores that this process may use)"
     add("--num_workers", type=options.number(int, 0), help=about)
-    about = "labels instead of the data's own: .json as correct_labels.py writes, .npy, .npz, .pt or .csv"
+    about = """labels instead of the data's own: .json as correct_labels.py writes, .npy, .npz,
+        .pt or .csv"""
     add("--noise_file", metavar="FILE", help=about)
     about = "leave out what cannot be decoded (default: refuse it, naming the first ten)"
     add("--skip_broken", action="store_true", default=None, help=about)
