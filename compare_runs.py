@@ -1,12 +1,13 @@
-"""Compare runs: one Markdown table, a row for each data set, noise, method and settings.
+"""Compare runs in a Markdown table: one row per dataset, noise, method and settings.
 
     python compare_runs.py checkpoint
 
-Takes run folders, or folders of them. Accuracies are those of the test images in per cent, mean ±
-standard deviation over the seeds, beside the published figures of the cell (docs/method.md,
-section 7); best is the highest of all epochs, Clothing1M's that of the networks that it selected by
-validation. What rows of one cell differ in stands behind their method. A run that is unfinished,
-or of a seed that its row has already, is named below the table and is not averaged in.
+Expects run folders, or folders of them. Accuracies are in per cent, mean ± standard deviation over
+seeds, beside the published figures (docs/method.md, section 7). Best is the highest test accuracy
+of all epochs; for Clothing1M, that of the networks selected on the validation set. Rows of the
+same dataset, noise and method name the settings in which they differ. Labels of a file are one
+of these settings, and so is a noise rate that differs by more than chance. Unfinished runs, and
+second runs of a seed, are listed below the table and not averaged.
 """
 
 import json
@@ -17,23 +18,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloader_cifar import HUMAN_LABELS
+from smr.config import DEVICE, FREE, Parser, flags_of, show_value
 from smr.errors import InputError
-from smr.logging.console import duration
+from smr.logging.console import duration, show
 from smr.logging.metrics_file import read_metrics
-from smr.run.options import FREE, OLDER, SPEED, Parser, one_line_errors, shown
+from smr.run.command import command
+from train_animal10N import AnimalConfig
+from train_cifar import CifarConfig
+from train_clothing1M import ClothingConfig
+from train_folder import FolderConfig
+from train_webvision import WebVisionConfig
 
 HEADINGS = (
-    *("data set", "noise", "method", "num_epochs", "seeds"),
+    *("dataset", "noise", "method", "num_epochs", "seeds"),
     *("best %", "last %", "last ten %", "time", "published best / last %"),
 )
-# What may differ between the runs of a row: it changes no figure beyond rounding, or follows from
-# the seed.
+CONFIGS = (CifarConfig, AnimalConfig, FolderConfig, WebVisionConfig, ClothingConfig)
+# Runs of a row may differ in these: they change accuracy by rounding alone, or follow from the
+# seed or the data. The labels are compared by their checksum.
 NO_SETTINGS = {
-    *FREE,
-    *("seed", *SPEED, "ranks", "noise_file"),
-    *("noise_sha256", "noise_rate", "selected_accuracy", "ended", "versions", "hardware"),
-} - {"num_epochs"}
-# Method 7: what papers report for a cell, by the method that reports it; on sets of 50,000 images.
+    name
+    for config in CONFIGS
+    for name, each in flags_of(config).items()
+    if each.metadata["resume"] in (FREE, DEVICE)
+} | {
+    *("seed", "world_size", "noise_sha256", "noise_rate", "selected_accuracy", "ended"),
+    *("versions", "hardware", "data_notes", "duplicates"),
+}
+# What papers report for a cell, by method, on training sets of 50,000 images.
 PUBLISHED_IMAGES = 50_000
 PUBLISHED = {
     ("cifar10", "sym 0.2"): {"dividemix": "96.1 / 95.7"},
@@ -49,10 +61,7 @@ PUBLISHED = {
     ("webvision", "real"): {"dividemix": "77.32", "smr": "about 78.0"},
     ("clothing1M", "real"): {"dividemix": "74.76"},
     ("animal10N", "real"): {
-        "ce": "79.4",
-        "SELFIE": "81.8",
-        "PLC": "83.4",
-        "Nested Co-teaching": "84.1",
+        **{"ce": "79.4", "SELFIE": "81.8", "PLC": "83.4", "Nested Co-teaching": "84.1"},
         "C2MT": "85.9",
     },
 }
@@ -60,10 +69,10 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that went to its last epoch: test accuracies in per cent by epoch, time in seconds.
+    """A run that reached its last epoch: test accuracies in per cent by epoch, seconds in all.
 
-    `cell` is data set, noise and method; `settings` all else, besides the seed, that its accuracy
-    depends on.
+    `cell` is dataset, noise and method; `settings` all else that its accuracy depends on, except
+    the seed.
     """
 
     folder: Path
@@ -75,27 +84,22 @@ class FinishedRun:
 
     @property
     def best(self) -> float:
-        """That of the networks that the run selected by other images, else the highest."""
+        """Of the networks selected on other images if the run did so, else the highest."""
         return self.config.get("selected_accuracy", max(self.accuracies))
 
-    @property
-    def row(self) -> tuple[str, ...]:
-        """What the runs of one row share."""
-        return *self.cell, json.dumps(self.settings, sort_keys=True)
 
-
-def noise(config: dict) -> str:
-    """`sym 0.5`, `human worst`, the name of a file of labels, or `real` where none was injected."""
+def noise_of(config: dict) -> str:
+    """`sym 0.5`, `human worst`, `labels of FILE`, or `real` if no noise was injected."""
     mode = config.get("noise_mode")
     if mode in HUMAN_LABELS:
         return f"human {mode}"
     if config.get("noise_file"):
         return f"labels of {Path(config['noise_file']).name}"
-    return "real" if mode is None else f"{mode} {config['r']:g}"
+    return f"{mode} {config['r']:g}" if mode else "real"
 
 
-def method(config: dict) -> str:
-    """The method, with its switches that are not its own in method 6, and method 11's views."""
+def method_of(config: dict) -> str:
+    """The method with those of its parts that were switched on or off."""
     name, warmup_loss = config["method"], config["warmup_loss"]
     own_loss = "mixup" if name == "smr" else "ce"
     text = name if warmup_loss == own_loss else f"{name}, {warmup_loss} warm-up"
@@ -103,69 +107,90 @@ def method(config: dict) -> str:
         text += ", no recalibration"
     if name == "dividemix" and config["recalibrate_every"]:
         text += ", recalibration"
-    return f"{text}, strong views" if config["augment"] == "strong" else text
+    return f"{text}, strong augmentation" if config.get("augment") == "strong" else text
 
 
 def read_run(folder: Path) -> FinishedRun | str:
-    """The run of a folder, or in words why it cannot be averaged."""
+    """The run of a folder, or why it cannot be averaged."""
     try:
-        config = OLDER | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rows = read_metrics(folder)
         epochs = [row["epoch"] for row in rows]
         if epochs != list(range(config["num_epochs"] + 1)):
             reached = f"epoch {epochs[-1]}" if epochs else "no epoch"
             return f"unfinished, {reached} of {config['num_epochs']}"
+        settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
+        if config.get("noise_file"):
+            settings["noise_sha256"] = config.get("noise_sha256", "")[:8]
         return FinishedRun(
             folder,
             config,
-            (config["dataset"], noise(config), method(config)),
-            {key: value for key, value in config.items() if key not in NO_SETTINGS},
+            (config["dataset"], noise_of(config), method_of(config)),
+            settings,
             [row["test/accuracy"] for row in rows],
             sum(row["time/seconds"] for row in rows),
         )
     except OSError:
-        return "holds no run: config.json is not there"
-    except (ValueError, KeyError, TypeError) as error:
+        return "not a run: config.json is missing"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its files are damaged ({error!r})"
 
 
-def one_a_seed(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
-    """The first run of each seed, and a note on each other."""
-    kept: dict[int, FinishedRun] = {}
+def add_noise_rates(runs: Sequence[FinishedRun]) -> None:
+    """Add to the settings of each run a noise rate, the same for runs of a cell that agree.
+
+    The rates that seeds realize on n labels have a standard deviation below 0.3/√n: runs with a
+    gap of 2/√n between them saw different noise.
+    """
+    groups: dict[tuple, tuple[float, float]] = {}  # cell → lowest and highest rate of a group
+    for run in sorted(runs, key=lambda run: run.config.get("noise_rate") or 0.0):
+        rate = run.config.get("noise_rate") or 0.0
+        lowest, highest = groups.get(run.cell, (rate, rate))
+        if rate - highest > 2 / run.config.get("train_images", PUBLISHED_IMAGES) ** 0.5:
+            lowest = rate
+        groups[run.cell] = lowest, rate
+        run.settings["noise_rate"] = round(lowest, 4)
+
+
+def one_per_seed(row: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+    """The first run of each seed, and a note on each other one."""
+    firsts: dict[int, FinishedRun] = {}
     notes = []
-    for run in runs:
-        first = kept.setdefault(run.config["seed"], run)
+    for run in row:
+        first = firsts.setdefault(run.config["seed"], run)
         if first is not run:
-            notes.append(f"{run.folder}: seed {run.config['seed']} again, as in {first.folder}")
-    return list(kept.values()), notes
+            same = run.config.get("noise_sha256") == first.config.get("noise_sha256")
+            labels = "" if same else ", with other training labels"
+            notes.append(f"{run.folder}: seed {run.config['seed']} as {first.folder}{labels}")
+    return list(firsts.values()), notes
 
 
-def differing(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
-    """The run's settings in which the rows of its cell differ, in words; '' where they agree."""
+def differences(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
+    """The run's settings in which the rows of its cell differ; '' if there are none."""
     keys = sorted({key for other in cell for key in other.settings})
     return ", ".join(
-        f"{key} {shown(key, run.settings.get(key))}"
+        f"{key} {show_value(run.settings.get(key))}"
         for key in keys
         if any(other.settings.get(key) != run.settings.get(key) for other in cell)
     )
 
 
-def mixed(runs: Sequence[FinishedRun]) -> list[str]:
-    """A note where the runs of a row had different numbers of processes (docs/reproduce.md)."""
-    numbers = sorted({run.config.get("ranks", 1) for run in runs})
-    if len(numbers) == 1:
+def world_sizes(row: Sequence[FinishedRun]) -> list[str]:
+    """A note if the runs of a row had different numbers of processes (docs/reproduce.md)."""
+    sizes = sorted({run.config.get("world_size", 1) for run in row})
+    if len(sizes) == 1:
         return []
-    counts = " and ".join(map(str, numbers))
-    return [f"{', '.join(runs[0].cell)}: runs of {counts} processes, which differ within noise"]
+    words = " and ".join(map(str, sizes))
+    return [f"{', '.join(row[0].cell)}: runs of {words} processes, which differ within noise"]
 
 
-def listed(heading: str, notes: Sequence[str]) -> str:
+def bullets(heading: str, notes: Sequence[str]) -> str:
     """The notes below a heading; '' without any."""
     return f"\n{heading}:\n\n" + "".join(f"- {note}\n" for note in notes) if notes else ""
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """`mean ± standard deviation` of the sample; the mean alone of one value."""
+    """`mean ± standard deviation` of the sample; the mean of a single value."""
     mean = f"{statistics.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
@@ -173,77 +198,74 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def published(cell: tuple[str, str, str], train_images: int) -> str:
     """The published figure of the cell's method, else those of other methods by name.
 
-    None for a part of the training set.
+    There is none for a part of the training set.
     """
     dataset, noise, method = cell
-    if train_images < PUBLISHED_IMAGES:
-        return "–"
-    figures = PUBLISHED.get((dataset, noise), {})
+    figures = PUBLISHED.get((dataset, noise), {}) if train_images >= PUBLISHED_IMAGES else {}
     if method in figures:
         return figures[method]
     return ", ".join(f"{name} {figure}" for name, figure in figures.items()) or "–"
 
 
-def table_row(runs: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
-    """The cells of a row under HEADINGS; `note` stands behind the method."""
-    dataset, noise, method = runs[0].cell
-    last_tens = [statistics.mean(run.accuracies[-10:]) for run in runs]
+def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
+    """The table's cells under HEADINGS; `note` follows the method."""
+    dataset, noise, method = row[0].cell
+    last_tens = [statistics.mean(run.accuracies[-10:]) for run in row]
     return (
         *(dataset, noise, f"{method} ({note})" if note else method),
-        str(runs[0].config["num_epochs"]),
-        str(len(runs)),
-        mean_and_deviation([run.best for run in runs]),
-        mean_and_deviation([run.accuracies[-1] for run in runs]),
+        str(row[0].config["num_epochs"]),
+        str(len(row)),
+        mean_and_deviation([run.best for run in row]),
+        mean_and_deviation([run.accuracies[-1] for run in row]),
         mean_and_deviation(last_tens),
-        duration(statistics.mean(run.seconds for run in runs)),
-        published(runs[0].cell, runs[0].config.get("train_images", PUBLISHED_IMAGES)),
+        duration(statistics.mean(run.seconds for run in row)),
+        published(row[0].cell, row[0].config.get("train_images", PUBLISHED_IMAGES)),
     )
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of these lines' cells, the first one its headings."""
+    """A Markdown table of these lines of cells, the first one its headings."""
     heading, *rows = lines
-    ruled = heading, ["---"] * len(heading), *rows
-    return "".join(f"| {' | '.join(line)} |\n" for line in ruled)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heading, ["---"] * len(heading), *rows))
 
 
 def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
-    """The paths themselves, and in place of a folder of runs the runs that it holds."""
+    """The paths, with a folder of runs replaced by its runs."""
     for path in paths:
         runs = sorted(config.parent for config in path.glob("*/config.json"))
         yield from runs if runs and not (path / "config.json").exists() else [path]
 
 
 def compare(paths: Sequence[Path]) -> str:
-    """The table and the notes below it. Raises InputError where there is no finished run."""
-    found = {folder: read_run(folder) for folder in run_folders(paths)}
-    notes = [f"{folder}: {why}" for folder, why in found.items() if isinstance(why, str)]
-    rows: dict[tuple[str, ...], list[FinishedRun]] = {}
-    finished = [run for run in found.values() if isinstance(run, FinishedRun)]
+    """The table and the notes below it. Raises InputError if there is no finished run."""
+    runs = {folder: read_run(folder) for folder in run_folders(paths)}
+    excluded = [f"{folder}: {why}" for folder, why in runs.items() if isinstance(why, str)]
+    finished = [run for run in runs.values() if isinstance(run, FinishedRun)]
+    if not finished:
+        raise InputError("no finished run: " + "; ".join(excluded))
+    add_noise_rates(finished)
+    rows: dict[tuple, list[FinishedRun]] = {}
     for run in finished:
-        rows.setdefault(run.row, []).append(run)
-    if not rows:
-        raise InputError("no finished run: " + "; ".join(notes))
+        key = *run.cell, json.dumps(run.settings, sort_keys=True)
+        rows.setdefault(key, []).append(run)
     lines, warnings = [HEADINGS], []
-    for _, runs in sorted(rows.items()):
-        kept, doubled = one_a_seed(runs)
-        notes += doubled
-        warnings += mixed(kept)
-        cell = [run for run in finished if run.cell == kept[0].cell]
-        lines.append(table_row(kept, differing(kept[0], cell)))
-    return (
-        markdown(lines) + listed("Averaged together", warnings) + listed("Not averaged in", notes)
-    )
+    for _, row in sorted(rows.items()):
+        row, repeated = one_per_seed(row)
+        excluded += repeated
+        warnings += world_sizes(row)
+        cell = [run for run in finished if run.cell == row[0].cell]
+        lines.append(table_row(row, differences(row[0], cell)))
+    notes = bullets("Averaged together", warnings) + bullets("Not averaged in", excluded)
+    return markdown(lines) + notes
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of them")
     args = parser.parse_args(argv)
-    with one_line_errors("compare_runs.py"):
-        print(compare(args.folders), end="")
-    return 0
+    show(compare(args.folders))
 
 
 if __name__ == "__main__":

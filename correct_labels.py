@@ -14,15 +14,17 @@ data stays as it is: the run's folder gets corrected_labels.json for the trainin
 import sys
 from pathlib import Path
 
+from smr.config import Parser, number
 from smr.label_issues.corrections import read_corrections, read_run, suggestions, summary
 from smr.label_issues.label_lists import write_label_list
 from smr.label_issues.moves import move_files, undo
-from smr.logging.terminal import Terminal
-from smr.run.options import Parser, number, one_line_errors
+from smr.logging.console import Terminal
+from smr.run.command import command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder, with labels.csv")
@@ -40,24 +42,22 @@ def main(argv: list[str] | None = None) -> int:
     ways = (args.file, args.accept, args.accept_below, args.undo or None)
     if sum(way is not None for way in ways) != 1:
         parser.error("give one of FILE, --accept, --accept_below and --undo")
-    with one_line_errors("correct_labels.py"):
-        run, line = read_run(args.run), Terminal().line
-        root = args.data_path or Path(run.config["data_path"])
-        if args.undo:
-            undo(run, root, args.dry_run, line)
-            return 0
-        notes: list[str] = []
-        if args.file:
-            corrections, notes = read_corrections(args.file, run)
-        else:
-            corrections = suggestions(run, args.accept, args.accept_below)
-        for text in summary(corrections, run) + notes:
-            line(text)
-        if run.config.get("labels_in_paths"):
-            move_files(run, corrections, root, args.dry_run, line)
-        else:
-            write_label_list(run, corrections, args.dry_run, line)
-    return 0
+    run, line = read_run(args.run), Terminal().line
+    root = args.data_path or Path(run.config["data_path"])
+    if args.undo:
+        undo(run, root, args.dry_run, line)
+        return
+    notes: list[str] = []
+    if args.file:
+        corrections, notes = read_corrections(args.file, run)
+    else:
+        corrections = suggestions(run, args.accept, args.accept_below)
+    for text in summary(corrections, run) + notes:
+        line(text)
+    if run.config.get("labels_in_paths"):
+        move_files(run, corrections, root, args.dry_run, line)
+    else:
+        write_label_list(run, corrections, args.dry_run, line)
 
 
 if __name__ == "__main__":

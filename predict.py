@@ -24,21 +24,23 @@ import numpy as np
 import torch
 
 import smr
+from smr.config import Parser, number
 from smr.data.decoding import reason_of
 from smr.data.image_folder import first_ten, natural_order
+from smr.devices import find_device
 from smr.errors import InputError
 from smr.files import atomic_write
-from smr.logging.terminal import Terminal
-from smr.run.devices import find_device
-from smr.run.options import Parser, number, one_line_errors
+from smr.logging.console import Terminal
+from smr.run.command import command
 
 COLUMNS = ("file", "predicted", "probability", "second", "p_second")
 # Between the probabilities of the networks and of the exported program: rounding alone.
 TOLERANCE = 1e-4
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="best.pt, last.pt, or a run folder")
@@ -53,19 +55,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not (args.photos or args.export):
         parser.error("give PHOTOS, --export FILE, or both")
-    with one_line_errors("predict.py"):
-        for path in (args.output, args.export):
-            check_output(path)
-        broken: dict[Path, str] = {}
-        paths = files_of(args.photos, broken)
-        model = smr.load(args.checkpoint)
-        if args.export:
-            export(model, paths[: args.batch_size], args.export)
-        if args.output or (paths and not args.export):
-            model.to(find_device(args.device, 0))
-            with table_file(args.output) as file:
-                predict(model, paths, args.batch_size, file, broken)
-    return 0
+    for path in (args.output, args.export):
+        check_output(path)
+    broken: dict[Path, str] = {}
+    paths = files_of(args.photos, broken)
+    model = smr.load(args.checkpoint)
+    if args.export:
+        export(model, paths[: args.batch_size], args.export)
+    if args.output or (paths and not args.export):
+        model.to(find_device(args.device, 0))
+        with table_file(args.output) as file:
+            predict(model, paths, args.batch_size, file, broken)
 
 
 def check_output(path: Path | None) -> None:

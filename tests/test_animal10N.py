@@ -11,6 +11,7 @@ import torch
 from helpers import TinyNet, run_script
 from photos import animals, records, write_animals, write_png
 from runs import rows_of
+from smr.recipe import recipe_of
 
 import smr
 import train_animal10N
@@ -18,9 +19,8 @@ import train_clothing1M
 import train_webvision
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
 from smr.errors import InputError
+from smr.logging.console import Terminal
 from smr.logging.metrics_file import run_name
-from smr.logging.terminal import Terminal
-from smr.recipe import recipe_of
 from smr.run import options
 from vgg import vgg19_bn
 
@@ -284,7 +284,7 @@ def test_the_recipe_is_the_published_one(arguments):
     assert (recipe.batch_size, recipe.lr, recipe.weight_decay) == (128, 0.01, 1e-3)
     assert (recipe.num_epochs, recipe.warm_up, recipe.recalibrate_every) == (200, 30, 15)
     assert (recipe.alpha, recipe.T, recipe.p_threshold, recipe.lambda_u) == (4, 0.5, 0.5, 0)
-    assert recipe.labeled_rows_only and not recipe.asymmetric and recipe.r == 0
+    assert recipe.labeled_rows_only and not recipe.warmup_penalty and recipe.r == 0
     assert config["network"] == "vgg19_bn"
     assert run_name(config) == "animal10N_smr_seed123"
 

@@ -151,7 +151,7 @@ def test_a_split_s_strong_views_are_the_weak_ones_distorted_beside_the_same_labe
     monkeypatch.setattr(loaders, "distorted", inverted)
     monkeypatch.setattr(loaders, "AHEAD", 2)  # three batches, two and one at a time
     loader, chosen = tiny_loader(), np.arange(40) < 24
-    options = {"with_truth": True, "strong": True}
+    options = {"with_true_labels": True, "strong": True}
     labeled, unlabeled = loader.run("train", chosen, np.linspace(0, 1, 40), **options)
     for batches, rows in ((labeled, 24), (unlabeled, 16)):
         columns = [torch.cat(column) for column in zip(*batches, strict=True)]

@@ -1,10 +1,13 @@
-"""The table of runs: what is averaged, what is not and why, and what stands beside it."""
+"""The table of runs: what is averaged, what is not and why, and the published figures."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
-from helpers import REPOSITORY, run_script
+from helpers import REPOSITORY, run_script, script_environment
 
 import compare_runs
 from smr.errors import InputError
@@ -19,6 +22,7 @@ CONFIG = {
     "recalibrate_every": 30,
     "num_epochs": 11,
     "width": 64,
+    "augment": "weak",
     "seed": 1,
     "id": "",
     "device": "cpu",
@@ -70,7 +74,7 @@ def test_a_single_seed_has_no_deviation(write_run):
     assert row[4:8] == ["1", "50.00", "50.00", "50.00"]
 
 
-def test_rows_are_apart_by_data_set_noise_and_method(write_run):
+def test_rows_are_separate_by_dataset_noise_and_method(write_run):
     others = [
         {"dataset": "cifar100"},
         {"r": 0.2},
@@ -144,15 +148,43 @@ def test_runs_of_other_settings_make_a_row_of_their_own_which_says_what_differs(
     ]
 
 
-def test_strong_views_make_a_row_of_their_own_and_older_runs_had_weak_ones(write_run):
-    older = write_run("older", [50.0] * 12)
-    weak = write_run("weak", [52.0] * 12, seed=2, augment="weak")
+def test_strong_augmentation_makes_a_row_of_its_own(write_run):
+    weak = [write_run(f"weak{seed}", [50.0] * 12, seed=seed) for seed in (1, 2)]
     strong = write_run("strong", [60.0] * 12, augment="strong")
-    rows = rows_of(compare_runs.compare([older, weak, strong]))
+    rows = rows_of(compare_runs.compare([*weak, strong]))
     assert sorted((row[2], row[4], row[5]) for row in rows) == [
-        ("smr", "2", "51.00 ± 1.41"),
-        ("smr, strong views", "1", "60.00"),
+        ("smr", "2", "50.00 ± 0.00"),
+        ("smr, strong augmentation", "1", "60.00"),
     ]
+
+
+def test_runs_on_files_of_other_labels_are_not_averaged_and_the_rows_name_the_labels(write_run):
+    """Every run writes its list as noisy_labels.json: the name tells nothing of the labels."""
+    file = {"noise_file": "noisy_labels.json"}
+    first = [
+        write_run(f"a{seed}", [50.0] * 12, seed=seed, noise_sha256="a" * 64, **file)
+        for seed in (1, 2)
+    ]
+    other = write_run("b", [90.0] * 12, seed=3, noise_sha256="b" * 64, **file)
+    rows = rows_of(compare_runs.compare([*first, other]))
+    assert sorted((row[2], row[4], row[5]) for row in rows) == [
+        ("smr (noise_sha256 aaaaaaaa)", "2", "50.00 ± 0.00"),
+        ("smr (noise_sha256 bbbbbbbb)", "1", "90.00"),
+    ]
+
+
+def test_seeds_of_generated_noise_share_a_row_unless_their_noise_rates_differ(write_run):
+    rates = {1: 0.4474, 2: 0.4526, 3: 0.4544, 4: 0.5}
+    runs = [
+        write_run(str(seed), [50.0] * 12, seed=seed, noise_sha256=str(seed), noise_rate=rate)
+        for seed, rate in rates.items()
+    ]
+    rows = rows_of(compare_runs.compare(runs))
+    assert sorted((row[2], row[4]) for row in rows) == [
+        ("smr (noise_rate 0.4474)", "3"),
+        ("smr (noise_rate 0.5)", "1"),
+    ]
+    assert [row[2] for row in rows_of(compare_runs.compare(runs[:3]))] == ["smr"]
 
 
 def test_a_folder_of_runs_stands_for_the_runs_in_it(write_run, tmp_path):
@@ -164,7 +196,11 @@ def test_a_seed_counts_once(write_run):
     first, again = write_run("a", [50.0] * 12), write_run("b", [90.0] * 12, id="b")
     text = compare_runs.compare([first, again])
     assert rows_of(text)[0][4:6] == ["1", "50.00"]
-    assert f"- {again}: seed 1 again, as in {first}" in text
+    assert f"- {again}: seed 1 as {first}\n" in text
+    other = write_run("c", [90.0] * 12, id="c", noise_sha256="of other data")
+    text = compare_runs.compare([first, other])
+    assert rows_of(text)[0][4:6] == ["1", "50.00"]
+    assert f"- {other}: seed 1 as {first}, with other training labels" in text
 
 
 def test_folders_without_runs_and_damaged_ones_are_named(write_run, tmp_path):
@@ -173,13 +209,34 @@ def test_folders_without_runs_and_damaged_ones_are_named(write_run, tmp_path):
     (tmp_path / "empty").mkdir()
     text = compare_runs.compare([whole, bad, tmp_path / "empty"])
     assert f"- {bad}: its files are damaged" in text
-    assert f"- {tmp_path / 'empty'}: holds no run: config.json is not there" in text
+    assert f"- {tmp_path / 'empty'}: not a run: config.json is missing" in text
 
 
 def test_the_script_prints_the_table(write_run, tmp_path):
     write_run("a", [50.0] * 12)
     done = run_script("compare_runs.py", "a", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith("| data set | noise | method |")
+    assert done.returncode == 0 and done.stdout.startswith("| dataset | noise | method |")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_of_any_encoding_and_a_closed_pipe_get_no_traceback(
+    write_run, tmp_path, encoding
+):
+    for seed in (1, 2):
+        write_run(f"Größe{seed}", [50.0] * 12, seed=seed)
+    reading, writing = os.pipe()
+    if encoding == "ascii":
+        os.close(reading)  # as `| head` closes it
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "compare_runs.py"), "."],
+        **{"cwd": tmp_path, "env": script_environment() | {"PYTHONIOENCODING": encoding}},
+        **{"stdout": writing, "stderr": subprocess.PIPE, "timeout": 120},
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+    if encoding == "cp1252":
+        with open(reading, encoding="cp1252") as output:
+            assert "| 50.00 ± 0.00 |" in output.read()
 
 
 def test_without_a_finished_run_the_script_says_so_in_one_line(tmp_path, capsys):
@@ -191,7 +248,7 @@ def test_without_a_finished_run_the_script_says_so_in_one_line(tmp_path, capsys)
 
 def test_runs_of_other_numbers_of_processes_share_a_row_and_are_named(write_run):
     alone = write_run("a", [90.0] * 12)
-    shared = [write_run(f"b{n}", [90.0] * 12, seed=n, ranks=n, sync_bn=True) for n in (2, 3)]
+    shared = [write_run(f"b{n}", [90.0] * 12, seed=n, world_size=n, sync_bn=True) for n in (2, 3)]
     text = compare_runs.compare([alone, *shared])
     assert [row[4] for row in rows_of(text)] == ["3"]
     assert "\nAveraged together:\n\n- cifar10, sym 0.5, smr: runs of 1 and 2 and 3 pro" in text

@@ -10,7 +10,7 @@ from PIL import Image
 
 from smr.data import decoding as image_files
 from smr.data.image_folder import Listing
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 

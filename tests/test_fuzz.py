@@ -21,7 +21,7 @@ from dataloader_cifar import read_cifar, read_human_labels
 from smr.data.noise_file import read_label_list
 from smr.errors import InputError
 from smr.gmm_split import SampleLosses
-from smr.logging.terminal import Terminal
+from smr.logging.console import Terminal
 from smr.run import checkpoints, options
 from smr.run import run as session
 from smr.training import optimize

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
 
 from smr.data import image_file_dataset as streams
-from smr.data.image_file_dataset import Frame, Photos, StreamLoader, drawn
+from smr.data.image_file_dataset import Frame, ImageFileLoader, Photos, drawn
 from smr.data.memory_dataset import Views
 from smr.errors import InputError
 
@@ -47,12 +50,12 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> StreamLoader:
+def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> ImageFileLoader:
     """Photo i of the folder has the label i % 3; the first three are the test set too."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name[:-4]))
     train, test = (Photos(folder, files, frame) for files in (names, names[:3]))
     labels = np.arange(len(names)) % 3
-    return StreamLoader(
+    return ImageFileLoader(
         *(train, labels, {"test": (test, labels[:3])}, Views(MEAN, STD)),
         *(list("abc"), batch_size, seed),
         workers=workers,
@@ -116,6 +119,61 @@ def test_a_training_view_is_the_slow_one_at_the_places_drawn(folder, frame):
         assert (image - wanted).abs().max() < LEVEL, loader.files[i]
 
 
+@pytest.mark.parametrize("square", [False, True])
+def test_a_random_resized_view_is_the_slow_one(folder, square):
+    frame = Frame(40, 32, square, random_resized=True)
+    loader = loader_of(folder, frame)
+    labeled, _ = loader.run("train", [True] * 10, np.arange(10) / 10)
+    state = loader.generator.get_state()
+    served = {
+        round(10 * float(probability)): views
+        for x1, x2, _, probabilities in labeled
+        for probability, *views in zip(probabilities, x1, x2, strict=True)
+    }
+    loader.generator.set_state(state)
+    seed = loader.new_seed()
+    assert sorted(served) == list(range(10))
+    for i, views in served.items():
+        for view, image in enumerate(views):
+            wanted = resized_slowly(folder / loader.files[i], drawn(seed, i, view, 23), frame)
+            assert (image - wanted).abs().max() < 2 * LEVEL, loader.files[i]
+
+
+def resized_slowly(path, draws, frame) -> torch.Tensor:
+    """A view as torchvision's RandomResizedCrop makes it of the scaled photo, at these draws."""
+    photo = Image.fromarray(streams.scaled(path, frame).numpy())
+    top, left, height, width = streams.resized_window(
+        photo.height, photo.width, draws[:2], draws[3:].reshape(10, 2)
+    )
+    view = resized_crop(photo, top, left, height, width, [frame.crop] * 2)
+    pixels = pil_to_tensor(hflip(view) if draws[2] < 0.5 else view) / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+@pytest.mark.parametrize("shape", [(320, 320), (320, 480), (600, 320), (320, 3200), (3200, 320)])
+def test_resized_windows_have_torchvision_s_distribution(shape):
+    draw = np.random.default_rng(0)
+    found, wanted = [], []
+    torch.manual_seed(0)
+    for _ in range(3000):
+        found.append(streams.resized_window(*shape, draw.random(2), draw.random((10, 2))))
+        wanted.append(
+            RandomResizedCrop.get_params(torch.empty(3, *shape), (0.08, 1.0), (3 / 4, 4 / 3))
+        )
+    for ours, theirs in zip(np.transpose(found), np.transpose(wanted), strict=True):
+        assert ks_2samp(ours, theirs).pvalue > 1e-3
+
+
+def test_a_photo_into_which_no_window_fits_gives_torchvision_s_central_one():
+    for shape in ((10, 1000), (1000, 10), (300, 310)):
+        wanted = RandomResizedCrop.get_params(torch.empty(3, *shape), (9.0, 9.0), (3 / 4, 4 / 3))
+        assert streams.resized_window(*shape, [0.3, 0.6], np.full((10, 2), 10.0)) == wanted
+
+
+def test_more_draws_of_a_view_leave_the_first_ones_alone():
+    assert drawn(5, 6, 1, 23)[:3].tolist() == drawn(5, 6, 1).tolist()
+
+
 def test_windows_are_uniform_and_half_are_mirrored(tmp_path):
     # A pixel's color is its place, so that a view tells where it was cut.
     down, across = np.mgrid[:12, :14]
@@ -143,18 +201,19 @@ def partial_request(folder, frame):
     return lambda seed: streams.Request([f"{folder}/0.png"], np.array([0]), 1, seed, frame)
 
 
-def test_a_view_depends_on_neither_workers_nor_batches_nor_the_other_photos(folder):
-    plain = loader_of(folder)
+@pytest.mark.parametrize("frame", [FRAME, Frame(40, 32, random_resized=True)])
+def test_a_view_depends_on_neither_workers_nor_batches_nor_the_other_photos(folder, frame):
+    plain = loader_of(folder, frame)
     state = plain.generator.get_state()
     wanted = [by_index(plain.run("warmup")) for _ in range(2)]
     assert not torch.equal(wanted[0][0][0], wanted[1][0][0])
     for workers, batch_size in ((2, 4), (1, 3)):
-        loader = loader_of(folder, workers=workers, batch_size=batch_size)
+        loader = loader_of(folder, frame, workers=workers, batch_size=batch_size)
         loader.generator.set_state(state)
         for views in wanted:
             found = by_index(loader.run("warmup"))
             assert all(torch.equal(found[i][0], views[i][0]) for i in range(10))
-    resumed = loader_of(folder, seed=99)
+    resumed = loader_of(folder, frame, seed=99)
     resumed.generator.set_state(state)
     resumed.new_seed()  # as the pass before did
     few = by_index(resumed._supervised(torch.tensor([7, 2])))

@@ -9,7 +9,7 @@ from helpers import generator
 from torch.testing import assert_close
 
 from smr.data import loader as loaders
-from smr.data.loader import Batches, ImageData, NoisyLoader
+from smr.data.loader import Batches, ImageData, MemoryLoader
 from smr.data.memory_dataset import ImageSet, Views
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -68,7 +68,7 @@ def test_batches_serve_the_chosen_images_alone():
     assert [len(b[1]) for b in batches_over(3, 8, True)] == [3]
 
 
-def gray_loader(n: int = 20, wrong: int = 5, padding: int = 2, log=None, **changes) -> NoisyLoader:
+def gray_loader(n: int = 20, wrong: int = 5, padding: int = 2, log=None, **changes) -> MemoryLoader:
     """`n` gray images with clean labels i % 10, the first `wrong` given the class after theirs; 7
     test images, brighter by 100, with labels 9, 8, …; B = 4."""
     clean = np.arange(n) % 10
@@ -83,7 +83,7 @@ def gray_loader(n: int = 20, wrong: int = 5, padding: int = 2, log=None, **chang
         "clean_labels": clean,
     }
     views = Views(MEAN, STD, padding=padding, flip=True)
-    return NoisyLoader(ImageData(**content | changes), views, 4, seed=0, log=log)
+    return MemoryLoader(ImageData(**content | changes), views, 4, seed=0, log=log)
 
 
 def joined(batches) -> list[list]:
@@ -123,7 +123,7 @@ def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share
 ):
     monkeypatch.setattr(loaders.distributed, "world_size", lambda: ranks)
     small, labels = np.zeros((2005, side, side, 3), np.uint8), np.zeros(2005, int)
-    loader = NoisyLoader(ImageData(small, labels, small, labels, ["a"]), PLAIN, 4, seed=0)
+    loader = MemoryLoader(ImageData(small, labels, small, labels, ["a"]), PLAIN, 4, seed=0)
     for mode in ("eval_train", "whole", "test"):
         batches = loader.run(mode)
         assert [len(rows) for rows in batches.dataset.index.split(batches.batch_size)] == sizes
@@ -131,13 +131,13 @@ def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share
 
 def test_larger_images_are_scored_by_the_training_batch():
     large, labels = np.zeros((9, 80, 80, 3), np.uint8), np.zeros(9, int)
-    loader = NoisyLoader(ImageData(large, labels, large, labels, ["a"]), PLAIN, 4, seed=0)
+    loader = MemoryLoader(ImageData(large, labels, large, labels, ["a"]), PLAIN, 4, seed=0)
     assert [len(images) for images, *_ in loader.run("eval_train")] == [4, 4, 1]
 
 
 def test_a_test_set_without_images_has_no_batches():
     some, none, labels = gray_images(9), gray_images(0), np.zeros(9, int)
-    loader = NoisyLoader(ImageData(some, labels, none, labels[:0], ["a"]), PLAIN, 4, seed=0)
+    loader = MemoryLoader(ImageData(some, labels, none, labels[:0], ["a"]), PLAIN, 4, seed=0)
     assert len(loader.run("test")) == 0 and list(loader.run("test")) == []
 
 
@@ -151,7 +151,7 @@ def test_testing_has_the_test_images_in_order_with_their_labels_and_not_augmente
     assert_close(torch.cat([batch[0] for batch in batches]), plain)
 
 
-def split_of(loader: NoisyLoader, *arguments, **options) -> list[dict[int, tuple]]:
+def split_of(loader: MemoryLoader, *arguments, **options) -> list[dict[int, tuple]]:
     """For the labeled and the unlabeled part: position → (views shown, columns …)."""
     parts = []
     for batches in loader.run("train", *arguments, **options):
@@ -176,7 +176,7 @@ def test_a_split_of_a_sample_serves_exactly_its_images_labels_and_probabilities(
     index = np.array([2, 3, 5, 8, 11, 13, 17])
     chosen = np.array([True, False, True, True, False, True, False])
     probability = np.array([0.9, 0.1, 0.8, 0.7, 0.2, 0.6, 0.3])
-    labeled, unlabeled = split_of(loader, chosen, probability, index, with_truth=True)
+    labeled, unlabeled = split_of(loader, chosen, probability, index, with_true_labels=True)
     assert labeled == {
         2: (2, 3, pytest.approx(0.9), 2),  # the first five are given the class after theirs
         5: (5, 5, pytest.approx(0.8), 5),
@@ -216,7 +216,7 @@ def test_two_views_of_an_image_have_crops_of_their_own():
 def test_truth_rides_along_only_where_asked():
     loader = gray_loader()
     chosen, ones = np.arange(20) < 8, np.ones(20)
-    labeled, unlabeled = split_of(loader, chosen, ones, with_truth=True)
+    labeled, unlabeled = split_of(loader, chosen, ones, with_true_labels=True)
     assert {i: row[-1] for i, row in labeled.items()} == {i: i for i in range(8)}
     assert {i: row[-1] for i, row in unlabeled.items()} == {i: i % 10 for i in range(8, 20)}
     sizes = [{len(row) for row in part.values()} for part in split_of(loader, chosen, ones)]
@@ -256,7 +256,7 @@ def test_thumbnails_are_the_images_as_they_came(padding):
 def test_loaders_of_a_seed_serve_the_same_and_of_another_seed_not():
     def orders(seed):
         data = ImageData(gray_images(9), np.zeros(9, int), gray_images(1), np.zeros(1, int), ["a"])
-        loader = NoisyLoader(data, PLAIN, 4, seed)
+        loader = MemoryLoader(data, PLAIN, 4, seed)
         return [joined(loader.run("warmup"))[2] for _ in range(2)]
 
     assert orders(3) == orders(3) != orders(4)

@@ -1,20 +1,26 @@
-"""A run's figures on disk, epoch by epoch, from given epochs: no network is trained here."""
+"""A run's metrics on disk and in TensorBoard, from made-up epochs: no network is trained here."""
 
 import json
 
 import numpy as np
 import pytest
-from helpers import tiny_loader, tiny_recipe
+from helpers import tiny_loader
 from runs import events_of, metrics_of
+from smr.method import EpochResult
+from smr.run.options import Flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smr.logging import metrics_file as records
-from smr.logging.metrics_file import Record, read_metrics, run_name
-from smr.method import EpochResult
+from smr.logging.metrics_file import (
+    RunRecord,
+    accuracy_line,
+    memory_line,
+    read_metrics,
+    run_name,
+)
 
 CONFIG = {
     **{"dataset": "digits", "r": 0.5, "noise_mode": "sym", "method": "smr", "seed": 7, "id": ""},
-    **{"lr": 0.02, "network": "vgg19_bn"},
+    **{"lr": 0.02, "network": "vgg19_bn", "num_epochs": 30, "lambda_u": 25.0, "review": 500},
 }
 MEMORY = {"memory/host_gib": 1.234}
 
@@ -25,15 +31,14 @@ def result_of(epoch: int, accuracy: float, **more: float) -> EpochResult:
     return EpochResult(epoch, "warm-up", metrics, {"test": np.eye(10, dtype=int)}, None)
 
 
-def new_record(folder, rows=(), num_epochs=30, **recipe) -> Record:
+def new_record(folder, rows=(), **changes) -> RunRecord:
     folder.mkdir(exist_ok=True)
-    recipe = tiny_recipe(num_epochs=num_epochs, **recipe)
-    record = Record(folder, CONFIG, recipe, tiny_loader(), list(rows))
-    record.begin()
+    record = RunRecord(folder, Flags(CONFIG | changes), tiny_loader(), list(rows))
+    record.header()
     return record
 
 
-def add_epochs(record: Record, accuracies) -> None:
+def add_epochs(record: RunRecord, accuracies) -> None:
     for epoch, accuracy in enumerate(accuracies, start=len(record.rows)):
         record.add(result_of(epoch, accuracy), MEMORY)
 
@@ -68,9 +73,9 @@ def test_acc_txt_has_each_epoch_s_accuracy_as_soon_as_it_ends(tmp_path):
 
 
 def test_acc_txt_of_several_test_sets_has_their_titles_and_the_five_likeliest_classes():
-    titles = {"test_titles": {"test": "WebVision", "imagenet": "ImageNet", "third": "Third"}}
+    titles = {"test": "WebVision", "imagenet": "ImageNet", "third": "Third"}
     row = {"epoch": 3, "test/accuracy": 70.126, "test/top5": 90.0, "imagenet/accuracy": 60.0}
-    assert records.accuracy_line(row, titles) == (
+    assert accuracy_line(row, titles) == (
         "Epoch:3 \t WebVision Acc: 70.13% (90.00%) \t ImageNet Acc: 60.00%\n"
     )
 
@@ -108,7 +113,7 @@ def test_each_network_may_have_a_best_epoch_of_its_own(tmp_path):
 def test_an_epoch_s_time_is_that_since_the_one_before_was_recorded(tmp_path, clock):
     record = new_record(tmp_path)
     clock.now += 100  # the data was read, the networks were made
-    record.begin()
+    record.header()
     clock.now += 5
     record.add(result_of(0, 50), MEMORY)
     clock.now += 3  # the checkpoint was saved
@@ -146,22 +151,20 @@ def test_metrics_without_a_last_line_that_was_cut_off_are_read(tmp_path):
     ],
 )
 def test_a_run_s_name_says_what_it_is(changes, name):
-    assert run_name(CONFIG | changes) == name
+    assert run_name(Flags(CONFIG | changes)) == name
 
 
-def test_the_name_of_a_run_on_labels_as_people_gave_them_has_no_noise():
+def test_the_name_of_a_run_without_injected_noise_has_none():
     config = {"dataset": "folder", "method": "dividemix", "seed": 1, "id": ""}
-    assert run_name(config) == "folder_dividemix_seed1"
-    assert run_name(config, with_method=False) == "folder_seed1"
-    assert run_name(CONFIG, with_method=False) == "digits_0.5_sym_seed7"
+    assert run_name(Flags(config)) == "folder_dividemix_seed1"
+    assert run_name(Flags(config), with_method=False) == "folder_seed1"
+    assert run_name(Flags(CONFIG), with_method=False) == "digits_0.5_sym_seed7"
 
 
-def test_the_most_memory_held_is_told_by_its_place():
+def test_peak_memory_is_logged_by_its_place():
     both = {"memory/host_gib": 1.236, "memory/device_gib": 12.0}
-    assert records.memory_line(both) == (
-        "most memory held: 1.24 GiB on the host, 12.00 GiB on the device"
-    )
-    assert records.memory_line(MEMORY) == "most memory held: 1.23 GiB on the host"
+    assert memory_line(both) == ("peak memory: 1.24 GiB on the host, 12.00 GiB on the device")
+    assert memory_line(MEMORY) == "peak memory: 1.23 GiB on the host"
 
 
 def test_the_last_lines_tell_the_best_the_last_and_their_mean_and_where_all_is(tmp_path, capsys):
@@ -172,7 +175,7 @@ def test_the_last_lines_tell_the_best_the_last_and_their_mean_and_where_all_is(t
     record.finish({})
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "most memory held: 1.23 GiB on the host",
+        "peak memory: 1.23 GiB on the host",
         "best accuracy 80.00 % (epoch 1), last 19.00 %, mean of the last 10 epochs 21.50 %",
     ]
     assert lines[2].startswith(f"in {folder}: ")
@@ -186,7 +189,7 @@ def test_the_last_lines_tell_the_best_the_last_and_their_mean_and_where_all_is(t
 def test_curves_have_a_point_an_epoch_at_the_epoch_s_number(tmp_path):
     record = new_record(tmp_path)
     add_epochs(record, ACCURACIES[:3])
-    record.board.close()
+    record.close()
     curves = events_of(tmp_path)
     assert curves["test/accuracy"] == [(0, 50), (1, 80), (2, 70)]
     assert curves["test/best_accuracy"] == [(0, 50), (1, 80), (2, 80)]
@@ -198,10 +201,10 @@ def test_curves_have_a_point_an_epoch_at_the_epoch_s_number(tmp_path):
 def test_a_resumed_run_s_points_supersede_those_that_it_does_again(tmp_path):
     record = new_record(tmp_path)
     add_epochs(record, [50, 80, 70])
-    record.board.close()
+    record.close()
     again = new_record(tmp_path, metrics_of(tmp_path)[:2])
     add_epochs(again, [60, 40])
-    again.board.close()
+    again.close()
     assert events_of(tmp_path)["test/accuracy"] == [(0, 50), (1, 80), (2, 60), (3, 40)]
 
 
@@ -210,7 +213,7 @@ def test_overview_curves_are_the_mean_of_both_networks(tmp_path):
     counts = {f"split/net{k}/{part}": 5 for k in (1, 2) for part in ("labeled", "unlabeled")}
     own = {"split/net1/auc": 0.5, "split/net2/auc": 1.0, "split/net1/precision": 0.25} | counts
     record.add(result_of(0, 50, **own), MEMORY)
-    record.board.close()
+    record.close()
     curves = events_of(tmp_path)
     assert curves["overview/auc"] == [(0, 0.75)]
     assert curves["overview/precision"] == [(0, 0.25)]
@@ -219,50 +222,43 @@ def test_overview_curves_are_the_mean_of_both_networks(tmp_path):
 def test_pictures_come_every_tenth_epoch_and_at_the_end_those_of_the_run_beside_the_last(tmp_path):
     record = new_record(tmp_path, num_epochs=12)
     add_epochs(record, ACCURACIES)
-    record.finish({"wrong_labels/suspects": np.zeros((4, 4, 3), np.uint8)})
-    record.board.close()
+    record.finish({"label_issues/top": np.zeros((4, 4, 3), np.uint8)})
+    record.close()
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("test/confusion")] == [0, 10, 12]
-    assert [event.step for event in events.Images("wrong_labels/suspects")] == [12]
+    assert [event.step for event in events.Images("label_issues/top")] == [12]
 
 
 @pytest.mark.parametrize(
     ("review", "words"),
     [
         (500, "decide in labels.html and save; python correct_labels.py {0} corrections.csv moves"),
-        (0, "right classes into labels.csv; python correct_labels.py {0} {0}/labels.csv moves"),
+        (0, "edit the classes in labels.csv; python correct_labels.py {0} {0}/labels.csv moves"),
     ],
 )
 def test_the_last_lines_say_how_photos_are_corrected(tmp_path, capsys, review, words):
-    record = new_record(tmp_path)
-    record.config = CONFIG | {"review": review}
+    record = new_record(tmp_path, review=review)
     record.loader.facts["labels_in_paths"] = True
     add_epochs(record, [50])
     record.finish({})
-    record.board.close()
+    record.close()
     assert words.format(tmp_path) in capsys.readouterr().out
 
 
-def test_what_the_disk_did_not_take_is_said_and_written_with_the_next_epoch(
-    tmp_path, monkeypatch, capsys
-):
+def test_what_could_not_be_written_is_logged_and_written_with_the_next_epoch(tmp_path, capsys):
     record = new_record(tmp_path)
     add_epochs(record, [50])
-    with monkeypatch.context() as patch:
-        patch.setattr(records, "write_text", full_disk)
-        add_epochs(record, [80])
+    (tmp_path / ".metrics.jsonl.new").mkdir()  # in the way of the file, as a full disk is
+    add_epochs(record, [80])
+    (tmp_path / ".metrics.jsonl.new").rmdir()
     assert capsys.readouterr().out.endswith(
-        "the records were not written (No space left on device); the run goes on\n"
+        "the metrics were not written (Is a directory); the run continues\n"
     )
     assert len(metrics_of(tmp_path)) == 1
     add_epochs(record, [70])
-    record.board.close()
+    record.close()
     assert [row["test/accuracy"] for row in metrics_of(tmp_path)] == [50, 80, 70]
     assert events_of(tmp_path)["test/accuracy"] == [(0, 50), (1, 80), (2, 70)]
-
-
-def full_disk(*_):
-    raise OSError(28, "No space left on device")
 
 
 def test_a_row_is_plain_json(tmp_path):

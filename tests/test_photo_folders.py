@@ -13,8 +13,8 @@ from runs import assert_same_run
 
 import train_animal10N
 from dataloader_folder import folder_dataloader, list_folder
-from smr.data.image_file_dataset import Frame, StreamLoader
-from smr.data.loader import NoisyLoader
+from smr.data.image_file_dataset import Frame, ImageFileLoader
+from smr.data.loader import MemoryLoader
 from smr.errors import InputError
 from smr.run import options
 
@@ -119,11 +119,11 @@ def mixed(tmp_path_factory):
     return root
 
 
-def loaders(root, image_size=32) -> tuple[NoisyLoader, StreamLoader]:
+def loaders(root, image_size=32) -> tuple[MemoryLoader, ImageFileLoader]:
     """The same folder in memory and streamed."""
     frame = Frame(round(8 / 7 * image_size), image_size, square=True)
     held, streamed = (folder_dataloader(root, 4, 0, frame, memory) for memory in (2**30, 0))
-    assert isinstance(held, NoisyLoader) and isinstance(streamed, StreamLoader)
+    assert isinstance(held, MemoryLoader) and isinstance(streamed, ImageFileLoader)
     return held, streamed
 
 
@@ -169,9 +169,9 @@ def test_large_images_and_large_sets_stream(mixed):
         (Frame(112, 97, True), 2**40),
         (Frame(110, 96, True), 4 * 28 * 3 * 110**2 - 1),
     ):
-        assert isinstance(folder_dataloader(mixed, 4, 0, frame, memory), StreamLoader)
+        assert isinstance(folder_dataloader(mixed, 4, 0, frame, memory), ImageFileLoader)
     held = folder_dataloader(mixed, 4, 0, Frame(110, 96, True), 4 * 28 * 3 * 110**2)
-    assert isinstance(held, NoisyLoader)
+    assert isinstance(held, MemoryLoader)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import Python2Pickler, write_python2_pickle
+from smr.data.pickles import Refused
 
 from dataloader_cifar import read_cifar, read_human_labels
 from smr.data import pickles
-from smr.data.pickles import Refused
 from smr.errors import InputError
 
 

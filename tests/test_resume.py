@@ -30,7 +30,7 @@ import smr
 import train_cifar
 from smr import files
 from smr.data import pickles
-from smr.logging.console import Log
+from smr.logging.console import RunLog
 from smr.run import checkpoints
 from smr.run import run as session
 
@@ -113,7 +113,7 @@ def stop_in_epoch(monkeypatch, stopped: int, number: signal.Signals) -> None:
             monkeypatch.undo()
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Log, "progress", progress)
+    monkeypatch.setattr(RunLog, "progress", progress)
 
 
 @pytest.mark.parametrize(

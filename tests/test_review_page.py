@@ -12,8 +12,8 @@ import pytest
 from browser import ENTER, ESCAPE, LEFT, RIGHT, Browser
 from PIL import Image, PngImagePlugin
 
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.label_issues import review_page as review
 from smr.label_issues.scores import LabelIssues
 
@@ -21,14 +21,14 @@ HOSTILE = "</script><script>window.ran = 1</script>"
 NAMES = ["cat", 'dog "big", <b>', "Bär 熊", "<img src=x onerror='window.ran = 1'>", "cow", "crow"]
 
 
-def loader_of(given, names=NAMES, files=None, side=8) -> NoisyLoader:
+def loader_of(given, names=NAMES, files=None, side=8) -> MemoryLoader:
     """A loader of noisy images, the hardest to make small."""
     images = np.random.default_rng(0).integers(0, 256, (len(given), side, side, 3), np.uint8)
     data = ImageData(images, np.asarray(given), images[:2], np.arange(2), names, None, files)
-    return NoisyLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
+    return MemoryLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
 
 
-def six_labels() -> NoisyLoader:
+def six_labels() -> MemoryLoader:
     files = [f"training/x/{i}.png" for i in range(4)] + [
         f"training/{HOSTILE}",
         'training/a "b",;.png',

@@ -13,12 +13,12 @@ from functools import partial
 import pytest
 import torch
 from runs import RUN_NAME, assert_same, rows_of, run_short, without_times
+from smr.run.saving import Saver, copied
 from test_resume import stop_in_epoch
 
-from smr.logging.console import Log
+from smr.logging.console import RunLog
 from smr.run import checkpoints
 from smr.run import run as session
-from smr.run.saving import Saver, copied
 
 PATIENCE = 20
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_is_written_while_the_next_epoch_trains_and_is_of_its_own_e
             found["last"] = torch.load(path, weights_only=True)
 
     save = checkpoints.save
-    monkeypatch.setattr(Log, "progress", progress)
+    monkeypatch.setattr(RunLog, "progress", progress)
     monkeypatch.setattr(checkpoints, "save", reading)
     on_save_of(monkeypatch, 1, lambda: found.setdefault("waited", trained.wait(PATIENCE)))
     assert run_short(tmp_path / "second", "--num_epochs", "2") == 0

@@ -19,9 +19,9 @@ from torchvision import datasets
 
 import train_cifar
 from dataloader_cifar import noisy_labels
-from smr.data.loader import NoisyLoader
+from smr.data.loader import MemoryLoader
 from smr.errors import InputError
-from smr.logging import terminal as console
+from smr.logging import console
 from smr.run import options
 from smr.run import run as session
 
@@ -135,7 +135,7 @@ def test_output_tells_the_start_each_epoch_and_the_end(finished):
     config = json.loads((folder / "config.json").read_text())
     for text in (
         "cifar10:0.45-sym: 100 training and 40 test images of 32x32, 10 classes",
-        f"wrong training labels: {100 * config['noise_rate']:.2f} %",
+        f"training labels: noise rate {100 * config['noise_rate']:.2f} %",
         config["noise_sha256"],
         "--seed 5",
         "device: cpu, 1 thread, ",
@@ -290,7 +290,7 @@ class Begun(Exception):
 @pytest.fixture
 def loaders(monkeypatch, tiny_network):
     """The data of the runs that begin, each of which ends as it does, with Begun."""
-    begun: list[NoisyLoader] = []
+    begun: list[MemoryLoader] = []
 
     def train(_pair, loader, *_):
         begun.append(loader)
@@ -356,14 +356,18 @@ def test_lambda_u_takes_the_published_value_of_its_noise_cell(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("", {"warmup_loss": "mixup", "recalibrate_every": 30, "asymmetric": False}),
-        ("--method dividemix", {"warmup_loss": "ce", "recalibrate_every": 0}),
+        ("", {"warmup_loss": "mixup", "recalibrate_every": 30, "warmup_penalty": False}),
+        ("--method dividemix", {"warmup_loss": "ce", "recalibrate_every": 0, "batch_size": 64}),
+        ("--method dividemix --dataset cifar100", {"batch_size": 64}),
+        ("--method dividemix --batch_size 128", {"batch_size": 128}),
+        ("--method smr", {"batch_size": 128}),
+        ("--method ce", {"batch_size": 128}),
         (
             "--method dividemix --recalibrate_every 30",
             {"warmup_loss": "ce", "recalibrate_every": 30},
         ),
         ("--recalibrate_every 0", {"warmup_loss": "mixup", "recalibrate_every": 0}),
-        ("--noise_mode asym", {"asymmetric": True}),
+        ("--noise_mode asym", {"warmup_penalty": True}),
         ("--learning_rate 0.1", {"lr": 0.1}),
         ("--lr 0.1", {"lr": 0.1}),
     ],
@@ -507,7 +511,7 @@ def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys, 
     assert folder.name == "cifar10_0.0_sym_smr_seed123"
     assert "AUC" not in (folder / "stats.txt").read_text()
     assert not any("split/net1/auc" in row for row in metrics_of(folder))
-    assert "wrong training labels: 0.00 %" in capsys.readouterr().out
+    assert "training labels: noise rate 0.00 %" in capsys.readouterr().out
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(

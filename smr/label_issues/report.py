@@ -21,14 +21,15 @@ from smr import distributed
 from smr.data.fingerprint import checksum
 from smr.data.loader import Loader
 from smr.errors import NonFiniteLoss
+from smr.evaluate import predict_batches
 from smr.files import atomic_write, write_text
-from smr.gmm_split import SampleLosses, append_losses, gmm_split
+from smr.gmm_split import SampleLosses
 from smr.label_issues.review_page import page
 from smr.label_issues.scores import LabelIssues, estimate_correct_among, why_unreliable
 from smr.logging import figures
-from smr.logging.terminal import Terminal
-from smr.method import Pair
-from smr.training import score
+from smr.logging.console import Terminal
+from smr.methods import Method
+from smr.training import Pair
 
 COLUMNS = (
     *("index", "file", "given", "given_name", "predicted", "predicted_name"),
@@ -50,42 +51,32 @@ def with_progress(batches: Sized) -> Iterator:
             terminal.progress(f"predicting the training images: {done} of {len(batches)} batches")
 
 
-def compute_label_issues(pair: Pair, loader: Loader, config) -> LabelIssues:
+def compute_label_issues(pair: Pair, loader: Loader, method: Method, amp: bool) -> LabelIssues:
     """Predict every training image by both networks in eval mode; all ranks take part.
 
-    pred_probs are the softmax of the mean of both networks' logits, as in the test (method 3). At
-    r = 0.9 the GMMs are fitted to the pair's loss histories with this pass added (method 4); the
-    pair's own stay. Raises NonFiniteLoss.
+    pred_probs are the softmax of the mean of both networks' logits, as in the test (method 3), and
+    the mean over the views of an image that the loader serves several times. Raises NonFiniteLoss.
     """
     parts, positions, device = [], [], loader.noisy_labels.device
-    for logits, labels, index in score(
-        pair.networks, with_progress(loader.run("whole")), config.amp
-    ):
+    batches = with_progress(loader.run("whole"))
+    for logits, labels, index in predict_batches(pair.networks, batches, amp):
         losses = [F.cross_entropy(each, labels, reduction="none") for each in logits]
         pred_probs = torch.softmax(logits.mean(dim=0), dim=1)
         parts.append(torch.cat([torch.stack(losses, dim=1), pred_probs], dim=1))
         positions.append(index)
-    index, order = torch.cat(distributed.all_gather_tensors(positions, device)).sort()
-    whole = torch.cat(distributed.all_gather_tensors(parts, device))[order]
+    positions = torch.cat(distributed.all_gather_tensors(positions, device))
+    parts = torch.cat(distributed.all_gather_tensors(parts, device))
+    index, places, views = positions.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros((len(index), parts.shape[1]), device=device).index_add_(0, places, parts)
+    whole = sums / views[:, None]
     if not torch.isfinite(whole).all():
         raise NonFiniteLoss("the loss of a training image is not finite")
-    clean_probability = []
-    for history, losses in zip(pair.histories, whole.T[:2], strict=True):
-        longer = list(history)
-        append_losses(longer, SampleLosses(index, losses), config.r)
-        clean_probability.append(gmm_split(longer, config).probability)
     return LabelIssues(
         index.cpu().numpy(),
         loader.noisy_labels[index].cpu().numpy(),
         whole[:, 2:].cpu().numpy(),
-        np.stack(clean_probability),
+        method.clean_probabilities([SampleLosses(index, losses) for losses in whole.T[:2]]),
     )
-
-
-def info_of(loader: Loader, name: str):
-    """A property of the data, None if it has none such."""
-    info = getattr(loader, "info", None)
-    return loader.facts.get(name) if info is None else getattr(info, name, None)
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Sequence]) -> bytes:
@@ -163,11 +154,11 @@ def draw(issues: LabelIssues, loader: Loader) -> tuple[dict, dict]:
         index, labels, predicted = issues.index[rows], issues.labels[rows], issues.predicted[rows]
         captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
         images, names = loader.thumbnails(index), loader.class_names
-        return figures.suspects(images, captions, labels, predicted, names, columns, side)
+        return figures.label_issues(images, captions, labels, predicted, names, columns, side)
 
     clean, names = loader.clean_labels, loader.class_names
     true = None if clean is None else clean[issues.index]
-    transitions = figures.transitions(issues.labels, issues.predicted, true, names)
+    transitions = figures.noise_transitions(issues.labels, issues.predicted, true, names)
     return (
         {"label_issues.png": gallery(*FOLDER_GALLERY), "transitions.png": transitions},
         {
@@ -208,7 +199,7 @@ def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | N
     raw, written = labels_csv(issues, loader), read_run_labels(folder)["written"]
     written = [each for each in written if each != digest(raw)] + [digest(raw)]
     files = [loader.files[i] for i in issues.index] if loader.files else None
-    may_move = root and info_of(loader, "labels_in_paths")
+    may_move = root and loader.info.labels_in_paths
     content = {
         "written": written,
         "class_names": loader.class_names,
@@ -235,7 +226,7 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
 
     Without duplicates there is no such file. Raises OSError.
     """
-    pairs = info_of(loader, "duplicates") or []
+    pairs = loader.info.duplicates
     if not pairs:
         path.unlink(missing_ok=True)
         return {}

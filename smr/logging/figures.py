@@ -1,29 +1,83 @@
-"""Pictures of a run, drawn with Pillow: uint8 arrays [height, width, 3] for TensorBoard and files.
+"""Figures of a run, drawn with Pillow: uint8 arrays [height, width, 3] for TensorBoard and files.
 
-`epoch_pictures` are those of an epoch; `suspects` and `transitions` those of trained networks.
+`epoch_figures` draws those of an epoch; `label_issues` and `noise_transitions` those of the end.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from smr.evaluate import Test
 from smr.gmm_split import Split
-from smr.method import EpochResult
+from smr.methods import TrainedEpoch
 
-INK, PAPER, GRAY = (30, 30, 30), (255, 255, 255), (150, 150, 150)
+Color = tuple[int, int, int]
+INK, PAPER, GRAY, LIGHT = (30, 30, 30), (255, 255, 255), (150, 150, 150), (225, 225, 225)
 BLUE, RED = (66, 133, 214), (222, 76, 60)
 DARK_BLUE, DARK_RED = (20, 62, 128), (134, 24, 18)
 BINS = 50
-# Up to so many classes a matrix's cells are large enough for a number in each.
+# Up to this many classes a matrix has cells large enough for a number.
 NUMBERED_CLASSES = 20
-# Letters of a file's name.
-CAPTION_LENGTH = 24
+# The widest class name beside a matrix, in its letters' height; how small a caption's letters get.
+NAME_WIDTH, SMALLEST_CAPTION = 12, 0.75
+# Fonts with many letters, which Pillow finds in the system's font folders.
+FONT_FILES = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "segoeui.ttf", "Arial Unicode.ttf", "arialuni.ttf"),
+    *("Hiragino Sans GB.ttc", "PingFang.ttc", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc"),
+    *("msyh.ttc", "meiryo.ttc", "malgun.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"),
+)
 
 
-def font(size: float) -> ImageFont.FreeTypeFont:
-    """The font that Pillow brings with it."""
-    return ImageFont.load_default(size)
+@cache
+def fonts() -> list[ImageFont.FreeTypeFont]:
+    """Pillow's own font, which has ASCII letters only, and those of FONT_FILES on this system."""
+    available = [ImageFont.load_default(16)]
+    for name in FONT_FILES:
+        with suppress(OSError):
+            available.append(ImageFont.truetype(name, 16))
+    return available
+
+
+@cache
+def lacks(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether a font draws a letter as it draws one that does not exist."""
+    return bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
+
+
+@cache
+def font_for(text: str, size: float) -> ImageFont.FreeTypeFont:
+    """The first font that has all letters of a text, else the one that lacks the fewest."""
+    best = min(fonts(), key=lambda font: sum(lacks(font, letter) for letter in set(text)))
+    return best.font_variant(size=size)
+
+
+def readable(text: str) -> str:
+    """The text in one line, without what is no character, such as a file name's broken bytes."""
+    return " ".join(text.encode(errors="replace").decode().split("\n"))
+
+
+def text_width(text: str, size: float) -> float:
+    """In pixels."""
+    return font_for(readable(text), size).getlength(readable(text))
+
+
+def write(
+    pen: ImageDraw.ImageDraw, place: tuple, text: str, size: float, color=INK, anchor="la"
+) -> None:
+    """Write a line of text, in a font that has its letters."""
+    pen.text(place, readable(text), color, font_for(readable(text), size), anchor=anchor)
+
+
+def cut(text: str, size: float, width: float) -> str:
+    """The text, or its beginning and its end around an ellipsis if it is wider."""
+    shown, letters = text, len(text)
+    while text_width(shown, size) > width and letters:
+        letters -= 1
+        shown = text[: letters - letters // 2] + "…" + text[len(text) - letters // 2 :]
+    return shown
 
 
 def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -32,31 +86,41 @@ def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return picture, ImageDraw.Draw(picture)
 
 
-def epoch_pictures(
-    result: EpochResult, is_clean: np.ndarray | None, names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Tag → picture: each test set's confusion, and each network's losses where it split.
+def sideways(text: str, size: int, color: Color) -> Image.Image:
+    """Text that reads upwards, on white."""
+    picture, pen = blank(int(text_width(text, size)) + 2, size + 4)
+    write(pen, (1, 0), text, size, color)
+    return picture.rotate(90, expand=True)
 
-    Args: is_clean, bool [n] or None where nobody knows; names of the classes.
+
+def epoch_figures(
+    trained: TrainedEpoch,
+    tests: dict[str, Test],
+    is_clean: np.ndarray | None,
+    class_names: Sequence[str],
+) -> dict[str, np.ndarray]:
+    """Tag → figure: each test set's confusion matrix, and each network's losses if it split them.
+
+    Args: is_clean, bool [n], or None if the true labels are unknown.
     """
-    drawn = {
+    figures = {
         f"{test_set}/confusion": matrix(
-            confusion, names, f"Confusion, {test_set} images", "label", "predicted"
+            test.confusion, class_names, f"Confusion, {test_set} images", "label", "predicted"
         )
-        for test_set, confusion in result.confusions.items()
+        for test_set, test in tests.items()
     }
-    for k, split in enumerate(result.splits or (), start=1):
-        title = f"Epoch {result.epoch}, network {k}: losses, mixture"
-        right = None if is_clean is None else is_clean[split.index]
-        drawn[f"split/net{k}/mixture"] = loss_histogram(split, right, title)
-    return drawn
+    for k, split in enumerate(trained.splits, start=1):
+        title = f"Epoch {trained.epoch}, network {k}: losses and GMM"
+        clean = None if is_clean is None else is_clean[split.index]
+        figures[f"split/net{k}/mixture"] = loss_histogram(split, clean, title)
+    return figures
 
 
 def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
-    """Counts of a split's scaled losses under its mixture's two densities (method 4).
+    """Histogram of a split's scaled losses under the two densities of its GMM (method 4).
 
-    Right and wrong labels are stacked in two colors where is_clean [m] is known. The densities
-    are scaled to counts, so that they lie on bars that the mixture describes well.
+    Clean and noisy labels are stacked in two colors if is_clean [m] is known. The densities
+    are scaled to counts, so that they lie on bars that the GMM describes well.
     """
     # Letters are large: TensorBoard shows a picture 350 pixels wide.
     width, height, left, right, top, bottom, letters = 1280, 800, 150, 1240, 90, 720, 42
@@ -64,16 +128,15 @@ def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.
     edges = np.linspace(0, 1, BINS + 1)
     groups = [("all labels", BLUE, np.ones(len(split.losses), dtype=bool))]
     if is_clean is not None:
-        groups = [("right labels", BLUE, is_clean), ("wrong labels", RED, ~is_clean)]
+        groups = [("clean labels", BLUE, is_clean), ("noisy labels", RED, ~is_clean)]
     counts = [np.histogram(split.losses[chosen], edges)[0] for _, _, chosen in groups]
     highest = max(1, int(sum(counts).max()))
     x, y = (edges * (right - left) + left), (bottom - top) / (1.05 * highest)
     for share in (0, 0.25, 0.5, 0.75, 1):
-        level = bottom - share * highest * y
-        pen.line([(left, level), (right, level)], fill=(225, 225, 225), width=2)
-        pen.text((left - 12, level), f"{share * highest:.0f}", INK, font(letters), anchor="rm")
-        tick = left + share * (right - left)
-        pen.text((tick, bottom + 14), f"{share:g}", INK, font(letters), anchor="mt")
+        level, tick = bottom - share * highest * y, left + share * (right - left)
+        pen.line([(left, level), (right, level)], fill=LIGHT, width=2)
+        write(pen, (left - 12, level), f"{share * highest:.0f}", letters, anchor="rm")
+        write(pen, (tick, bottom + 14), f"{share:g}", letters, anchor="mt")
     base = np.zeros(BINS)
     for (_, color, _), count in zip(groups, counts, strict=True):
         for i in np.flatnonzero(count):
@@ -81,62 +144,59 @@ def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.
             pen.rectangle([x[i] + 1, high, x[i + 1] - 1, low], fill=color)
         base += count
     keys = [(name, color) for name, color, _ in groups]
-    if split.mixture is not None:
-        curves = mixture_densities(split.mixture, np.linspace(0, 1, 501))
-        for (name, color), density in zip(
-            (("clean component", DARK_BLUE), ("wrong component", DARK_RED)), curves, strict=True
-        ):
+    if split.gmm is not None:
+        components = (("clean component", DARK_BLUE), ("noisy component", DARK_RED))
+        densities = gmm_densities(split.gmm, np.linspace(0, 1, 501))
+        for (_, color), density in zip(components, densities, strict=True):
             level = np.minimum(density * len(split.losses) / BINS, 1.05 * highest)
             points = zip(np.linspace(left, right, 501), bottom - level * y, strict=True)
             pen.line(list(points), fill=color, width=6, joint="curve")
-            keys.append((name, color))
-    pen.text((left, 14), title, INK, font(50))
+        keys += components
+    write(pen, (left, 14), title, 50)
     for i, (name, color) in enumerate(keys):
         start, level = right - 430, top + 30 + 56 * i
         pen.rectangle([start, level - 16, start + 32, level + 16], fill=color)
-        pen.text((start + 48, level), name, INK, font(letters), anchor="lm")
-    # Drawn twice as large: Pillow smooths no line by itself.
+        write(pen, (start + 48, level), name, letters, anchor="lm")
+    # Drawn twice as large and scaled down: Pillow does not smooth lines.
     return np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.LANCZOS))
 
 
-def mixture_densities(mixture, points: np.ndarray) -> np.ndarray:
+def gmm_densities(gmm, points: np.ndarray) -> np.ndarray:
     """float [2, points]: weight times normal density of each component, the clean one first."""
-    order = np.argsort(mixture.means_.ravel())
-    mean = mixture.means_.ravel()[order, None]
-    variance = mixture.covariances_.ravel()[order, None]
-    weight = mixture.weights_[order, None]
+    order = np.argsort(gmm.means_.ravel())
+    mean, variance = gmm.means_.ravel()[order, None], gmm.covariances_.ravel()[order, None]
+    weight = gmm.weights_[order, None]
     return weight * np.exp(-((points - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
 
 
 def matrix(
     counts: np.ndarray,
-    names: Sequence[str],
+    class_names: Sequence[str],
     title: str,
     row_title: str,
     column_title: str,
     as_percent: bool = False,
 ) -> np.ndarray:
-    """A matrix of counts [classes, classes], each row darker where more of it lies.
+    """A matrix of counts [classes, classes], darker where more of a row lies.
 
     Cells hold the count, or with as_percent its share of the row, unless there are many classes.
-    Darkness goes with the share's root, since a confusion of a few per cent shall be seen.
+    Darkness goes with the root of the share, so that a confusion of a few per cent is visible.
     """
-    classes = len(names)
+    classes = len(class_names)
     numbered = classes <= NUMBERED_CLASSES
     cell, size = (46, 16) if numbered else (12, 11)
-    margin = int(max(font(size).getlength(name) for name in names)) + 12
+    names = [cut(name, size, NAME_WIDTH * size) for name in class_names]
+    margin = int(max(text_width(name, size) for name in names)) + 12
     left, top = margin + size + 10, margin + 40 + size + 10
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    width = left + cell * classes + 12
-    picture, pen = blank(
-        max(width, left + int(font(20).getlength(title))), top + cell * classes + 6
-    )
-    pen.text((left, 8), title, INK, font(20))
-    pen.text((left, 38), f"columns: {column_title}", GRAY, font(size))
+    width = left + max(cell * classes + 12, int(text_width(title, 20)))
+    picture, pen = blank(width, top + cell * classes + 6)
+    write(pen, (left, 8), title, 20)
+    write(pen, (left, 38), f"columns: {column_title}", size, GRAY)
     picture.paste(sideways(f"rows: {row_title}", size, GRAY), (4, top))
     for i, name in enumerate(names):
         middle = i * cell + cell // 2
-        pen.text((left - 6, top + middle), name, INK, font(size), anchor="rm")
+        write(pen, (left - 6, top + middle), name, size, anchor="rm")
         label = sideways(name, size, INK)
         picture.paste(label, (left + middle - label.width // 2, top - 4 - label.height))
     for (row, column), share in np.ndenumerate(shares):
@@ -146,59 +206,46 @@ def matrix(
         pen.rectangle([x, y, x + cell - 2, y + cell - 2], fill=color)
         if numbered and counts[row, column]:
             text = f"{100 * share:.0f}" if as_percent else f"{counts[row, column]:.0f}"
-            pen.text(
-                (x + cell // 2 - 1, y + cell // 2 - 1),
-                text,
-                PAPER if darkness > 0.5 else INK,
-                font(size - 2 if len(text) > 4 else size),
-                anchor="mm",
-            )
+            ink, letters = PAPER if darkness > 0.5 else INK, size - 2 if len(text) > 4 else size
+            write(pen, (x + cell // 2 - 1, y + cell // 2 - 1), text, letters, ink, "mm")
     return np.asarray(picture)
 
 
-def sideways(text: str, size: int, color: tuple[int, int, int]) -> Image.Image:
-    """Text that reads upwards, on white."""
-    picture, pen = blank(int(font(size).getlength(text)) + 2, size + 4)
-    pen.text((1, 0), text, color, font(size))
-    return picture.rotate(90, expand=True)
-
-
-def transitions(
-    given: np.ndarray, predicted: np.ndarray, clean: np.ndarray | None, names: Sequence[str]
+def noise_transitions(
+    given: np.ndarray, predicted: np.ndarray, clean: np.ndarray | None, class_names: Sequence[str]
 ) -> np.ndarray:
-    """The noise found, of each predicted class the labels given, above the true one.
+    """The estimated noise transition matrix, above the true one if it is known.
 
-    Args: int64 labels [n]; clean None where nobody knows, which leaves the noise found alone.
+    Args: int64 labels [n]; clean is None if the true labels are unknown.
     """
-    classes = len(names)
+    classes = len(class_names)
 
-    def shares(rows: np.ndarray, title: str, row_title: str) -> np.ndarray:
+    def transitions(rows: np.ndarray, noise: str, row: str) -> Image.Image:
         counts = np.bincount(rows * classes + given, minlength=classes**2)
-        return matrix(counts.reshape(classes, classes), names, title, row_title, "given", True)
+        title, counts = f"{noise}, % of each {row} class", counts.reshape(classes, classes)
+        return Image.fromarray(matrix(counts, class_names, title, row, "given", as_percent=True))
 
-    found = shares(predicted, "Noise found, % of each predicted class", "predicted")
-    if clean is None:
-        return found
-    injected = shares(clean, "True noise, % of each true class", "true")
-    heights, widths = zip(found.shape[:2], injected.shape[:2], strict=True)
-    picture, _ = blank(max(widths), sum(heights) + 24)
-    picture.paste(Image.fromarray(found), (0, 0))
-    picture.paste(Image.fromarray(injected), (0, heights[0] + 24))
+    parts = [transitions(predicted, "Estimated label noise", "predicted")]
+    if clean is not None:
+        parts.append(transitions(clean, "True label noise", "true"))
+    picture, _ = blank(max(p.width for p in parts), sum(p.height + 24 for p in parts) - 24)
+    for i, part in enumerate(parts):
+        picture.paste(part, (0, i * (parts[0].height + 24)))
     return np.asarray(picture)
 
 
-def suspects(
+def label_issues(
     images: np.ndarray,
     captions: Sequence[str],
     given: np.ndarray,
     predicted: np.ndarray,
-    names: Sequence[str],
+    class_names: Sequence[str],
     columns: int,
     side: int,
 ) -> np.ndarray:
-    """Images uint8 [n, h, w, 3] in rows, each over its rank, caption and two labels.
+    """Images uint8 [n, h, w, 3] in rows, each above its rank, caption and two labels.
 
-    Args: columns, images in a row; side, pixels of each, to which the letters are in proportion.
+    Args: columns, images in a row; side, of each in pixels. Letters are in proportion to it.
     """
     line, gap, letters = side // 6, 12, side // 8
     across, down = side + gap, side + 3 * line + gap + 4
@@ -208,16 +255,11 @@ def suspects(
         enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
         picture.paste(enlarged, (x, y))
         lines = (
-            (f"{i + 1}  {shortened(captions[i])}", GRAY),
-            (f"given {names[given[i]]}", DARK_RED),
-            (f"seen {names[predicted[i]]}", DARK_BLUE),
+            (f"{i + 1}  {captions[i]}", GRAY),
+            (f"given {class_names[given[i]]}", DARK_RED),
+            (f"predicted {class_names[predicted[i]]}", DARK_BLUE),
         )
         for j, (text, color) in enumerate(lines):
-            size = letters * min(1.0, side / font(letters).getlength(text))
-            pen.text((x, y + side + 2 + j * line), text, color, font(size))
+            size = letters * max(SMALLEST_CAPTION, min(1, side / text_width(text, letters)))
+            write(pen, (x, y + side + 2 + j * line), cut(text, size, side), size, color)
     return np.asarray(picture)
-
-
-def shortened(name: str) -> str:
-    """A name that is readable below a picture: the middle of a long one gives way."""
-    return name if len(name) <= CAPTION_LENGTH else f"{name[:9]}…{name[10 - CAPTION_LENGTH :]}"

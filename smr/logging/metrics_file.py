@@ -1,4 +1,7 @@
-"""A run's figures on disk: metrics.jsonl, acc.txt, stats.txt and TensorBoard, epoch by epoch."""
+"""A run's metrics, epoch by epoch: metrics.jsonl, and what is written from its rows.
+
+acc.txt and stats.txt have the form of the published logs.
+"""
 
 import json
 import time
@@ -8,167 +11,180 @@ from pathlib import Path
 
 import numpy as np
 
+from smr.config import Config
 from smr.data.loader import Loader
+from smr.evaluate import Test
 from smr.files import write_text
 from smr.gmm_split import statistics_line
-from smr.logging.console import Log
+from smr.logging.console import RunLog
 from smr.logging.tensorboard import Board
-from smr.method import EpochResult
-from smr.recipe import Recipe
+from smr.methods import TrainedEpoch
 
 
-def run_name(config: dict, with_method: bool = True) -> str:
-    """<dataset>_<r>_<noise_mode>_<method>_seed<seed>[_<id>], r exact; once without the method."""
-    noise = f"{config['r']!r}_{config['noise_mode']}_" if "noise_mode" in config else ""
-    method = f"{config['method']}_" if with_method else ""
-    name = f"{config['dataset']}_{noise}{method}seed{config['seed']}"
-    return f"{name}_{config['id']}" if config["id"] else name
+def test_metrics(tests: dict[str, Test]) -> dict[str, float]:
+    """The figures of each test set by TensorBoard tag."""
+    return {
+        f"{test_set}/{name}": value
+        for test_set, test in tests.items()
+        for name, value in test.figures.items()
+    }
 
 
-def stats_lines(epoch: int, metrics: dict) -> str:
-    """The lines of `stats.txt` for an epoch that split the data: one for each network."""
+def stats_lines(row: dict) -> str:
+    """The lines of `stats.txt` for an epoch that split the data, one for each network."""
     lines = ""
     for network in (1, 2):
         start = f"split/net{network}/"
-        found = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
-        if found:
-            lines += f"Epoch:{epoch}   Network:{network}   {statistics_line(found)}\n"
+        split = {k.removeprefix(start): v for k, v in row.items() if k.startswith(start)}
+        if split:
+            lines += f"Epoch:{row['epoch']}   Network:{network}   {statistics_line(split)}\n"
     return lines
 
 
-def accuracy_line(row: dict, config: dict) -> str:
-    """An epoch's line of `acc.txt`, in the published form: of one test set, or of several."""
-    titles = config.get("test_titles", {})
-    if not titles:
+def accuracy_line(row: dict, test_titles: dict[str, str]) -> str:
+    """An epoch's line of `acc.txt`, in the published form for one test set or several."""
+    if not test_titles:
         return f"Epoch:{row['epoch']}   Accuracy:{row['test/accuracy']:.2f}\n"
     accuracies = [
         f"{title} Acc: {row[f'{name}/accuracy']:.2f}%"
         + (f" ({row[f'{name}/top5']:.2f}%)" if f"{name}/top5" in row else "")
-        for name, title in titles.items()
+        for name, title in test_titles.items()
         if f"{name}/accuracy" in row
     ]
     return " \t ".join([f"Epoch:{row['epoch']}", *accuracies]) + "\n"
 
 
-def memory_line(metrics: dict) -> str:
-    """The line at a run's end on the most memory that it held."""
-    held = [
-        f"{metrics[f'memory/{place}_gib']:.2f} GiB on the {place}"
+def memory_line(row: dict) -> str:
+    """The line on a run's peak memory."""
+    peaks = [
+        f"{row[f'memory/{place}_gib']:.2f} GiB on the {place}"
         for place in ("host", "device")
-        if f"memory/{place}_gib" in metrics
+        if f"memory/{place}_gib" in row
     ]
-    return "most memory held: " + ", ".join(held)
+    return "peak memory: " + ", ".join(peaks)
 
 
-class Record:
-    """A run's folder, its log and its figures.
+class RunRecord:
+    """A run's folder, its log and its metrics.
 
-    Args: rows, those of metrics.jsonl so far. What the folder's files hold beyond them is dropped.
-    Raises OSError.
+    Args: rows, those of metrics.jsonl that the run resumes from; later ones in the files are
+    dropped. Raises OSError.
     """
 
-    def __init__(self, folder: Path, config: dict, recipe: Recipe, loader: Loader, rows: list):
+    def __init__(self, folder: Path, config: Config, loader: Loader, rows: list[dict]):
         self.folder = folder
         self.config = config
-        self.recipe = recipe
         self.loader = loader
-        self.log = Log(config, recipe, loader.is_clean is not None, loader.test_sets)
         self.rows = rows
+        self.log = RunLog(config, loader.is_clean is not None, loader.test_sets)
         self.board = Board(folder, len(rows))
         self.epoch_ended = time.monotonic()
-        self.write_texts()
+        self.write_files()
 
     @property
-    def scores(self) -> list[float]:
-        """Each epoch's test accuracy, by which the best is chosen."""
+    def accuracies(self) -> list[float]:
+        """Each epoch's test accuracy."""
         return [row["test/accuracy"] for row in self.rows]
 
     @property
     def best_epochs(self) -> tuple[int, int]:
         """Each network's best epoch, the first of equals.
 
-        Both have the same, unless the recipe selects each by its own accuracy on a test set.
+        Both are the epoch of the best test accuracy, unless `config.SELECT_ON` names the test set
+        on which each network is selected by its own accuracy.
         """
-        names = ["test/accuracy"] * 2
-        if self.recipe.select_on:
-            names = [f"{self.recipe.select_on}/net{k}/accuracy" for k in (1, 2)]
+        names, select_on = ["test/accuracy"] * 2, self.config.SELECT_ON
+        if select_on:
+            names = [f"{select_on}/net{k}/accuracy" for k in (1, 2)]
         first, second = (int(np.argmax([row[name] for row in self.rows])) for name in names)
         return first, second
 
-    def write_texts(self) -> None:
-        """Write the text files anew, so that none ever has a line cut off, lost or doubled."""
+    def write_files(self) -> None:
+        """Write each text file anew, so that no line is ever incomplete, missing or doubled."""
+        titles = self.config.TEST_TITLES
         contents = {
             "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in self.rows),
-            "acc.txt": "".join(accuracy_line(row, self.config) for row in self.rows),
-            "stats.txt": "".join(stats_lines(row["epoch"], row) for row in self.rows),
+            "acc.txt": "".join(accuracy_line(row, titles) for row in self.rows),
+            "stats.txt": "".join(map(stats_lines, self.rows)),
         }
         for name, content in contents.items():
             write_text(self.folder / name, content)
 
-    def begin(self) -> None:
-        """Head the epochs' lines; from here on time counts."""
+    def header(self) -> None:
+        """Print the headings of the epochs' lines; an epoch's seconds count from here."""
         self.epoch_ended = time.monotonic()
-        self.log.begin()
+        self.log.header()
 
-    def add(self, result: EpochResult, memory: dict[str, float]) -> None:
-        """Add an epoch, with these figures of memory, to log, text files and TensorBoard.
+    def add(self, trained: TrainedEpoch, tests: dict[str, Test], memory: dict[str, float]) -> None:
+        """Add an epoch, with these `memory/` metrics, to the log, the files and TensorBoard.
 
-        `time/seconds` is the wall time since the epoch before was added: what was done with that
-        one, such as copying it to be saved, is in it.
+        `time/seconds` is the wall time since the epoch before was added. The copy of that one's
+        checkpoint is in it.
         """
         now = time.monotonic()
-        metrics = result.metrics | memory | {"time/seconds": now - self.epoch_ended}
+        metrics = trained.metrics | test_metrics(tests) | memory
+        metrics |= {"time/seconds": now - self.epoch_ended}
         self.epoch_ended = now
-        scores = [*self.scores, metrics["test/accuracy"]]
-        metrics["test/best_accuracy"] = max(scores)
-        metrics["test/mean_of_last_ten"] = float(np.mean(scores[-10:]))
-        self.rows.append({"epoch": result.epoch, "kind": result.kind} | metrics)
-        self.log.summary(result.epoch, result.kind, metrics)
-        with self.going_on():
-            self.write_texts()
-            self.board.add_epoch(self.rows, result, self.recipe, self.loader)
+        accuracies = [*self.accuracies, metrics["test/accuracy"]]
+        metrics["test/best_accuracy"] = max(accuracies)
+        metrics["test/mean_of_last_ten"] = float(np.mean(accuracies[-10:]))
+        self.rows.append({"epoch": trained.epoch, "kind": trained.kind} | metrics)
+        self.log.summary(trained.epoch, trained.kind, metrics)
+        with self.disk_errors_logged():
+            self.write_files()
+            self.board.add_epoch(self.rows, trained, tests, self.config.num_epochs, self.loader)
 
     @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Say what a full disk does not take; the next epoch writes it with its own."""
+    def disk_errors_logged(self) -> Iterator[None]:
+        """Log a full disk instead of raising; the next epoch writes this one's figures too."""
         try:
             yield
         except OSError as error:
-            self.log.line(f"the records were not written ({error.strerror}); the run goes on")
+            self.log.line(f"the metrics were not written ({error.strerror}); the run continues")
 
-    def finish(self, drawn: dict[str, np.ndarray]) -> None:
-        """Name the final figures, in the log and, with these pictures by tag, in TensorBoard."""
-        scores, last_ten = self.scores, self.scores[-10:]
+    def finish(self, pictures: dict[str, np.ndarray], selected: float | None = None) -> None:
+        """Log the final figures and, with these pictures by tag, add them to TensorBoard.
+
+        Args: selected, the test accuracy of the networks that were selected on another test set.
+        """
+        accuracies, last_ten = self.accuracies, self.accuracies[-10:]
         self.log.line(memory_line(self.rows[-1]))
         self.log.line(
-            f"best accuracy {max(scores):.2f} % (epoch {int(np.argmax(scores))}), "
-            f"last {scores[-1]:.2f} %, "
+            f"best accuracy {max(accuracies):.2f} % (epoch {int(np.argmax(accuracies))}), "
+            f"last {accuracies[-1]:.2f} %, "
             f"mean of the last {len(last_ten)} epochs {np.mean(last_ten):.2f} %"
         )
-        with self.going_on():
-            self.board.finish(self.config, drawn)
-        runs = self.folder.parent
-        files = (
-            "label_issues.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt, "
-            "last.pt"
-        )
-        self.log.line(f"in {self.folder}: {files}")
-        if self.loader.facts.get("labels_in_paths"):
-            decide, decided = "decide in labels.html and save", "corrections.csv"
-            if not self.config["review"]:
-                decide, decided = "put right classes into labels.csv", f"{self.folder}/labels.csv"
+        if selected is not None:
+            epochs = " and ".join(map(str, self.best_epochs))
             self.log.line(
-                f"next: {decide}; python correct_labels.py {self.folder} {decided} moves the "
-                f"photos; python predict.py {self.folder}/best.pt PHOTOS classifies others"
+                f"selected by {self.config.SELECT_ON} accuracy: networks of epochs {epochs}, test "
+                f"accuracy {selected:.2f} %"
             )
+        with self.disk_errors_logged():
+            self.board.finish(self.config, pictures)
+        names = "label_issues.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt"
+        self.log.line(f"in {self.folder}: {names}, last.pt")
+        if self.loader.info.labels_in_paths:
+            decide, file = "decide in labels.html and save", "corrections.csv"
+            if not self.config.review:
+                decide, file = "edit the classes in labels.csv", f"{self.folder}/labels.csv"
+            self.log.line(
+                f"next: {decide}; python correct_labels.py {self.folder} {file} moves the photos; "
+                f"python predict.py {self.folder}/best.pt PHOTOS classifies other photos"
+            )
+        runs = self.folder.parent
         self.log.line(
             f"next: tensorboard --logdir {runs} shows curves; python compare_runs.py {runs} makes "
-            "a table; the same command with --resume and a larger --num_epochs goes on"
+            "a table; the same command with --resume and a larger --num_epochs trains on"
         )
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.board.close()
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, without a last one that was cut off; [] without a file."""
+    """The rows of a run's metrics.jsonl but an incomplete last one; [] without a file."""
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""A run's record in TensorBoard; a resume supersedes what is to come, a full disk ends nothing."""
+"""A run's curves and figures in TensorBoard; those of a resumed run replace what it does again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,14 +9,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from smr.data.loader import Loader
-from smr.logging import figures as pictures
-from smr.method import EpochResult
-from smr.recipe import Recipe
+from smr.evaluate import Test
+from smr.logging import figures
+from smr.methods import TrainedEpoch
 
-# Epochs between pictures, which are read less often than curves and cost more.
-PICTURE_PERIOD = 10
-# TensorBoard's table of runs shows five columns unasked: the first of these that a run has. The
-# rest of what tells runs apart is in their names.
+# Epochs between figures, which are read less often than curves and cost more.
+FIGURE_PERIOD = 10
+# TensorBoard's table of runs shows five columns at first: the first of these that a run has.
 TABLE_COLUMNS = ("dataset", "method", "noise_mode", "r", "network", "image_size", "seed")
 TABLE_METRICS = ("test/best_accuracy", "test/accuracy", "test/mean_of_last_ten", "test/f1")
 # The first charts of TensorBoard's page, which sorts by tag: the mean of these metrics.
@@ -26,43 +25,34 @@ OVERVIEW = {
     "overview/auc": ("split/net1/auc", "split/net2/auc"),
     "overview/precision": ("split/net1/precision", "split/net2/precision"),
 }
-# Charts that the two networks share, on TensorBoard's page of custom scalars.
-SHARED = {
-    "accuracy": ["test/accuracy", "test/net1/accuracy", "test/net2/accuracy"],
-    **{
-        name: [f"{group}/net1/{name}", f"{group}/net2/{name}"]
-        for group, names in (
-            ("split", ("auc", "precision", "recall", "labeled")),
-            (
-                "train",
-                ("loss", "loss_x", "loss_u", "refined_label_accuracy", "pseudo_label_accuracy"),
-            ),
-        )
-        for name in names
-    },
-}
+# Charts of both networks, on TensorBoard's page of custom scalars.
+SPLIT_CHARTS = ("auc", "precision", "recall", "labeled")
+TRAIN_CHARTS = ("loss", "loss_x", "loss_u", "refined_label_accuracy", "pseudo_label_accuracy")
+CHARTS = {"accuracy": ["test/accuracy", "test/net1/accuracy", "test/net2/accuracy"]}
+CHARTS |= {name: [f"split/net{k}/{name}" for k in (1, 2)] for name in SPLIT_CHARTS}
+CHARTS |= {name: [f"train/net{k}/{name}" for k in (1, 2)] for name in TRAIN_CHARTS}
 
 
 class Board:
-    """Events of a run. Every method but `close` raises OSError where the disk does not take them.
+    """A run's event files. Every method but `close` raises OSError if the disk is full.
 
-    Args: rows_there, of metrics.jsonl, that earlier files of events hold.
+    Args: rows_written, how many rows of metrics.jsonl older event files hold.
     """
 
-    def __init__(self, folder: Path, rows_there: int):
+    def __init__(self, folder: Path, rows_written: int):
         self.folder = folder
-        self.rows_there = rows_there
+        self.rows_written = rows_written
         self.writer: SummaryWriter | None = None
 
     @contextmanager
     def writing(self) -> Iterator[SummaryWriter]:
-        """The writer. One that failed once fails for ever, so then there is another next time."""
+        """The writer; a new one after one that failed, which would fail forever."""
         writer = self.writer
         if writer is None:
-            # A file of events supersedes what older ones hold of the rows that are not there.
-            writer = SummaryWriter(str(self.folder), purge_step=self.rows_there)
+            # TensorBoard drops the steps from purge_step on that older event files hold.
+            writer = SummaryWriter(str(self.folder), purge_step=self.rows_written)
             charts = {
-                name: ["Multiline", [f"^{tag}$" for tag in tags]] for name, tags in SHARED.items()
+                name: ["Multiline", [f"^{tag}$" for tag in tags]] for name, tags in CHARTS.items()
             }
             writer.add_custom_scalars({"both networks": charts})
         self.writer = None
@@ -71,68 +61,75 @@ class Board:
         self.writer = writer
 
     def add_epoch(
-        self, rows: list[dict], result: EpochResult, recipe: Recipe, loader: Loader
+        self,
+        rows: list[dict],
+        trained: TrainedEpoch,
+        tests: dict[str, Test],
+        last_epoch: int,
+        loader: Loader,
     ) -> None:
-        """Add the rows of metrics.jsonl that are not there, now and then an epoch's pictures."""
+        """Add the rows of metrics.jsonl not written yet and, every tenth epoch, its figures."""
         with self.writing() as writer:
-            for row in rows[self.rows_there :]:
+            for row in rows[self.rows_written :]:
                 for tag, value in curves(row).items():
                     writer.add_scalar(tag, value, row["epoch"])
-            if result.epoch % PICTURE_PERIOD == 0 or result.epoch == recipe.num_epochs:
-                add_histograms(writer, result, loader.is_clean)
-                drawn = pictures.epoch_pictures(result, loader.is_clean, loader.class_names)
-                add_pictures(writer, drawn, result.epoch)
-        self.rows_there = len(rows)
+            if trained.epoch % FIGURE_PERIOD == 0 or trained.epoch == last_epoch:
+                add_histograms(writer, trained, loader.is_clean)
+                add_images(
+                    writer,
+                    figures.epoch_figures(trained, tests, loader.is_clean, loader.class_names),
+                    trained.epoch,
+                )
+        self.rows_written = len(rows)
 
-    def finish(self, config: dict, drawn: dict[str, np.ndarray]) -> None:
-        """Add the run's line in the table of runs, and pictures uint8 [h, w, 3] of its end.
-
-        These stand at the last epoch, beside its own.
-        """
-        given = {name: config[name] for name in TABLE_COLUMNS if name in config}
-        given = dict(list(given.items())[:5])
+    def finish(self, config, pictures: dict[str, np.ndarray]) -> None:
+        """Add the run to the table of runs, and pictures uint8 [h, w, 3] at the last epoch."""
+        names = [name for name in TABLE_COLUMNS if getattr(config, name, None) not in (None, "")]
+        columns = {name: getattr(config, name) for name in names[:5]}
         with self.writing() as writer:
-            # Not `add_hparams`: it opens a second file of events, and TensorBoard, which follows
-            # one file at a time, would miss what is still to come in the first.
-            for summary in hparams(given, dict.fromkeys(TABLE_METRICS, 0.0)):
+            # Not `add_hparams`: it opens a second event file, and TensorBoard, which follows
+            # one file at a time, would miss the rest of the first.
+            for summary in hparams(columns, dict.fromkeys(TABLE_METRICS, 0.0)):
                 writer.file_writer.add_summary(summary)
-            add_pictures(writer, drawn, self.rows_there - 1)
+            add_images(writer, pictures, self.rows_written - 1)
 
     def close(self) -> None:
-        """Close the file of events."""
+        """Close the event file."""
         if self.writer is not None:
             with suppress(OSError):
                 self.writer.close()
 
 
 def curves(row: dict) -> dict[str, float]:
-    """A row of metrics.jsonl by tag, but for memory, which is no curve; and OVERVIEW's means."""
-    shown = {
+    """A row of metrics.jsonl by tag, without memory, which is no curve; and OVERVIEW's means."""
+    values = {
         tag: value
         for tag, value in row.items()
         if tag not in ("epoch", "kind") and not tag.startswith("memory/")
     }
     for tag, metrics in OVERVIEW.items():
-        values = [row[metric] for metric in metrics if metric in row]
-        if values:
-            shown[tag] = sum(values) / len(values)
-    return shown
+        present = [row[metric] for metric in metrics if metric in row]
+        if present:
+            values[tag] = sum(present) / len(present)
+    return values
 
 
-def add_histograms(writer: SummaryWriter, result: EpochResult, is_clean: np.ndarray | None) -> None:
-    """Each network's scaled losses, those of right and of wrong labels apart where known."""
-    for k, split in enumerate(result.splits or (), start=1):
+def add_histograms(
+    writer: SummaryWriter, trained: TrainedEpoch, is_clean: np.ndarray | None
+) -> None:
+    """Each network's scaled losses, those of clean and noisy labels separately if known."""
+    for k, split in enumerate(trained.splits, start=1):
         groups = {"losses": np.ones(len(split.losses), dtype=bool)}
         if is_clean is not None:
-            right = is_clean[split.index]
-            groups = {"losses_clean": right, "losses_noisy": ~right}
+            clean = is_clean[split.index]
+            groups = {"losses_clean": clean, "losses_noisy": ~clean}
         for name, chosen in groups.items():
             if chosen.any():
                 tag, losses = f"split/net{k}/{name}", split.losses[chosen]
-                writer.add_histogram(tag, losses, result.epoch, bins=pictures.BINS)
+                writer.add_histogram(tag, losses, trained.epoch, bins=figures.BINS)
 
 
-def add_pictures(writer: SummaryWriter, drawn: dict[str, np.ndarray], epoch: int) -> None:
-    """Pictures uint8 [h, w, 3] by tag."""
-    for tag, picture in drawn.items():
+def add_images(writer: SummaryWriter, pictures: dict[str, np.ndarray], epoch: int) -> None:
+    """Add pictures uint8 [h, w, 3] by tag."""
+    for tag, picture in pictures.items():
         writer.add_image(tag, picture, epoch, dataformats="HWC")
