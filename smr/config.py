@@ -252,9 +252,8 @@ def checked(each, value: Any) -> Any:
         expected = "a whole number" if kind is int else "a number"
         expected += f" {'above' if open_low else 'from'} {low:,} to {about['high']:,}"
     if not fits:
-        raise InputError(
-            f"--{each.name} {shown(each, value)}: expected {expected or kind.__name__}"
-        )
+        value = value if kind is tuple else shown(each, value)
+        raise InputError(f"--{each.name} {value}: expected {expected or kind.__name__}")
     return value
 
 
@@ -266,9 +265,7 @@ def read(each, text: str) -> Any:
             if text not in words:
                 raise InputError(f"expected {words[0]} or {words[1]}")
             return text == words[1]
-        if kind is tuple:
-            return read_lr_steps(text)
-        return checked(each, kind(text))
+        return checked(each, read_lr_steps(text) if kind is tuple else kind(text))
     except InputError as error:
         reason = str(error).partition("expected ")[2]
         raise argparse.ArgumentTypeError(f"'{text}': expected {reason}") from None
@@ -366,10 +363,10 @@ def parse(
     from smr.methods import METHODS
 
     parser = Parser(usage, config_class.ELSEWHERE)
-    groups = {name: parser.add_argument_group(name).add_argument for name in GROUPS}
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
     flags = flags_of(config_class)
     for method in METHODS.values():
-        flags = flags_of(method.Flags) | flags
+        flags |= {k: v for k, v in flags_of(method.Flags).items() if k not in flags}
     for name, each in flags.items():
         about = each.metadata
         options: dict[str, Any] = {"help": help_of(each, config_class), "default": None}
@@ -379,9 +376,8 @@ def parse(
             options |= {"type": lambda text, each=each: read(each, text)}
             choices = tuple(METHODS) if name == "method" else about["choices"] or about["words"]
             options["metavar"] = "{" + ",".join(choices) + "}" if choices else about["metavar"]
-        groups[about["group"]](f"--{name}", *about["aliases"], **options)
-    add = parser.add_argument_group(RUN).add_argument
-    add = parser.add_mutually_exclusive_group().add_argument
+        groups[about["group"]].add_argument(f"--{name}", *about["aliases"], **options)
+    add = groups[RUN].add_mutually_exclusive_group().add_argument
     add("--resume", nargs="?", const=True, metavar="PATH", help=RESUME_HELP)
     add("--overwrite", action="store_true", help="delete the run that is in the folder")
     add("--evaluate", metavar="PATH", help="test this checkpoint, or a run folder's last one")
