@@ -1,22 +1,26 @@
-"""What a CUDA card makes of training, in its first ten minutes: what waits, what costs, what pays.
+"""What a GPU makes of training, in its first ten minutes: what waits, what costs, what helps.
 
-    python benchmarks/first_ten_minutes.py --output card.jsonl
+    python benchmarks/first_ten_minutes.py --output gpu.jsonl
     python benchmarks/first_ten_minutes.py --only convolutions
 
-Each finding is a JSON line, printed and added to the file as soon as it is there. A part that fails
-leaves a line with its error, and the next one begins. On a CPU everything is tiny: it shows that
-the script runs.
+Each finding is a JSON line, printed and added to the file at once. A part that fails leaves a line
+with its error, and the next part starts. Training is `train_cifar.py` itself, on images made here.
+On a CPU all sizes are tiny: this only shows that the script runs.
 """
 
 import argparse
+import collections
+import contextlib
+import itertools
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,193 +28,283 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import pieces
-from contenders import SCRIPT, Clock, Given, Watched, config_of, occupancy, our_steps
-from smr.recipe import recipe_of
-from smr.run.saving import Saver, copied
+import train_cifar
+from PreResNet import ResNet18
+from smr.logging.console import RunLog
+from smr.logging.metrics_file import read_metrics
+from smr.run import devices, options
 
-import smr.training as passes
-from smr import method
-from smr.run import checkpoints, devices, options
-from smr.run import run as session
+# Batch size, width, training images, images of a short run, rows of a convolution and in scoring.
+GPU = {"batch_size": 128, "width": 64, "images": 50_000, "short": 12_800}
+GPU |= {"rows": (128, 256, 512), "scored": (128, 512, 1000, 2048), "repeats": 20}
+CPU = {"batch_size": 8, "width": 2, "images": 110, "short": 110}
+CPU |= {"rows": (4,), "scored": (4, 8), "repeats": 1}
+# Of a pass's steps: the first of those that are timed, and how many are profiled.
+FIRST_TIMED, PROFILED = 2, 5
 
-FULL = {"batch_size": 128, "width": 64, "images": 50_000, "steps": 50}
-FULL |= {"rows": (128, 256, 512), "scored": (128, 512, 1000, 2048)}
-TINY = {"batch_size": 4, "width": 2, "images": 48, "steps": 3, "rows": (4,), "scored": (4, 8)}
+
+def write_cifar10(folder: Path, images: int) -> None:
+    """Write images of a class's color and noise, in the layout of CIFAR-10's Python files."""
+    source = np.random.default_rng(0)
+    colors = source.integers(64, 192, (10, 3, 1))
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        labels = np.arange(images // 5) % 10
+        noise = source.integers(-64, 64, (len(labels), 3, 1024))
+        data = (colors[labels] + noise).astype(np.uint8).reshape(-1, 3072)
+        content = {b"data": data, b"labels": labels.tolist()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    names = {b"label_names": [b"class%d" % i for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(names, protocol=2))
+
+
+def train(args: argparse.Namespace, *flags, progress: Callable | None = None) -> list[dict]:
+    """Run train_cifar.py with sym 0.5; its rows of metrics.jsonl.
+
+    Args: progress is called after each step with the arguments of `RunLog.progress`.
+    """
+    progress = progress or (lambda *_: None)
+    with TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        data, output = Path(folder) / "data", Path(folder) / "runs"
+        data.mkdir()
+        write_cifar10(data, args.images)
+        argv = ["--data_path", data, "--output", output, "--device", args.device.type, *flags]
+        argv += ["--batch_size", args.batch_size, "--width", args.width, "--review", 0]
+        with mock.patch.object(RunLog, "progress", lambda _, *place: progress(*place)):
+            status = train_cifar.main([str(word) for word in argv])
+        if status:
+            raise RuntimeError(f"train_cifar.py: exit status {status}")
+        return read_metrics(next(output.iterdir()))
+
+
+def synchronize(args: argparse.Namespace) -> None:
+    """Wait for the GPU."""
+    if args.device.type != "cpu":
+        torch.accelerator.synchronize(args.device)
+
+
+def milliseconds(args: argparse.Namespace, call: Callable) -> float:
+    """Of a call: the mean over `repeats` calls between two waits, after one that is not timed."""
+    call()
+    synchronize(args)
+    started = time.perf_counter()
+    for _ in range(args.repeats):
+        call()
+    synchronize(args)
+    return 1e3 * (time.perf_counter() - started) / args.repeats
 
 
 def machine(args: argparse.Namespace) -> Iterator[dict]:
     """Versions, the device, and what the compiler needs."""
     gcc, header = shutil.which("gcc"), Path(sysconfig.get_path("include"), "Python.h")
-    said = subprocess.run([gcc, "--version"], capture_output=True, text=True) if gcc else None
+    version = subprocess.run([gcc, "--version"], capture_output=True, text=True) if gcc else None
     yield devices.versions() | {
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "device": devices.hardware(args.device),
-        "gcc": said and said.stdout.splitlines()[0],
+        "gcc": version and version.stdout.splitlines()[0],
         "Python.h": header.is_file(),
-        "compile": args.compile,
     }
 
 
 def waits(args: argparse.Namespace) -> Iterator[dict]:
-    """Five steps of each kind, where whatever waits for the card is an error."""
+    """The lines of code that wait for the GPU in a warm-up and a semi-supervised epoch.
 
-    def tell(step: int, steps: int) -> None:
-        if args.device.type == "cuda":  # the first step may: what it needs is made then
-            torch.cuda.set_sync_debug_mode("error" if 0 < step < steps else "default")
-
-    for name, run in our_steps(args, False, partial(Watched, tell)).items():
+    A line that waits in every step appears about as often as there are steps.
+    """
+    steps = []
+    flags = ("--num_epochs", 1, "--warm_up", 1, "--compile", "off", "--train_images", args.short)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+        if args.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
         try:
-            run(6)
-            yield {"step": name, "waits": None}
-        except RuntimeError as error:
-            yield {"step": name, "waits": str(error)}
+            train(args, *flags, progress=lambda *place: steps.append(place))
         finally:
-            tell(0, 0)
+            if args.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    lines = [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)]
+    yield {"steps": len(steps), "waits": dict(collections.Counter(lines).most_common())}
 
 
-def compilation(args: argparse.Namespace) -> Iterator[dict]:
-    """Seconds of the first pass of each kind, which compiles its graph, and graphs so far."""
-    config, clock = config_of(args, args.compile), Clock(args)
-    counters.clear()
-    network = session.make_pair(SCRIPT, config, args.device).networks[0]
+def distinct_convolutions(network: nn.Module) -> list[tuple[nn.Conv2d, int]]:
+    """The convolutions that differ, each with the side of its input images."""
+    layers = {}
 
-    def run(rows: int, train: bool, gradients: bool) -> None:
+    def note(conv: nn.Conv2d, inputs: tuple[Tensor], _) -> None:
+        key = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride
+        layers.setdefault((*key, inputs[0].shape[2]), (conv, inputs[0].shape[2]))
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32))
+    return list(layers.values())
+
+
+def convolutions(args: argparse.Namespace) -> Iterator[dict]:
+    """Each convolution forward and back, by rows and cudnn.benchmark; the stem also padded to 8."""
+    layers = distinct_convolutions(ResNet18(10, args.width))
+    stem, side = layers[0]
+    layers.append((nn.Conv2d(8, stem.out_channels, 3, padding=1, bias=False), side))
+    layout = {"device": args.device, "memory_format": torch.channels_last, "dtype": args.dtype}
+    for (conv, side), rows, search in itertools.product(layers, args.rows, (False, True)):
+        torch.backends.cudnn.benchmark = search
+        weight = conv.weight.detach().to(**layout)
+        images = torch.randn(rows, conv.in_channels, side, side).to(**layout)
+        forward = partial(F.conv2d, images, weight, None, conv.stride, conv.padding)
+        tensors = torch.ones_like(forward()), images, weight, None, conv.stride, conv.padding
+        back = partial(torch.ops.aten.convolution_backward, *tensors, (1, 1), False, (0, 0), 1)
+        yield {
+            "convolution": f"{conv.in_channels} to {conv.out_channels} at {side}",
+            **{"kernel": conv.kernel_size[0], "stride": conv.stride[0], "rows": rows},
+            "benchmark": search,
+            "forward_ms": milliseconds(args, forward),
+            "of_images_ms": milliseconds(args, partial(back, (True, False, False))),
+            "of_weights_ms": milliseconds(args, partial(back, (False, True, False))),
+        }
+    torch.backends.cudnn.benchmark = False
+
+
+def scoring(args: argparse.Namespace) -> Iterator[dict]:
+    """Images scored per second by a network, by the batch."""
+    network = ResNet18(10, args.width).eval().to(args.device, memory_format=torch.channels_last)
+    for compiled, rows in itertools.product(
+        (False, True) if args.compile else (False,), args.scored
+    ):
+        forward = torch.compile(network) if compiled else network
         images = torch.randn(rows, 3, 32, 32, device=args.device)
         images = images.to(memory_format=torch.channels_last)
-        network.train(train)
-        with torch.set_grad_enabled(gradients), passes.autocast(args.device, args.amp):
-            loss = network(images).float().square().mean()
-        if gradients:
-            loss.backward()
-
-    b = args.batch_size
-    for name, *kind in (
-        ("scoring", 1000, False, False),
-        ("views", b, True, False),
-        ("the peer's views", 2 * b, False, False),
-        ("warm-up", 2 * b, True, True),
-        ("mixed", 4 * b, True, True),
-    ):
-        seconds = [clock.seconds(partial(run, *kind)) for _ in range(2)]
-        graphs = counters["stats"]["unique_graphs"]
-        yield {"pass": name, "first_s": seconds[0], "second_s": seconds[1], "graphs": graphs}
+        with torch.inference_mode(), torch.autocast(args.device.type, args.dtype, args.amp):
+            per_call = milliseconds(args, partial(forward, images))
+        yield {"rows": rows, "compiled": compiled, "images_per_s": 1e3 * rows / per_call}
 
 
-def steps(args: argparse.Namespace) -> Iterator[dict]:
-    """Milliseconds a step: the host's to issue it, and the device's.
+class StepTimer:
+    """Times the steps of the first network in each pass, and profiles some of the second's."""
 
-    The host waits where the card's queue is full: the least time between two steps is its own.
-    """
-    marks: list[float] = []
-    tell = partial(Watched, lambda *_: marks.append(time.perf_counter()))
-    clock = Clock(args)
-    for name, run in our_steps(args, args.compile, tell).items():
-        run(3)
-        marks.clear()
-        seconds = clock.seconds(partial(run, args.steps))
-        yield {
-            "step": name,
-            "host_ms": 1e3 * (marks[-1] - marks[0]) / args.steps,
-            "host_least_ms": 1e3 * float(np.diff(marks).min()),
-            "device_ms": 1e3 * seconds / args.steps,
-        }
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.marks: dict[tuple, list[float]] = collections.defaultdict(list)
+        self.on_gpu = args.device.type == "cuda"
+        self.profile: torch.profiler.profile | None = None
+        self.profiles: dict[str, dict] = {}
+
+    def __call__(self, epoch: int, kind: str, network: int, step: int, steps: int, _meter) -> None:
+        if network == 1:
+            if step in (FIRST_TIMED, steps):
+                synchronize(self.args)
+            self.marks[kind, epoch].append(time.perf_counter())
+        elif step == FIRST_TIMED and self.on_gpu and steps >= FIRST_TIMED + PROFILED:
+            synchronize(self.args)
+            activities = torch.profiler.supported_activities()
+            self.profile = torch.profiler.profile(activities=activities)
+            self.profile.start()
+        elif step == FIRST_TIMED + PROFILED and self.profile:
+            synchronize(self.args)
+            self.profile.stop()
+            self.profiles[kind] = occupancy(self.profile.events())
+            self.profile = None
+
+    def findings(self) -> Iterator[dict]:
+        """Milliseconds per step of each kind's last epoch: the host's to issue it, the device's.
+
+        The host waits if the GPU's queue is full: the least time between two steps is its own.
+        """
+        for kind, marks in {kind: marks for (kind, _), marks in self.marks.items()}.items():
+            timed = np.array(marks[FIRST_TIMED - 1 :])
+            between = 1e3 * np.diff(timed)
+            if len(between) > 1:
+                yield {
+                    **{"step": kind, "steps": len(between), "device_ms": between.mean()},
+                    **{"host_ms": between[:-1].mean(), "host_least_ms": between[:-1].min()},
+                } | self.profiles.get(kind, {})
+
+
+def occupancy(events) -> dict:
+    """What profiled steps have the GPU do: launches per step, and the share of time it idles."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    )
+    if not spans:
+        return {"launches": 0, "idle_share": None}
+    (first, last), idle = spans[0], 0.0
+    for start, end in spans:
+        idle, last = idle + max(0.0, start - last), max(last, end)
+    return {"launches": len(spans) / PROFILED, "idle_share": idle / (last - first)}
+
+
+def epoch_times(rows: list[dict]) -> Iterator[dict]:
+    """Seconds of each epoch, and how many labels were labeled; first ones of a kind compile."""
+    for row in rows:
+        finding = {name: row[name] for name in ("epoch", "kind")}
+        for name in (
+            "time/seconds",
+            "time/train_seconds",
+            "split/net1/labeled",
+            "split/net2/labeled",
+        ):
+            finding |= {name: row[name]} if name in row else {}
+        yield finding | {name: row[name] for name in row if name.startswith("memory/")}
+
+
+def steps(args: argparse.Namespace, *flags) -> Iterator[dict]:
+    """Two epochs of warm-up and two semi-supervised ones on few images: their steps and seconds."""
+    counters.clear()
+    timer = StepTimer(args)
+    flags = ("--num_epochs", 3, "--warm_up", 2, "--train_images", args.short, *flags)
+    rows = train(args, *flags, progress=timer)
+    yield from timer.findings()
+    yield from epoch_times(rows)
+    yield {"graphs": counters["stats"]["unique_graphs"]}
 
 
 def cuda_graphs(args: argparse.Namespace) -> Iterator[dict]:
-    """The same steps, each graph of the compiler's a CUDA graph."""
+    """The same, with each compiled graph as a CUDA graph."""
     torch.compiler.reset()
     with mock.patch("torch.compile", partial(torch.compile, mode="reduce-overhead")):
         yield from steps(args)
     torch.compiler.reset()
 
 
-def profile(args: argparse.Namespace) -> Iterator[dict]:
-    """Of five steps: what was launched on the card, and the share of time in which it idled."""
-    for name, run in our_steps(args, args.compile).items():
-        run(3)
-        yield {"step": name} | occupancy(partial(run, 5), args.device)
-
-
-def scoring(args: argparse.Namespace) -> Iterator[dict]:
-    """Images scored in a second, by the batch."""
-    config, clock = config_of(args), Clock(args)
-    network = session.make_pair(SCRIPT, config, args.device).networks[0]
-    if args.compile:
-        torch.compiler.reset()
-        devices.compile_network(network, args.scored)
-    for rows in args.scored:
-        images = torch.randn(rows, 3, 32, 32, device=args.device)
-        index = torch.arange(rows, device=args.device)
-        batches = Given(
-            clock.calls, images.to(memory_format=torch.channels_last), index % 10, index
-        )
-        score = partial(passes.sample_losses, network, batches, args.amp)
-        score()
-        yield {"rows": rows, "images_per_s": rows * clock.calls / clock.seconds(score)}
-
-
 def epochs(args: argparse.Namespace) -> Iterator[dict]:
-    """Semi-supervised epochs by stage, with sym 0.5's labeled share; the first one compiles."""
-    config = config_of(args, args.compile) | {"num_epochs": 2, "warm_up": 0}
-    recipe, loader = recipe_of(config), pieces.new_loader(args.images, args.batch_size, args.device)
-    pair, gmm_split = session.make_pair(SCRIPT, config, args.device), method.gmm_split
-    chosen = np.random.default_rng(0).random(args.images) < pieces.LABELLED_SHARE
-
-    def divided(*given):
-        clean = np.where(chosen, 0.9, 0.1)
-        return replace(gmm_split(*given), labeled=chosen, probability=clean)
-
-    with (
-        TemporaryDirectory() as folder,
-        mock.patch.object(method, "gmm_split", divided),
-        pieces.stopwatches(method, "co_divide", "train_network", "test") as spent,
-        Saver(print) as saver,
-    ):
-        started = time.perf_counter()
-        for result in method.train(pair, loader, recipe):
-            trained = time.perf_counter()
-            saver.wait()
-            parts = pair, loader, config, "", [], result.epoch
-            state = copied(checkpoints.training_state(SCRIPT.name, *parts))
-            saver.start(partial(checkpoints.keep, state, Path(folder), (-1, -1), last=True))
-            now = time.perf_counter()
-            yield {"epoch": result.epoch, "wall": now - started, **spent, "saving": now - trained}
-            spent.clear()
-            started = now
-        saver.wait()
-        yield {"writing a checkpoint, beside": time.perf_counter() - started}
-        yield devices.peak_memory(args.device)
+    """Whole epochs of CIFAR-10's size, in the device's own settings, with their checkpoints."""
+    yield from epoch_times(train(args, "--num_epochs", 3, "--warm_up", 1))
 
 
-PARTS = {
-    **{"machine": machine, "waits": waits, "convolutions": pieces.convolutions},
-    **{"compilation": compilation, "steps": steps, "profile": profile, "scoring": scoring},
-    **{"cuda graphs": cuda_graphs, "epochs": epochs},
-}
+PARTS = {"machine": machine, "waits": waits, "convolutions": convolutions, "scoring": scoring}
+PARTS |= {"eager steps": lambda args: steps(args, "--compile", "off"), "steps": steps}
+PARTS |= {"cuda graphs": cuda_graphs, "epochs": epochs}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with the device's sizes and settings of speed."""
+    """The command line, with the device's sizes and defaults."""
     parser = options.Parser(__doc__)
-    add, about = parser.add_argument, "lines are added (default: %(default)s)"
-    add("--output", type=Path, default=Path("first_ten_minutes.jsonl"), help=about)
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    add("--only", choices=PARTS, help="one part")
+    about = "file that lines are added to (default: %(default)s)"
+    parser.add_argument(
+        "--output", type=Path, default=Path("first_ten_minutes.jsonl"), metavar="FILE", help=about
+    )
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     args = parser.parse_args(argv)
-    args.device, args.cpu_time = devices.find_device(args.device, 0), False
-    sizes = FULL if args.device.type == "cuda" else TINY
-    vars(args).update(options.speed_of(args.device) | sizes)
+    args.device = devices.find_device(args.device, 0)
+    args.amp = args.compile = args.device.type == "cuda"
+    args.dtype = torch.bfloat16 if args.amp else torch.float32
+    vars(args).update(GPU if args.device.type == "cuda" else CPU)
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure part by part; the exit status: 1 where a part failed."""
+    """Measure part by part; returns the exit status, 1 if a part failed."""
     with options.one_line_errors("first_ten_minutes.py"):
         args = parse(argv)
     failed = False
@@ -218,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     def write(finding: dict) -> None:
         line = json.dumps(finding)
         print(line, flush=True)
-        with open(args.output, "a") as file:
+        with open(args.output, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     for name in [args.only] if args.only else PARTS:
@@ -227,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
             for finding in PARTS[name](args):
                 write({"part": name} | finding)
             write({"part": name, "seconds": time.perf_counter() - started})
-        except Exception as error:  # whatever it is, the parts after it have more to tell
+        except (Exception, SystemExit) as error:  # the parts after it have more to measure
             failed = True
             write({"part": name, "error": f"{type(error).__name__}: {error}"})
     return int(failed)

@@ -1,10 +1,10 @@
-"""Draw the runs that `reproduce.py --small` kept as one picture.
+"""Plot the runs of `reproduce.py --small` in benchmarks/results/.
 
     python benchmarks/plot_results.py
     python benchmarks/plot_results.py --results DIR --output FILE.png
 
-A column for each noise: test accuracy, and below it precision and recall of the labeled part of
-the split, the mean of both networks. A line is the mean over the seeds, a band their range.
+One column per noise: test accuracy, and precision and recall of the split's clean set, mean of both
+networks. A line is the mean over the seeds, a band their range.
 """
 
 import sys
@@ -16,88 +16,84 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from compare_runs import FinishedRun, differing, read_run, run_folders
+from compare_runs import FinishedRun, differences, read_run, run_folders
 from smr.errors import InputError
-from smr.logging.figures import INK, blank, font, sideways
+from smr.logging.figures import INK, LIGHT, Color, blank, sideways, text_width, write
 from smr.logging.metrics_file import read_metrics
 from smr.run import options
 
 RESULTS = Path(__file__).resolve().parent / "results" / "small"
-# By method, Okabe and Ito's colors, which color-blind readers tell apart; the last for others.
+# Okabe and Ito's colors, which color-blind readers can tell apart, and those of other methods.
 COLORS = {
     "smr": (0, 114, 178),
     "dividemix": (213, 94, 0),
     "ce": (30, 30, 30),
     "smr, no recalibration": (0, 158, 115),
     "smr, ce warm-up": (204, 121, 167),
-    "smr, strong views": (230, 159, 0),
+    "smr, strong augmentation": (230, 159, 0),
 }
 OTHER_COLORS = ((86, 180, 233), (150, 150, 150))
 KINDS_OF_NOISE = ("sym", "asym", "human")
-# Each row of panels: its axis, its metrics, of which the mean is drawn, and its height.
+# Each row of panels: its axis, the metrics whose mean is plotted, and its height.
 ROWS = (
     ("test accuracy, %", ("test/accuracy",), 600),
     ("split: precision", ("split/net1/precision", "split/net2/precision"), 340),
     ("split: recall", ("split/net1/recall", "split/net2/recall"), 340),
 )
-# In pixels of a picture that is drawn twice as large: Pillow smooths no line by itself.
+# In pixels; drawn twice as large and scaled down, since Pillow does not smooth lines.
 WIDTH, LEFT, TOP, ACROSS, BELOW, TEXT = 2400, 170, 200, 100, 80, 32
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
-# (data set, noise) → method → a list of rows of metrics.jsonl for each seed.
+# (dataset, noise) → method → the rows of metrics.jsonl of each seed.
 Runs = dict[tuple[str, str], dict[str, list[list[dict]]]]
-# A method's color, epochs [e] and figures [seeds, e].
-Curve = tuple[tuple[int, int, int], np.ndarray, np.ndarray]
+# A method's color, epochs [e] and values [seeds, e].
+Curve = tuple[Color, np.ndarray, np.ndarray]
 
 
 def read_runs(results: Path) -> Runs:
-    """The finished runs of a folder. Raises InputError where there is none."""
-    found = [run for run in map(read_run, run_folders([results])) if isinstance(run, FinishedRun)]
-    if not found:
-        raise InputError(f"{results}: holds no finished run; benchmarks/reproduce.py makes them")
+    """The finished runs of a folder. Raises InputError if there is none."""
+    candidates = map(read_run, run_folders([results]))
+    finished = [run for run in candidates if isinstance(run, FinishedRun)]
+    if not finished:
+        raise InputError(f"{results}: no finished run; benchmarks/reproduce.py makes them")
     runs: Runs = {}
-    for run in sorted(found, key=noise_order):
-        note = differing(run, [other for other in found if other.cell == run.cell])
+    for run in sorted(finished, key=noise_order):
+        note = differences(run, [other for other in finished if other.cell == run.cell])
         method = f"{run.cell[2]} ({note})" if note else run.cell[2]
         runs.setdefault(run.cell[:2], {}).setdefault(method, []).append(read_metrics(run.folder))
     return runs
 
 
 def noise_order(run: FinishedRun) -> tuple:
-    """Symmetric noise first, then asymmetric, then people's."""
+    """Symmetric noise first, then asymmetric, then human."""
     kind = run.cell[1].split()[0]
     known = kind in KINDS_OF_NOISE
     return KINDS_OF_NOISE.index(kind) if known else len(KINDS_OF_NOISE), run.cell[:2]
 
 
-def colors_of(runs: Runs) -> dict[str, tuple[int, int, int]]:
-    """Each method that is there, in the legend's order, and its color."""
+def colors_of(runs: Runs) -> dict[str, Color]:
+    """The color of each method in these runs, in the legend's order."""
     methods = {method for cell in runs.values() for method in cell}
     others = sorted(methods - COLORS.keys())
     colors = COLORS | {m: OTHER_COLORS[i % 2] for i, m in enumerate(others)}
     return {method: color for method, color in colors.items() if method in methods}
 
 
-def figures_of(seeds: list[list[dict]], names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The epochs [e] in which all seeds have these metrics, and their mean there [seeds, e]."""
-    figures = [
-        {row["epoch"]: np.mean([row[name] for name in names]) for row in rows if names[0] in row}
-        for rows in seeds
-    ]
-    epochs = sorted(set.intersection(*map(set, figures)))
-    return np.array(epochs), np.array([[own[epoch] for epoch in epochs] for own in figures])
-
-
 def curves_of(runs: Runs, names: tuple[str, ...]) -> list[list[Curve]]:
-    """For each noise the curves of the methods that have these metrics."""
+    """Per noise, the curves of the methods that have these metrics, at epochs of all seeds."""
     columns = []
     for cell in runs.values():
-        found = [
-            (color, *figures_of(cell[method], names))
-            for method, color in colors_of(runs).items()
-            if method in cell
-        ]
-        columns.append([curve for curve in found if len(curve[1]) > 1])
+        curves = []
+        for method in (method for method in colors_of(runs) if method in cell):
+            seeds = [
+                {row["epoch"]: np.mean([row[k] for k in names]) for row in rows if names[0] in row}
+                for rows in cell[method]
+            ]
+            epochs = sorted(set.intersection(*map(set, seeds)))
+            values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
+            if len(epochs) > 1:
+                curves.append((colors_of(runs)[method], np.array(epochs), values))
+        columns.append(curves)
     return columns
 
 
@@ -122,39 +118,41 @@ def boxes(columns: int) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
 
 
 class Panel:
-    """One pair of axes in a picture."""
+    """A pair of axes in a picture, with these ticks."""
 
-    def __init__(self, picture: Image.Image, box, across: np.ndarray, up: np.ndarray):
-        self.picture, self.box, self.across, self.up = picture, box, across, up
+    def __init__(self, picture: Image.Image, box, x_ticks: np.ndarray, y_ticks: np.ndarray):
+        self.picture, self.box, self.x_ticks, self.y_ticks = picture, box, x_ticks, y_ticks
 
-    def at(self, epochs: np.ndarray, values: np.ndarray) -> list[tuple[float, float]]:
-        """Where these values lie in the picture."""
+    def points(self, epochs: np.ndarray, values: np.ndarray) -> list[tuple[float, float]]:
+        """Where these values are in the picture."""
         left, top, right, bottom = self.box
-        x = left + (epochs - self.across[0]) / np.ptp(self.across) * (right - left)
-        y = bottom - (values - self.up[0]) / np.ptp(self.up) * (bottom - top)
+        x = left + (epochs - self.x_ticks[0]) / np.ptp(self.x_ticks) * (right - left)
+        y = bottom - (values - self.y_ticks[0]) / np.ptp(self.y_ticks) * (bottom - top)
         return list(zip(x.tolist(), y.tolist(), strict=True))
 
     def draw_axes(self) -> None:
-        """Its grid and numbers."""
+        """The grid and its numbers."""
         pen, (left, top, right, bottom) = ImageDraw.Draw(self.picture), self.box
-        for (_, y), value in zip(self.at(0 * self.up, self.up), self.up, strict=True):
-            pen.line([(left, y), (right, y)], fill=(225, 225, 225), width=2)
-            pen.text((left - 12, y), f"{value:g}", INK, font(TEXT), anchor="rm")
-        for (x, _), epoch in zip(self.at(self.across, 0 * self.across), self.across, strict=True):
+        levels = self.points(0 * self.y_ticks, self.y_ticks)
+        columns = self.points(self.x_ticks, 0 * self.x_ticks)
+        for (_, y), value in zip(levels, self.y_ticks, strict=True):
+            pen.line([(left, y), (right, y)], fill=LIGHT, width=2)
+            write(pen, (left - 12, y), f"{value:g}", TEXT, anchor="rm")
+        for (x, _), epoch in zip(columns, self.x_ticks, strict=True):
             pen.line([(x, bottom), (x, bottom + 10)], fill=INK, width=2)
-            pen.text((x, bottom + 14), f"{epoch:g}", INK, font(TEXT), anchor="mt")
+            write(pen, (x, bottom + 14), f"{epoch:g}", TEXT, anchor="mt")
         pen.line([(left, top), (left, bottom), (right, bottom)], fill=INK, width=2)
 
     def draw_curves(self, curves: list[Curve]) -> None:
         """The range over the seeds of each curve, and above all ranges the means."""
         for color, epochs, values in curves:
-            high, low = (self.at(epochs, edge) for edge in (values.max(0), values.min(0)))
+            high, low = (self.points(epochs, edge) for edge in (values.max(0), values.min(0)))
             band = Image.new("L", self.picture.size)
             ImageDraw.Draw(band).polygon([*high, *reversed(low)], fill=60)
             self.picture.paste(color, mask=band)
         pen = ImageDraw.Draw(self.picture)
         for color, epochs, values in curves:
-            pen.line(self.at(epochs, values.mean(axis=0)), fill=color, width=6, joint="curve")
+            pen.line(self.points(epochs, values.mean(axis=0)), fill=color, width=6, joint="curve")
 
 
 def draw(runs: Runs) -> Image.Image:
@@ -175,25 +173,25 @@ def draw(runs: Runs) -> Image.Image:
             picture.paste(axis, (8, (box[1] + box[3] - axis.height) // 2))
         if row == 0:
             title, middle = ", ".join(list(runs)[column]), (box[0] + box[2]) // 2
-            pen.text((middle, TOP - 30), title, INK, font(40), anchor="ms")
+            write(pen, (middle, TOP - 30), title, 40, anchor="ms")
         if row == len(ROWS) - 1:
-            pen.text((box[2], box[3] + 52), "epoch", INK, font(TEXT), anchor="rt")
+            write(pen, (box[2], box[3] + 52), "epoch", TEXT, anchor="rt")
     return picture.resize((WIDTH // 2, height // 2), Image.Resampling.LANCZOS)
 
 
-def draw_legend(pen: ImageDraw.ImageDraw, colors: dict[str, tuple[int, int, int]]) -> None:
+def draw_legend(pen: ImageDraw.ImageDraw, colors: dict[str, Color]) -> None:
     """The methods' names beside their colors, and what lines and bands are."""
     x = LEFT
     for method, color in colors.items():
         pen.line([(x, 40), (x + 60, 40)], fill=color, width=12)
-        pen.text((x + 76, 40), method, INK, font(36), anchor="lm")
-        x += 130 + int(font(36).getlength(method))
+        write(pen, (x + 76, 40), method, 36, anchor="lm")
+        x += 130 + int(text_width(method, 36))
     words = "line: mean over the seeds; band: their range"
-    pen.text((LEFT, 92), words, (90, 90, 90), font(TEXT), anchor="lm")
+    write(pen, (LEFT, 92), words, TEXT, (90, 90, 90), anchor="lm")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line; returns the exit status."""
     parser = options.Parser(__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: DIR/curves.png")

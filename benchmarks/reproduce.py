@@ -1,16 +1,16 @@
-"""One published cell on real CIFAR-10, from data to a row of the results table.
+"""Train a published cell on real CIFAR-10, from the data to a row of the results table.
 
     python benchmarks/reproduce.py sym50 --data_path ./data/cifar-10-batches-py
     python benchmarks/reproduce.py sym50 --small --method dividemix --seed 1
     python benchmarks/reproduce.py sym50 --small --recalibrate_every 0 --seed 1
     python benchmarks/reproduce.py parity
 
-The same command again goes on where a stopped run was. Flags that are not below are those of
-train_cifar.py; what they change of the protocol stands at the end of the run's name. `--small` is
-for a CPU: 5,000 training images, 60 epochs and a network a quarter as wide; `--amp bf16` is faster
-where the CPU has matrix units for it, and very slow where it has none. A finished run's records
-are kept in benchmarks/results/, whose table is written anew. `parity` trains three epochs in
-float32 without compilation and in the device's fast setting, and puts them side by side.
+The same command resumes an interrupted run. Flags that are not listed below are those of
+train_cifar.py; those that change the protocol become the end of the run's name. `--small` is for a
+CPU: 5,000 training images, 60 epochs and a network of width 16; `--amp bf16` is faster on a CPU
+with bf16 matrix units, and very slow on others. The metrics of a finished run are copied to
+benchmarks/results/, and the table there is updated. `parity` trains three epochs in float32 without
+compilation and in the device's fast setting, and prints both side by side.
 """
 
 import json
@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import compare_runs
 import train_cifar
 from smr.files import write_json, write_text
+from smr.logging.console import show
 from smr.logging.metrics_file import read_metrics, run_name
-from smr.run import options
-from smr.run import run as session
+from smr.run import options, run
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# Method 7; lambda_u and all else come from the recipe.
+# lambda_u and all other hyperparameters are train_cifar.py's own for the cell.
 CELLS = {
     "sym20": ["--r", "0.2", "--noise_mode", "sym"],
     "sym50": ["--r", "0.5", "--noise_mode", "sym"],
@@ -41,36 +41,36 @@ CELLS = {
 }
 PROTOCOLS = {
     "full": [],
-    # Where 300 epochs take too long: the learning rate falls at the same share of the run.
+    # A third of the epochs; the learning rate falls at the same share of the run.
     "short": ["--num_epochs", "100", "--lr_steps", "50:0.1"],
-    # A CPU's evening: the last epoch but one recalibrates, as in the published 300.
+    # An hour or two on a CPU; the last epoch but one recalibrates, as in the published 300.
     "small": [
         *("--train_images", "5000", "--width", "16", "--batch_size", "64"),
         *("--num_epochs", "60", "--lr_steps", "40:0.1"),
     ],
 }
-# What `small` sets besides, of the methods that have it.
+# What `small` sets for the methods that have it.
 SMALL_PERIODS = {
     "smr": ["--warm_up", "10", "--recalibrate_every", "15"],
     "dividemix": ["--warm_up", "10"],
     "ce": [],
 }
-# Three epochs: one of warm-up, and two that split, guess and mix.
+# Three epochs: one of warm-up, two semi-supervised.
 PARITY = ["--num_epochs", "2", "--warm_up", "1"]
 PRECISIONS = {"float32": ["--amp", "off", "--compile", "off"], "fast": []}
-# What parity shows of an epoch, by its format.
-FIGURES = {
+# The metrics that parity prints, by format.
+METRICS = {
     ".2f": ["test/accuracy"],
     ".4f": ["train/net1/loss", "train/net2/loss", "split/net1/auc", "split/net2/auc"],
     ".0f": ["split/net1/labeled", "split/net2/labeled"],
     ".1f": ["time/seconds"],
 }
-# What config.json says of a machine's folders, which is nobody else's business.
-PLACES = ("data_path", "output", "noise_file")
+# Of these paths in config.json only the last part is copied.
+PATHS = ("data_path", "output", "noise_file")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a cell, or parity; the exit status."""
+    """Run a cell, or parity; returns the exit status."""
     parser = options.Parser(__doc__)
     parser.add_argument("cell", choices=(*CELLS, "parity"))
     protocol = parser.add_mutually_exclusive_group()
@@ -82,73 +82,83 @@ def main(argv: list[str] | None = None) -> int:
     if args.cell == "parity":
         return parity(flags, args.results / "parity")
     name = "small" if args.small else "short" if args.short else "full"
-    given = [*CELLS[args.cell], "--method", args.method, *PROTOCOLS[name]]
-    given += SMALL_PERIODS[args.method] if args.small else []
-    given += ["--id", name + variant(flags)]
-    return reproduce([*given, *flags], args.results / name)
+    cell = [*CELLS[args.cell], "--method", args.method, *PROTOCOLS[name]]
+    cell += SMALL_PERIODS[args.method] if args.small else []
+    return reproduce([*cell, "--id", name + variant(flags), *flags], args.results / name)
 
 
 def variant(flags: Sequence[str]) -> str:
     """What these flags change of a protocol, as the end of a run's name."""
     unchanging = {*options.FREE, *options.SPEED, "seed"}
-    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
-    words = (f"_{k}-{options.shown(k, v)}" for k, v in given.items() if k not in unchanging)
+    changes = options.given_flags(train_cifar.new_parser().parse_args(flags))
+    words = (f"_{k}-{options.shown(k, v)}" for k, v in changes.items() if k not in unchanging)
     return re.sub(r"[^\w.+-]", "-", "".join(words))
 
 
-def reproduce(flags: Sequence[str], results: Path) -> int:
-    """Train or go on with the run of these flags; on success keep its records and the table."""
-    status = train_cifar.main([*flags, "--resume"])
-    if status == 0:
-        keep_records(run_folder(flags), results)
-        table = compare_runs.compare([results]).replace(f"{results}{os.sep}", "")
-        write_text(results / "table.md", table)
-        print(table, end="")
-    return status
+def config_of(flags: Sequence[str]):
+    """The configuration of the run that train_cifar.py starts with these flags."""
+    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
+    return train_cifar.resolve(given, run.device_of(given))
 
 
 def run_folder(flags: Sequence[str]) -> Path:
-    """Where train_cifar.py keeps the run of these flags."""
-    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
-    config = train_cifar.resolve(given, session.device_of(given))
-    return Path(config["output"]) / run_name(config)
+    """The folder of the run that train_cifar.py starts with these flags."""
+    config = config_of(flags)
+    return Path(config.output) / run_name(config)
 
 
-def keep_records(run: Path, results: Path) -> None:
-    """Keep what a run's figures rest on, to six digits, without the machine's paths."""
-    kept = results / run.name
-    kept.mkdir(parents=True, exist_ok=True)
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    config |= {place: Path(config[place]).name for place in PLACES if config.get(place)}
-    write_json(kept / "config.json", config)
+def reproduce(flags: Sequence[str], results: Path) -> int:
+    """Start or resume the run of these flags; if it finishes, copy its metrics and make the table.
+
+    Returns the exit status.
+    """
+    status = train_cifar.main([*flags, "--resume"])
+    if status == 0:
+        copy_metrics(run_folder(flags), results)
+        table = compare_runs.compare([results]).replace(f"{results}{os.sep}", "")
+        write_text(results / "table.md", table)
+        show(table)
+    return status
+
+
+def copy_metrics(folder: Path, results: Path) -> None:
+    """Copy config.json and metrics.jsonl, to six digits, without the machine's paths."""
+    copy = results / folder.name
+    copy.mkdir(parents=True, exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {name: Path(config[name]).name for name in PATHS if config.get(name)}
+    write_json(copy / "config.json", config)
     rows = [
         {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
-        for row in read_metrics(run)
+        for row in read_metrics(folder)
     ]
-    write_text(kept / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(copy / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def parity(flags: Sequence[str], results: Path) -> int:
-    """The three epochs in both settings, same seed, and their figures side by side."""
-    found = {}
+    """Train three epochs in both settings with the same seed, and print both side by side.
+
+    Returns the exit status.
+    """
+    rows = {}
     for name, precision in PRECISIONS.items():
-        given = [*CELLS["sym50"], *PARITY, *precision, "--id", f"parity_{name}", *flags]
-        status = train_cifar.main([*given, "--resume"])
+        command = [*CELLS["sym50"], *PARITY, *precision, "--id", f"parity_{name}", *flags]
+        status = train_cifar.main([*command, "--resume"])
         if status != 0:
             return status
-        keep_records(run_folder(given), results)
-        found[name] = read_metrics(run_folder(given))
-    table = side_by_side(found)
+        copy_metrics(run_folder(command), results)
+        rows[name] = read_metrics(run_folder(command))
+    table = side_by_side(rows)
     write_text(results / "table.md", table)
-    print(table, end="")
+    show(table)
     return 0
 
 
-def side_by_side(found: dict[str, list[dict]]) -> str:
-    """A Markdown table: FIGURES of each epoch, a column a setting."""
-    lines = [("epoch", "figure", *found)]
-    for epochs in zip(*found.values(), strict=True):
-        for form, names in FIGURES.items():
+def side_by_side(rows: dict[str, list[dict]]) -> str:
+    """A Markdown table: METRICS of each epoch, with one column per setting."""
+    lines = [("epoch", "metric", *rows)]
+    for epochs in zip(*rows.values(), strict=True):
+        for form, names in METRICS.items():
             for name in names:
                 if name in epochs[0]:
                     values = (format(metrics[name], form) for metrics in epochs)

@@ -230,10 +230,11 @@ def checked(each, value: Any) -> Any:
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value, fits = float(value), True
+    expected = ""
     if kind is tuple:
         value = tuple(tuple(step) for step in value)
         fits = all(len(step) == 2 and math.isfinite(step[1]) for step in value)
-    expected = ""
+        expected = about["metavar"]
     if about["choices"]:
         fits = fits and value in about["choices"]
         expected = "one of " + ", ".join(about["choices"])
@@ -327,10 +328,7 @@ def configure(config_class: type[Config], **given: Any) -> Config:
     """
     from smr.methods import METHODS  # the methods define their flags by this module
 
-    method = given.get("method", "smr")
-    if method not in METHODS:
-        raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
-    whole = with_method(config_class, METHODS[method])
+    whole = with_method(config_class, given.get("method", "smr"))
     for name in given.keys() - flags_of(whole).keys():
         owners = [key for key, other in METHODS.items() if name in flags_of(other.Flags)]
         reason = f"only with --method {' or '.join(owners)}" if owners else "there is no such flag"
@@ -338,9 +336,13 @@ def configure(config_class: type[Config], **given: Any) -> Config:
     return whole(**given)
 
 
-def with_method(config_class: type[Config], method: type) -> type[Config]:
-    """The script's configuration class with the flags of a method."""
-    return dataclass(type(config_class.__name__, (config_class, method.Flags), {}))
+def with_method(config_class: type[Config], method: str) -> type[Config]:
+    """The script's configuration class with the flags of a method. Raises InputError."""
+    from smr.methods import METHODS
+
+    if method not in METHODS:
+        raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    return dataclass(type(config_class.__name__, (config_class, METHODS[method].Flags), {}))
 
 
 @dataclass(frozen=True)
@@ -450,8 +452,7 @@ def resumed(config_class: type[Config], state: dict, given: dict[str, Any], wher
     device = devices.find_device(given.get("device", stored["device"]), given.get("gpuid", 0))
     several = distributed.world_size() > 1, state["world_size"] > 1
     moved = device.type != state["device"] or several[0] != several[1]
-    whole = configure(config_class, **stored)
-    flags, changed = flags_of(whole), []
+    flags, changed = flags_of(with_method(config_class, stored["method"])), []
     for name, value in given.items():
         rule = flags[name].metadata["resume"] if name in flags else SAME
         before = stored.get(name)
@@ -465,7 +466,7 @@ def resumed(config_class: type[Config], state: dict, given: dict[str, Any], wher
     kept = {
         name: value
         for name, value in stored.items()
-        if not (moved and flags[name].metadata["resume"] == DEVICE)
+        if not (moved and name in flags and flags[name].metadata["resume"] == DEVICE)
     }
     return configure(config_class, **(kept | given))
 

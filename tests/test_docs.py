@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,7 +36,8 @@ READERS_OWN = {
     *("noisy_label_kv.txt", "clean_label_kv.txt", "noisy_train_key_list.txt"),
     *("clean_val_key_list.txt", "clean_test_key_list.txt"),
     *("benchmarks/results/", "dropped/"),
-    *("corrections.csv", "corrected_labels.json", "labels_2.csv"),
+    *("corrections.csv", "corrected_labels.json", "corrected_labels.csv"),
+    *("labels_2.csv", "dropped_2/", "duplicates.csv"),
 }
 # Flags of other people's programs.
 OTHERS_FLAGS = {
@@ -312,6 +314,48 @@ def test_the_code_of_labels_md_computes_the_average_precision(run, capsys, monke
         found += is_wrong
         precisions += [found / rank] if is_wrong else []
     assert first == pytest.approx(sum(precisions) / found, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def disordered(tmp_path_factory):
+    """A run of 108 labels whose class names are in another order than the alphabet; 7 are wrong."""
+    folder, true = tmp_path_factory.mktemp("disordered"), np.arange(108) % 3
+    labels, wrong = true.copy(), np.arange(0, 105, 15)
+    labels[wrong] = (true[wrong] + 1) % 3
+    pred_probs = np.full((108, 3), 0.02, np.float32)
+    pred_probs[np.arange(108), true] = 0.96
+    np.save(folder / "pred_probs.npy", pred_probs)
+    head = "index,given,given_name,p_clean\n"
+    rows = [
+        f"{i},{label},{('2', '10', 'a')[label]},{label == true[i]:d}\n"
+        for i, label in enumerate(labels)
+    ]
+    (folder / "labels.csv").write_text(head + "".join(rows), encoding="utf-8-sig")
+    return folder, wrong.tolist()
+
+
+@pytest.mark.parametrize("tool", ["cleanlab.filter", "Datalab", "smr.label_issues.scores"])
+def test_the_snippets_of_labels_md_find_the_wrong_labels(disordered, tool, capsys, monkeypatch):
+    for module in {"Datalab": ["cleanlab", "datasets"], "cleanlab.filter": ["cleanlab"]}.get(
+        tool, []
+    ):
+        pytest.importorskip(module)
+    (code,) = (
+        block
+        for page in PAGES
+        for block in blocks_of(text_of(page), "python")
+        if f"import {tool}" in block or f"from {tool}" in block or f"import {tool}\n" in block
+    )
+    folder, wrong = disordered
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    printed = [int(number) for number in re.findall(r"\d+", capsys.readouterr().out)]
+    assert printed[0] == len(wrong) if "smr" in tool else sorted(printed) == wrong
+
+
+def test_every_cleanlab_snippet_of_the_documents_is_run_here():
+    blocks = [block for page in PAGES for block in blocks_of(text_of(page), "python")]
+    assert sum("cleanlab import" in block or "cleanlab.filter" in block for block in blocks) == 2
 
 
 def test_method_md_has_the_sections_that_the_code_cites():

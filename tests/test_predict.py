@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -237,12 +238,18 @@ def test_the_rows_so_far_are_kept_if_it_is_interrupted(photos, checkpoint, tmp_p
     assert not output.exists()
 
 
-def test_a_full_disk_names_the_output(photos, checkpoint):
-    paths = predict.files_of([photos / "training"], {})
-    with pytest.raises(InputError, match=r"/dev/full: No space left"):
-        with predict.table_file(Path("/dev/shm/full.csv")) as file:
-            with open("/dev/full", "w", buffering=1) as full:
-                predict.predict(smr.load(checkpoint), paths, 3, full, {})
+def test_a_full_disk_names_the_output_and_keeps_the_rows_so_far(
+    photos, checkpoint, tmp_path, capsys
+):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    arguments = checkpoint, photos / "training", "--output", tmp_path / "p.csv", "--batch_size", 3
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # five rows
+    try:
+        said = refused(capsys, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"error: {tmp_path / 'p.csv'}: File too large; the rows so far are in " in said
+    assert 3 <= len(read_table(tmp_path / "p.csv.part")) < 8 and not (tmp_path / "p.csv").exists()
 
 
 def refused(capsys, *arguments) -> str:

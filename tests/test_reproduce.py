@@ -1,4 +1,4 @@
-"""benchmarks/reproduce.py: a published cell's run, its records, its table; parity."""
+"""benchmarks/reproduce.py: a published cell's run, its metrics, its table; parity."""
 
 import json
 import sys
@@ -6,7 +6,6 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 from helpers import write_cifar
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -15,7 +14,6 @@ import reproduce
 
 import train_cifar
 from smr.logging.metrics_file import read_metrics, run_name
-from smr.run import options
 
 TINY = ["--width", "2", "--warm_up", "1", "--batch_size", "32", "--device", "cpu"]
 
@@ -26,13 +24,17 @@ def tiny_flags(tmp_path: Path) -> list[str]:
     return [*TINY, "--data_path", str(data), "--output", str(tmp_path / "runs")]
 
 
-def config_of(*argv: str) -> dict:
+def command_of(*argv: str) -> list[str]:
+    """The flags that train_cifar.py is called with."""
+    with mock.patch.object(train_cifar, "main", return_value=1) as main:
+        assert reproduce.main(argv) == 1
+    return main.call_args.args[0]
+
+
+def config_of(*argv: str):
     """The configuration of the run that a command line starts."""
-    flags = []
-    with mock.patch.object(reproduce, "reproduce", lambda given, _: flags.extend(given) or 0):
-        assert reproduce.main(argv) == 0
-    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
-    return train_cifar.resolve(given, torch.device("cpu"))
+    flags = command_of(*argv, "--device", "cpu")
+    return reproduce.config_of([flag for flag in flags if flag != "--resume"])
 
 
 def test_a_cell_leaves_its_records_and_a_row(tmp_path, capsys):
@@ -68,7 +70,7 @@ def test_a_cell_leaves_its_records_and_a_row(tmp_path, capsys):
         assert str(tmp_path) not in path.read_text()
 
 
-def test_the_same_command_goes_on_and_ends_at_once_when_done(tmp_path, capsys):
+def test_the_same_command_resumes_and_ends_at_once_when_done(tmp_path, capsys):
     flags = ["sym50", *tiny_flags(tmp_path), "--results", str(tmp_path / "results")]
     assert reproduce.main([*flags, "--num_epochs", "0"]) == 0
     assert reproduce.main([*flags, "--num_epochs", "1"]) == 0
@@ -88,13 +90,14 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
     labels = tmp_path / "CIFAR-10_human.pt"
     labels.touch()
     file = ["--noise_file", str(labels)] if cell == "worst" else []
-    found = config_of(cell, *([f"--{protocol}"] if protocol != "full" else []), *file,
+    config = config_of(cell, *([f"--{protocol}"] if protocol != "full" else []), *file,
                       "--method", method)  # fmt: skip
     noise = {"noise_mode": "worst", "noise_file": str(labels)}
     if cell != "worst":
         noise = {"noise_mode": cell[:-2], "r": int(cell[-2:]) / 100}
-    recipe = train_cifar.resolve(noise | {"method": method}, torch.device("cpu"))
-    changed = {k: v for k, v in found.items() if recipe.get(k) != v}
+    noise |= {"method": method, "device": "cpu"}
+    published = reproduce.config_of([word for k, v in noise.items() for word in (f"--{k}", str(v))])
+    changed = {k: v for k, v in config.items() if published.get(k) != v}
     expected = {"id": protocol}
     if protocol == "short":
         expected |= {"num_epochs": 100, "lr_steps": ((50, 0.1),)}
@@ -104,8 +107,8 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
         expected |= {"num_epochs": 60, "lr_steps": ((40, 0.1),)}
         expected |= {"recalibrate_every": 15} if method == "smr" else {}
     assert changed == expected
-    assert found["warm_up"] == (0 if method == "ce" else 10)
-    assert found["recalibrate_every"] == {"full": 30, "short": 30, "small": 15}[protocol] * (
+    assert config["warm_up"] == (0 if method == "ce" else 10)
+    assert config["recalibrate_every"] == {"full": 30, "short": 30, "small": 15}[protocol] * (
         method == "smr"
     )
 
@@ -145,12 +148,12 @@ def test_refusals_are_one_line(capsys):
         assert refused.value.code == 2 and words in shown and shown.count("\n") == 1
 
 
-def test_side_by_side_has_a_row_for_each_figure_of_an_epoch():
+def test_side_by_side_has_a_row_for_each_metric_of_an_epoch():
     first = {"epoch": 0, "test/accuracy": 10.0, "train/net1/loss": 2.30258, "time/seconds": 3.0}
     second = first | {"test/accuracy": 11.125, "train/net1/loss": 2.25}
     table = reproduce.side_by_side({"float32": [first], "fast": [second]})
     assert table.splitlines() == [
-        "| epoch | figure | float32 | fast |",
+        "| epoch | metric | float32 | fast |",
         "| --- | --- | --- | --- |",
         "| 0 | test/accuracy | 10.00 | 11.12 |",
         "| 0 | train/net1/loss | 2.3026 | 2.2500 |",
@@ -160,7 +163,7 @@ def test_side_by_side_has_a_row_for_each_figure_of_an_epoch():
 
 def test_parity_puts_float32_and_the_fast_setting_side_by_side(tmp_path):
     results = tmp_path / "results"
-    # In place of the device's fast setting one that anybody's figures tell apart.
+    # Instead of the device's fast setting one whose metrics differ.
     fast = mock.patch.dict(reproduce.PRECISIONS, {"fast": ["--lr", "0.3"]})
     one_epoch = mock.patch.object(reproduce, "PARITY", ["--num_epochs", "0", "--warm_up", "1"])
     with fast, one_epoch:
@@ -175,4 +178,4 @@ def test_parity_puts_float32_and_the_fast_setting_side_by_side(tmp_path):
     losses = [f"{columns[name]['train/net1/loss']:.4f}" for name in ("float32", "fast")]
     assert losses[0] != losses[1]
     assert f"| 0 | train/net1/loss | {losses[0]} | {losses[1]} |" in table
-    assert table.startswith("| epoch | figure | float32 | fast |")
+    assert table.startswith("| epoch | metric | float32 | fast |")

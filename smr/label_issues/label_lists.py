@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path, PurePosixPath
 
 from smr.data.noise_file import label_list
@@ -48,7 +47,7 @@ def json_of(run: FinishedRun, changed: dict[int, int | None]) -> bytes:
 
 
 def csv_of(run: FinishedRun, changed: dict[int, int | None]) -> bytes:
-    """The run's own table with changed labels, by name or by number as there.
+    """The run's own table with changed labels.
 
     Rows of test images stay; those of dropped images go. Raises InputError.
     """
@@ -67,14 +66,13 @@ def csv_of(run: FinishedRun, changed: dict[int, int | None]) -> bytes:
     known = [
         (run.labels[row], cells) for row, cells in zip(rows, table, strict=True) if row is not None
     ]
-    spellings = run.class_names, [str(label) for label in range(len(run.class_names))]
-    column, spelling = max(
-        product(columns, spellings),
-        key=lambda pair: sum(cells[pair[0]] == pair[1][label] for label, cells in known),
-        default=("", run.class_names),
-    )
-    if not any(cells[column] == spelling[label] for label, cells in known):
-        raise InputError(f"{path}: no column with the run's files and labels; nothing was done")
+
+    def agreement(column: str) -> int:
+        return sum(cells[column].strip() == run.class_names[label] for label, cells in known)
+
+    column = max(columns, key=agreement, default="")
+    if not known or not agreement(column):
+        raise InputError(f"{path}: no columns with the run's files and labels; nothing was done")
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -82,6 +80,6 @@ def csv_of(run: FinishedRun, changed: dict[int, int | None]) -> bytes:
         if row in changed:
             if changed[row] is None:
                 continue
-            cells[column] = spelling[changed[row]]
+            cells[column] = run.class_names[changed[row]]
         writer.writerow(cells)
     return text.getvalue().encode("utf-8-sig")

@@ -222,27 +222,20 @@ def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | N
 
 
 def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
-    """Write `duplicates.csv`, pairs of files with the same content; position → the other file.
+    """Write `duplicates.csv`; position → the identical file, of images whose two labels differ.
 
-    Of training images with another label than their duplicate, or with one in the test set.
     Without duplicates there is no such file. Raises OSError.
     """
     pairs = loader.info.duplicates
     if not pairs:
         path.unlink(missing_ok=True)
         return {}
-    labels, places = loader.noisy_labels.tolist(), {file: i for i, file in enumerate(loader.files)}
-    rows, conflicts = [], {}
-    for *pair, _problem in pairs:
-        label_of = [labels[places[file]] if file in places else None for file in pair]
-        names = ["" if label is None else loader.class_names[label] for label in label_of]
-        rows.append((pair[0], names[0], pair[1], names[1]))
-        if label_of[0] != label_of[1]:
-            both = zip(pair, reversed(pair), strict=True)
-            conflicts |= {places[file]: other for file, other in both if file in places}
     with atomic_write(path) as file:
-        file.write(to_csv(("file", "given_name", "duplicate", "duplicate_given_name"), rows))
-    return conflicts
+        file.write(to_csv(("file", "duplicate", "problem"), pairs))
+    positions = {file: i for i, file in enumerate(loader.files)}
+    conflicts = [pair for *pair, problem in pairs if problem != "in training and test"]
+    both = [pair for one, other in conflicts for pair in ((one, other), (other, one))]
+    return {positions[file]: other for file, other in both if file in positions}
 
 
 def report(
@@ -269,11 +262,8 @@ def report(
             Image.fromarray(picture).save(folder / name)
         line(f"all labels, ranked by quality: {path}")
         conflicts = write_duplicates(loader, folder / "duplicates.csv")
-        if loader.info.duplicates:
-            line(
-                f"images with a duplicate of another label or in the test set: {len(conflicts):,}; "
-                f"all pairs: {folder / 'duplicates.csv'}"
-            )
+        if conflicts:
+            line(f"identical images with two labels: {folder / 'duplicates.csv'}")
         if review:
             text = page(issues, loader, root, folder.as_posix(), review, conflicts)
             write_text(folder / "labels.html", text)
