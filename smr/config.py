@@ -383,7 +383,10 @@ def parse(
     add("--evaluate", metavar="PATH", help="test this checkpoint, or a run folder's last one")
     args = vars(parser.parse_args(argv))
     action = Action(*(args.pop(name) or default for name, default in vars(Action()).items()))
-    return {name: value for name, value in args.items() if value is not None}, action
+    given = {name: value for name, value in args.items() if value is not None}
+    if "gpuid" in given and distributed.launched():
+        parser.error("argument --gpuid: torchrun's processes take a GPU each")
+    return given, action
 
 
 RESUME_HELP = "continue the run of this command line, or the one at PATH"
