@@ -89,7 +89,9 @@ class Config:
 
     dataset: str = flag(group=DATA, help="which dataset")
     data_path: str = flag(group=DATA, metavar="DIR", resume=FREE, help="folder of the dataset")
-    num_class: int = flag(group=DATA, low=2, help="number of classes")
+    num_class: int = flag(
+        group=DATA, low=2, shown_default="the dataset's", help="number of classes"
+    )
 
     id: str = flag(
         "",

@@ -17,7 +17,7 @@ from smr.errors import InputError
 # The usual names of the folders that hold class folders, in lower case.
 TRAINING = ("training", "train")
 TESTING = ("testing", "test", "validation", "valid", "val", "evaluation", "eval", "dev")
-OWN_PHOTOS = "photos of your own in class folders: train_animal10N.py --dataset folder"
+OWN_PHOTOS = "your own photos in class folders: train_folder.py"
 # correct_labels.py moves the photos there that a person dropped, and says so in a log.
 # What systems leave in folders, in lower case: thumbnails, archives' metadata, trash.
 JUNK = {
