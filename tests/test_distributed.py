@@ -489,7 +489,7 @@ def test_a_run_goes_on_with_two_processes_and_with_one_again(tmp_path, capsys):
     of_ranks = log.read_text()
     for line in (
         *("2 processes share each batch", "note: 1 processes before, 2 now"),
-        *("resumed after epoch 0", "    1 semi-supervised", "label issues: "),
+        *("resumed after epoch 0", "    1 semi-supervised", "\nlabel issues: "),
     ):
         assert of_ranks.count(line) == 1, line
     assert json.loads((folder / "config.json").read_text())["world_size"] == 2
