@@ -475,7 +475,10 @@ def resumed(config_class: type[Config], state: dict, given: dict[str, Any], wher
         for name, value in stored.items()
         if not (moved and name in flags and flags[name].metadata["resume"] == DEVICE)
     }
-    return configure(config_class, **(kept | given))
+    try:
+        return configure(config_class, **(kept | given))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def as_dict(config: Config) -> dict[str, Any]:

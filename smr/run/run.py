@@ -63,8 +63,8 @@ class Run:
             self.exit_stack = self.exit_stack.pop_all()
         return self
 
-    def __exit__(self, *_) -> None:
-        self.exit_stack.close()
+    def __exit__(self, *error) -> bool | None:
+        return self.exit_stack.__exit__(*error)
 
     def open(self) -> tuple[dict, Path, dict | None]:
         """The configuration's values, the checkpoint's path, and its content or None.
