@@ -187,11 +187,12 @@ def test_the_help_has_the_values_of_each_dataset(capsys):
         parse(CifarConfig, "python train_cifar.py --dataset digits", ["--help"])
     shown = capsys.readouterr().out
     assert shown.startswith("usage: ") and "python train_cifar.py --dataset digits\n" in shown
-    shown = " ".join(shown.split())
+    shown, digits = " ".join(shown.split()), CifarConfig.HYPERPARAMETERS["digits"]
+    ((epoch, factor),) = digits["lr_steps"]
     for words in (
-        "epoch 0 is trained too (default: 300; digits 60)",
-        "memorized (default: 10; cifar100 30; digits 15)",
-        "as in 80:0.1,140:0.01 (default: 150:0.1; digits 50:0.1)",
+        "epoch 0 is trained too (default: 300; digits {num_epochs})".format(**digits),
+        "memorized (default: 10; cifar100 30; digits {warm_up})".format(**digits),
+        f"as in 80:0.1,140:0.01 (default: 150:0.1; digits {epoch}:{factor:g})",
         "of SGD (default: 0.0005)",
         "a warm-up batch 2B (default: 128; digits 64)",
         "--method {smr,dividemix,ce,elr}",
@@ -313,6 +314,12 @@ def test_flags_of_speed_are_those_that_suit_the_device():
     assert speed_defaults(CUDA) == {"amp": True, "compile": compiles, "channels_last": True}
     for device in (CPU, torch.device("mps")):
         assert speed_defaults(device) == {"amp": False, "compile": False, "channels_last": True}
+
+
+def test_digits_are_not_compiled_on_a_gpu():
+    digits, cifar10 = (configure(CifarConfig, dataset=name) for name in ("digits", "cifar10"))
+    assert digits.hyperparameters(CUDA)["compile"] is False
+    assert "compile" not in cifar10.hyperparameters(CUDA)
 
 
 def test_compile_on_without_a_compiler_is_refused(no_compiler):
