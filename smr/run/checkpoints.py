@@ -80,7 +80,7 @@ def training_state(
     return {
         "script": script,
         "epoch": epoch,
-        "config": config,
+        "config": dict(config),
         "device": loader.generator.device.type,
         "noise_sha256": noise_sha256,
         "networks": [network.state_dict() for network in pair.networks],
