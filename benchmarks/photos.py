@@ -28,8 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from smr.data.decoding import upright
-from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader, Photos, scaled
-from smr.data.memory_dataset import mirrored
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader, scaled
 from smr.run.devices import hardware, peak_memory, prepare_process
 
 SIZES = ((640, 480), (500, 375))
@@ -47,7 +46,7 @@ def write_photo(path: Path, size: tuple[int, int], seed: int) -> None:
     Image.fromarray(pixels).save(path, quality=85)
 
 
-def write_photos(root: Path, count: int, size: tuple[int, int]) -> Photos:
+def write_photos(root: Path, count: int, size: tuple[int, int]) -> ImageFiles:
     """Up to 200 photos of one size, and links to them."""
     files = [f"{i}.jpg" for i in range(count)]
     root.mkdir()
@@ -56,13 +55,13 @@ def write_photos(root: Path, count: int, size: tuple[int, int]) -> Photos:
             write_photo(root / name, size, i)
         else:
             (root / name).symlink_to(root / files[i % 200])
-    return Photos(root, files, FRAMES[0])
+    return ImageFiles(root, files, FRAMES[0])
 
 
 class Ordinary(Dataset):
     """Two views of a photo, each from its file."""
 
-    def __init__(self, photos: Photos, frame: Frame):
+    def __init__(self, photos: ImageFiles, frame: Frame):
         from torchvision import transforms
 
         self.photos = photos
@@ -85,23 +84,28 @@ class Ordinary(Dataset):
         return first, second, index
 
 
-def loader_of(photos: Photos, frame: Frame, workers: int, device: torch.device) -> ImageFileLoader:
+def loader_of(
+    photos: ImageFiles, frame: Frame, workers: int, device: torch.device
+) -> ImageFileLoader:
     """The photos as a run's loader serves them."""
     photos, labels = replace(photos, frame=frame), np.zeros(len(photos), dtype=np.int64)
     return ImageFileLoader(
-        *(photos, labels, {}, IMAGENET_VIEWS, ["a", "b"], BATCH_SIZE, 1, device),
+        *(photos, labels, {}, IMAGENET_VIEWS, DatasetInfo(["a", "b"])),
+        batch_size=BATCH_SIZE,
+        seed=1,
+        device=device,
         channels_last=True,
         workers=workers,
     )
 
 
-def streamed(photos: Photos, frame: Frame, workers: int, device: torch.device) -> Iterable:
+def streamed(photos: ImageFiles, frame: Frame, workers: int, device: torch.device) -> Iterable:
     """Two views of each photo by the loader."""
     loader, count = loader_of(photos, frame, workers, device), len(photos)
     return loader.run("train", np.ones(count, bool), np.ones(count))[0]
 
 
-def ordinary(photos: Photos, frame: Frame, workers: int, device: torch.device) -> Iterable:
+def ordinary(photos: ImageFiles, frame: Frame, workers: int, device: torch.device) -> Iterable:
     """The same number of views the ordinary way, on the device."""
     loader = DataLoader(
         Ordinary(photos, frame),
@@ -130,7 +134,7 @@ def views_a_second(batches: Iterable, count: int, device: torch.device) -> float
     return 2 * count / (time.perf_counter() - started)
 
 
-def compare(photos: Photos, frame: Frame, workers: int, rounds: int, device: torch.device):
+def compare(photos: ImageFiles, frame: Frame, workers: int, rounds: int, device: torch.device):
     """(views a second streamed, the ordinary way): medians of rounds in turn, the first unseen."""
     gc.collect()  # else new workers inherit the last comparison's, and complain
     ways = [make(photos, frame, workers, device) for make in (streamed, ordinary)]
@@ -151,7 +155,7 @@ def milliseconds(action: Callable[[int], object], count: int) -> float:
     return 1000 * min(passes) / count
 
 
-def bounds(photos: Photos, frame: Frame) -> dict[str, float]:
+def bounds(photos: ImageFiles, frame: Frame) -> dict[str, float]:
     """Milliseconds a photo that each part of the work takes on one core, for two views."""
     paths = [photos.root / name for name in photos.files[:60]]
     wholes = [scaled(path, frame) for path in paths]
@@ -166,14 +170,13 @@ def bounds(photos: Photos, frame: Frame) -> dict[str, float]:
             pixels[view] = wholes[i][:side, :side]
 
     def mirror_and_normalize(_: int) -> None:
-        loader.finished(mirrored(batch, flipped))
+        loader.normalize(flip(batch, flipped))
 
     decode = milliseconds(lambda i: upright(paths[i], frame.resize), len(paths))
     return {
         "decode": decode,
         "scale": milliseconds(lambda i: scaled(paths[i], frame), len(paths)) - decode,
         "cut two": milliseconds(cut, len(paths)),
-        "to the main process": milliseconds(lambda _: batch.clone(), 20) / BATCH_SIZE * 2,
         "mirror, normalize two": milliseconds(mirror_and_normalize, 5) / BATCH_SIZE * 2,
     }  # fmt: skip
 
@@ -192,14 +195,14 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=int, default=200, help="of each size (default: 200)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="threads, processes (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="passes of each way (default: 3)")
     parser.add_argument("--memory", type=int, nargs="+", metavar="N", help="show memory alone")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     prepare_process(device, amp=False)
-    print(f"{hardware(device)}, torch {torch.__version__}, {args.workers} workers")
+    print(f"{hardware(device)}, torch {torch.__version__}, {args.workers} threads and workers")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for count in args.memory or ():

@@ -31,7 +31,7 @@ from runs import (
     without_times,
 )
 from test_docs import blocks_of, text_of
-from test_streams import loader_of, write
+from test_image_file_dataset import loader_of, write
 from torch import Tensor
 from torch.testing import assert_close
 
