@@ -27,8 +27,16 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from smr.data.augment import flip
 from smr.data.decoding import upright
-from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader, scaled
+from smr.data.image_file_dataset import (
+    IMAGENET_VIEWS,
+    Frame,
+    ImageFileLoader,
+    ImageFiles,
+    scaled,
+)
+from smr.data.loader import DatasetInfo
 from smr.run.devices import hardware, peak_memory, prepare_process
 
 SIZES = ((640, 480), (500, 375))
