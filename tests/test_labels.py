@@ -55,7 +55,7 @@ def judgment_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> labels.
 
 def test_judgment_is_what_the_networks_say_one_by_one(pair, noisy):
     judgment = labels.judge(pair, noisy, tiny_recipe())
-    images = noisy.train_images.plain(noisy.train_index)
+    images = noisy.normalize(noisy.train_images.plain(noisy.train_index))
     given = noisy.noisy_labels
     with torch.no_grad():
         logits = sum(network.eval()(images) for network in pair.networks)

@@ -82,7 +82,7 @@ def test_sample_losses_stand_in_ascending_order_and_leave_the_network_as_it_was(
     before = state_copy(network)
     found = smr.sample_losses(network, loader.run("eval_train"))
     assert not network.training
-    images = loader.train_images.plain(torch.arange(23))
+    images = loader.normalize(loader.train_images.plain(torch.arange(23)))
     expected = F.cross_entropy(network(images), loader.noisy_labels, reduction="none").detach()
     assert found.index.tolist() == list(range(23))
     assert_close(found.losses, expected)
@@ -103,7 +103,7 @@ def test_scoring_gives_each_network_s_own_logits_of_each_batch_in_eval_mode(monk
         network.train()
     served = list(smr.score(networks, loader.run("eval_train")))
     assert [logits.shape for logits, *_ in served] == [(2, 8, 10), (2, 3, 10)]
-    images = loader.train_images.plain(torch.arange(11))
+    images = loader.normalize(loader.train_images.plain(torch.arange(11)))
     for k, network in enumerate(networks):
         assert not network.training
         assert_close(torch.cat([logits[k] for logits, *_ in served]), network(images).detach())
@@ -135,7 +135,7 @@ class Counting:
     def run(self, mode):
         self.calls.append(mode)
         index = torch.tensor(self.samples.pop(0))
-        images = self.loader.train_images.plain(index)
+        images = self.loader.normalize(self.loader.train_images.plain(index))
         return [(images, self.loader.noisy_labels[index], index)]
 
 
