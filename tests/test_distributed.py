@@ -32,7 +32,7 @@ from runs import (
 )
 from smr.run.devices import seed_everything
 from test_docs import blocks_of, text_of
-from test_streams import loader_of, write
+from test_image_file_dataset import loader_of, write
 from torch import Tensor
 from torch.testing import assert_close
 
