@@ -503,9 +503,10 @@ def test_one_way_to_decide_is_wanted(run, capsys):
 
 def test_relative_links_point_to_their_files_wherever_they_are_moved(run, photos, corrections):
     (photos / "pool").mkdir()
-    for name, link in (("cat/1", "../../pool/a.png"), ("dog/0", "./../../pool/../pool/b.png")):
+    (photos / "training/cat/.pool").mkdir()
+    for name, link in (("cat/1", ".pool/a.png"), ("dog/0", "./../../pool/../pool/b.png")):
         photo = photos / f"training/{name}.png"
-        photo.rename(photos / "pool" / link[-5:])
+        photo.rename(photo.parent / link)
         photo.symlink_to(link)
     (photos / "pool/c.png").write_bytes((photos / "training/cat/2.png").read_bytes())
     (photos / "training/cat/2.png").unlink()
@@ -625,6 +626,6 @@ def test_a_console_s_encoding_and_a_closed_pipe_end_in_no_traceback(photos, tmp_
     read, write = os.pipe()
     os.close(read)
     monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
-    assert call(tmp_path / "run", path) == 141
+    assert call(tmp_path / "run", path) == 0
     sys.stdout.close()  # as Python does at its exit
     assert (photos / "training/dog/0_2.png").exists()  # the reader's end stops no work

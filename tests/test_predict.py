@@ -219,6 +219,15 @@ def test_a_name_that_is_not_utf_8_is_written_escaped(photos, checkpoint, tmp_pat
     assert [os.path.basename(file) for file in files] == ["1.png", r"b\udce4r.png"]
 
 
+def test_a_closed_pipe_ends_it_quietly(photos, checkpoint, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
+    assert predict.main([str(checkpoint), str(photos)]) == 141
+    sys.stdout.close()  # as Python does at its exit
+    assert capsys.readouterr().err == ""
+
+
 class Stopping:
     """A model that predicts one batch, and then does something else."""
 
