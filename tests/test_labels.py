@@ -110,20 +110,20 @@ def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
     assert row["file"] == "" and row["true"] == ""
 
 
-def test_rank_one_is_the_label_that_both_the_mixtures_and_the_networks_doubt_most():
+def test_rank_one_has_the_lowest_clean_probability_and_share_of_the_label():
     issues = issues_of(
         [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
     )
     assert issues.order.tolist() == [2, 0, 3, 1]
 
 
-def test_a_label_is_less_suspicious_where_no_better_one_is_at_hand():
+def test_label_quality_is_higher_if_no_other_class_fits_better():
     issues = issues_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
     assert issues.order.tolist() == [1, 0]
     np.testing.assert_allclose(issues.quality, [0.5 + 0.3 / 0.35, 0.5 + 0.3 / 0.7])
 
 
-def test_a_label_looks_wrong_where_another_class_is_seen_and_the_mean_clean_probability_is_low():
+def test_a_label_issue_has_another_predicted_class_and_a_low_mean_clean_probability():
     issues = issues_of(
         [0] * 6,
         [1, 1, 1, 1, 1, 0],
@@ -133,7 +133,7 @@ def test_a_label_looks_wrong_where_another_class_is_seen_and_the_mean_clean_prob
     assert issues.is_issue.tolist() == [True, False, True, False, True, False]
 
 
-def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions():
+def test_the_log_counts_label_issues_and_names_the_most_frequent_confusions():
     clean = np.array([1, 1, 1, 2, 0, 0])
     loader = loader_of([0, 0, 0, 0, 0, 0], clean)
     issues = issues_of(
@@ -150,13 +150,13 @@ def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions(
     )
 
 
-def test_the_precision_of_one_label_that_looks_wrong_and_is_so_is_one():
+def test_the_precision_of_one_label_issue_with_a_noisy_label_is_one():
     issues = issues_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
     words = labels.closing_lines(issues, loader_of([0, 1], np.array([1, 1])))
     assert "of 1 noisy labels 1 are among them (precision 1.000, recall 1.000)" in words[-1]
 
 
-def test_closing_words_name_three_confusions():
+def test_the_log_names_three_confusions():
     words = labels.closing_lines(
         issues_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
     )
@@ -166,7 +166,7 @@ def test_closing_words_name_three_confusions():
     )
 
 
-def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
+def test_without_true_labels_the_log_has_no_precision():
     words = labels.closing_lines(
         issues_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
     )

@@ -116,7 +116,7 @@ def labels_csv(issues: LabelIssues, loader: Loader) -> bytes:
 def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
     """Lines for the log: how many label issues, of which classes, and how reliable they are."""
     names, chosen = loader.class_names, issues.is_issue
-    found, count = int(chosen.sum()), len(issues.labels)
+    issue_count, count = int(chosen.sum()), len(issues.labels)
     pairs = Counter(
         zip(issues.labels[chosen].tolist(), issues.predicted[chosen].tolist(), strict=True)
     )
@@ -124,14 +124,14 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
         f"{names[label]} predicted as {names[predicted]} ({times:,})"
         for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
     ]
-    line = f"label issues: {found:,} of {count:,} training labels ({100 * found / count:.1f} %)"
+    line = f"label issues: {issue_count:,} of {count:,} training labels ({100 * issue_count / count:.1f} %)"
     lines = [line + (", most often " + ", ".join(confusions) if confusions else "")]
     if reason := why_unreliable(issues.labels, issues.pred_probs, names):
         lines.append(f"the networks have not learned enough to find label issues: {reason}")
-    if found:
+    if issue_count:
         least, most = estimate_correct_among(issues.labels, issues.pred_probs, chosen)
         lines.append(
-            f"review before you change any: an estimated {least:,} to {most:,} of these {found:,} "
+            f"review before you change any: an estimated {least:,} to {most:,} of these {issue_count:,} "
             "labels are correct"
         )
     is_noisy = None if loader.is_clean is None else ~loader.is_clean[issues.index]
@@ -140,7 +140,7 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
         average_precision = average_precision_score(is_noisy, -issues.quality)
         lines.append(
             f"of {noisy:,} noisy labels {hits:,} are among them (precision "
-            f"{hits / max(found, 1):.3f}, recall {hits / noisy:.3f}); average precision of the "
+            f"{hits / max(issue_count, 1):.3f}, recall {hits / noisy:.3f}); average precision of the "
             f"ranking {average_precision:.3f}"
         )
     return lines
