@@ -141,8 +141,8 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
         average_precision = average_precision_score(is_noisy, -issues.quality)
         lines.append(
             f"of {noisy:,} noisy labels {hits:,} are among them (precision "
-            f"{hits / max(issues_found, 1):.3f}, recall {hits / noisy:.3f}); average precision of the "
-            f"ranking {average_precision:.3f}"
+            f"{hits / max(issues_found, 1):.3f}, recall {hits / noisy:.3f}); average precision "
+            f"of the ranking {average_precision:.3f}"
         )
     return lines
 
