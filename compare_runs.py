@@ -18,22 +18,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloader_cifar import HUMAN_LABELS
+from smr.config import DEVICE, FREE, Parser, flags_of, show_value
 from smr.errors import InputError
 from smr.logging.console import duration, show
 from smr.logging.metrics_file import read_metrics
-from smr.run.options import FREE, SPEED, Parser, one_line_errors, shown
+from smr.run.command import command
+from train_animal10N import AnimalConfig
+from train_cifar import CifarConfig
+from train_clothing1M import ClothingConfig
+from train_folder import FolderConfig
+from train_webvision import WebVisionConfig
 
 HEADINGS = (
     *("dataset", "noise", "method", "num_epochs", "seeds"),
     *("best %", "last %", "last ten %", "time", "published best / last %"),
 )
+CONFIGS = (CifarConfig, AnimalConfig, FolderConfig, WebVisionConfig, ClothingConfig)
 # Runs of a row may differ in these: they change accuracy by rounding alone, or follow from the
 # seed or the data. The labels are compared by their checksum.
 NO_SETTINGS = {
-    *FREE,
-    *("seed", *SPEED, "world_size", "noise_file", "noise_sha256", "noise_rate"),
-    *("selected_accuracy", "ended", "versions", "hardware", "data_notes", "duplicates"),
-} - {"num_epochs"}
+    name
+    for config in CONFIGS
+    for name, each in flags_of(config).items()
+    if each.metadata["resume"] in (FREE, DEVICE)
+} | {
+    *("seed", "world_size", "noise_sha256", "noise_rate", "selected_accuracy", "ended"),
+    *("versions", "hardware", "data_notes", "duplicates"),
+}
 # What papers report for a cell, by method, on training sets of 50,000 images.
 PUBLISHED_IMAGES = 50_000
 PUBLISHED = {
@@ -158,7 +169,7 @@ def differences(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
     """The run's settings in which the rows of its cell differ; '' if there are none."""
     keys = sorted({key for other in cell for key in other.settings})
     return ", ".join(
-        f"{key} {shown(key, run.settings.get(key))}"
+        f"{key} {show_value(run.settings.get(key))}"
         for key in keys
         if any(other.settings.get(key) != run.settings.get(key) for other in cell)
     )
@@ -248,14 +259,13 @@ def compare(paths: Sequence[Path]) -> str:
     return markdown(lines) + notes
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of them")
     args = parser.parse_args(argv)
-    with one_line_errors("compare_runs.py"):
-        show(compare(args.folders))
-    return 0
+    show(compare(args.folders))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Animal-10N: photos with labels as people gave them (method 1).
+"""Animal-10N: photos with labels as people gave them.
 
 loader = animal_dataloader("./data/Animal-10N", 128, 4)
 for images, noisy_labels, index in loader.run("warmup"): ...
@@ -6,12 +6,14 @@ for images, noisy_labels, index in loader.run("warmup"): ...
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from smr.data.augment import Views
 from smr.data.decoding import read_images
 from smr.data.image_folder import (
     OWN_PHOTOS,
@@ -19,15 +21,16 @@ from smr.data.image_folder import (
     class_notes,
     entries,
     first_ten,
-    has_class_folders,
+    is_readable,
     list_class_folders,
-    listing_of,
     natural_order,
+    printable,
     refuse_broken,
+    sorted_listing,
+    subfolders,
 )
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
-from smr.data.noise_file import dropped_facts, read_label_list, without_dropped
+from smr.data.memory_dataset import ImageData, MemoryLoader
+from smr.data.noise_file import read_label_list, with_labels
 from smr.errors import InputError
 from smr.logging.console import Terminal
 
@@ -46,28 +49,25 @@ ANIMAL_SIZE = 64
 RECORD = np.dtype(
     [("id", ">i4"), ("label", ">i4"), ("pixels", "u1", (3, ANIMAL_SIZE, ANIMAL_SIZE))]
 )
-
-
 # Kept: Clothing1M's constants; the published crop of 64 from 64 pixels does nothing.
 ANIMAL_VIEWS = Views((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214), flip=True)
 
 
 def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Terminal) -> ImageData:
-    """Animal-10N in any of its forms; which one, is found out by looking (method 1).
+    """Animal-10N in any of its forms, which is known by its folders and files.
 
     Images are in ascending order of label and id, so that each form gives the same.
     Raises InputError.
     """
-    if (root / "training").is_dir():
-        if has_class_folders(root / "training"):
+    in_folders = (root / "training").is_dir()
+    if in_folders:
+        form, list_part = "files named label_id in training/ and testing/", list_labeled_names
+        if subfolders(root / "training"):
             form = "class folders in training/ and testing/"
             otherwise = f"rename or remove it; {OWN_PHOTOS}"
             list_part = partial(list_class_folders, labels=ANIMAL_FOLDERS, otherwise=otherwise)
-        else:
-            form = "files named label_id in training/ and testing/"
-            list_part = list_labeled_names
         console.line(f"{root}: {form}")
-        train, test = (
+        (images, train), (test_images, test) = (
             read_images(root, list_part(root, part), ANIMAL_SIZE, threads, console)
             for part in ("training", "testing")
         )
@@ -75,15 +75,20 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Termina
         names = find_binaries(root)
         form = f"binaries {', '.join(names)} and test_batch.bin"
         console.line(f"{root}: {form}")
-        train, test = read_binaries(root, names), read_binaries(root, ["test_batch.bin"])
-    (images, listing), (test_images, test_listing) = train, test
-    notes = [f"form: {form}"]
-    notes += refuse_broken(root, listing, test_listing, skip_broken=skip_broken)
-    notes += class_notes(root, listing, test_listing, ANIMALS)
+        images, train = read_binaries(root, names)
+        test_images, test = read_binaries(root, ["test_batch.bin"])
+    notes = [f"form: {form}", *train.notes, *test.notes]
+    notes += refuse_broken(root, train, test, skip_broken=skip_broken)
+    notes += class_notes(root, train, test, ANIMALS)
     return ImageData(
-        *(images, listing.labels, test_images, test_listing.labels, list(ANIMALS)),
-        files=listing.files,
+        images,
+        train.labels,
+        test_images,
+        test.labels,
+        list(ANIMALS),
+        files=train.files,
         notes=notes,
+        labels_in_paths=in_folders,
     )
 
 
@@ -92,11 +97,13 @@ def list_labeled_names(root: Path, part: str) -> Listing:
 
     Raises InputError where a label is outside the classes.
     """
-    found, broken, outside = [], {}, []
+    rows, broken, outside = [], {}, []
     for entry in entries(root / part):
         prefix = re.match("([0-9]+)_", entry.name)
         name = f"{part}/{entry.name}"
-        if not entry.is_file():
+        if not is_readable(entry.name):
+            broken[printable(name)] = "its name is not readable"
+        elif not entry.is_file():
             broken[name] = "no file"
         elif not prefix:
             broken[name] = "its name does not begin with a label and _"
@@ -104,30 +111,30 @@ def list_labeled_names(root: Path, part: str) -> Listing:
             outside.append(name)
         else:
             rest = entry.name[prefix.end() :]
-            found.append((int(prefix[1]), natural_order(rest), name))
+            rows.append((int(prefix[1]), natural_order(rest), name))
     if outside:
         raise InputError(
-            f"{root}: {len(outside)} of {len(outside) + len(found)} files in {part}/ have a label "
+            f"{root}: {len(outside)} of {len(outside) + len(rows)} files in {part}/ have a label "
             f"outside 0 to {len(ANIMALS) - 1}: {first_ten(outside)}"
         )
-    return listing_of(found, broken)
+    return sorted_listing(rows, broken)
 
 
 def find_binaries(root: Path) -> list[str]:
     """The names of the training binaries. Raises InputError where the data is in no known form."""
-    held = [entry.name for entry in entries(root)]
-    names = [name for name in held if re.fullmatch(r"data_batch_[0-9]+\.bin", name)]
-    names = names or [name for name in held if name == "training_batch.bin"]
-    if not names or "test_batch.bin" not in held:
+    content = [entry.name for entry in entries(root)]
+    names = [name for name in content if re.fullmatch(r"data_batch_[0-9]+\.bin", name)]
+    names = names or [name for name in content if name == "training_batch.bin"]
+    if not names or "test_batch.bin" not in content:
         raise InputError(
             f"{root}: no Animal-10N: expected folders training/ and testing/, or data_batch_1.bin "
-            f"and test_batch.bin; found {first_ten(held) or 'nothing'}; {OWN_PHOTOS}"
+            f"and test_batch.bin; found {first_ten(content) or 'nothing'}; {OWN_PHOTOS}"
         )
     return names
 
 
 def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing]:
-    """Images uint8 [n, 64, 64, 3] and Listing of binaries, by ascending label and id (method 1).
+    """Images uint8 [n, 64, 64, 3] and Listing of binaries, by ascending label and id.
 
     Raises InputError.
     """
@@ -154,17 +161,17 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
     return images, Listing([files[i] for i in order], labels[order])
 
 
-class animal_dataloader(NoisyLoader):
+class animal_dataloader(MemoryLoader):
     """Animal-10N; `.run` is described in `smr.data.loader.Loader`.
 
     Args:
         root: the data's folder.
         num_workers: threads that decode images.
-        paths: accepted for the family's sake; which images there are, the folder tells.
-        skip_broken: leave out what is no image instead of refusing it.
+        paths: not used; an argument of DivideMix's loaders.
+        skip_broken: exclude files that are no images instead of refusing them.
         log: an open text file for a line about each split, or None.
-        device, channels_last: where images are served, and in which memory format.
-        noise_file: a list of labels in the place of the data's own, or "".
+        device, channels_last: of the batches.
+        noise_file: a file of labels instead of the dataset's own, or "".
     """
 
     def __init__(
@@ -182,10 +189,6 @@ class animal_dataloader(NoisyLoader):
     ):
         data = read_animal10n(Path(root), num_workers, skip_broken, Terminal())
         if noise_file:
-            count = len(data.train_labels)
-            data.train_labels = read_label_list(noise_file, count, len(ANIMALS))
-        super().__init__(
-            *(without_dropped(data), ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)
-        )
-        self.facts |= dropped_facts(data.train_labels)
-        self.facts["labels_in_paths"] = not noise_file and (Path(root) / "training").is_dir()
+            labels = read_label_list(noise_file, len(data.train_labels), len(ANIMALS))
+            data = replace(with_labels(data, labels), labels_in_paths=False)
+        super().__init__(data, ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)

@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and scikit-learn's digits with noisy training labels (method 1).
+"""CIFAR-10, CIFAR-100 and scikit-learn's digits with noisy training labels.
 
 loader = cifar_dataloader("cifar10", 0.5, "sym", 128, 0, "./data/cifar-10-batches-py", None)
 for images, noisy_labels, index in loader.run("warmup"): ...
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from smr.data import pickles
+from losses import LAMBDA_U
+from smr.data.augment import Views
 from smr.data.cifar_files import ARCHIVES, checked_labels, read_cifar, read_digits
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
-from smr.data.noise_file import dropped_facts, read_label_list, without_dropped
+from smr.data.memory_dataset import ImageData, MemoryLoader
+from smr.data.noise_file import agreement_notes, read_label_list, read_noise_file, with_labels
 from smr.errors import InputError
 
 NUM_CLASS = {name: archive.num_class for name, archive in ARCHIVES.items()} | {"digits": 10}
@@ -56,6 +56,17 @@ CIFAR100_SUPERCLASSES = (
 )
 
 
+def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
+    """lambda_u of the published row (method 7), or the published default."""
+    if noise_mode.startswith("asym"):
+        return 0.0
+    if noise_mode == "sym" and dataset == "cifar100" and r >= 0.5:
+        return 150.0
+    if noise_mode == "sym" and dataset == "cifar10":
+        return {0.2: 0.0, 0.9: 50.0}.get(r, LAMBDA_U)
+    return LAMBDA_U
+
+
 def confusions(dataset: str, noise_mode: str) -> dict[int, int]:
     """Class → the class that asymmetric noise turns it into; classes that stay are absent."""
     if dataset == "cifar10" and noise_mode == "asym":
@@ -72,7 +83,7 @@ def confusions(dataset: str, noise_mode: str) -> dict[int, int]:
 def noisy_labels(
     labels: Sequence[int], dataset: str, noise_mode: str, r: float, seed: int
 ) -> list[int]:
-    """The labels with injected noise, those of the published code for the same seed (method 1).
+    """The labels with injected noise, those of the published code for the same seed.
 
     Args: labels, the clean ones, 0..classes-1; noise_mode, one of SYNTHETIC_MODES; r in [0, 1].
     """
@@ -100,12 +111,10 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
     """
     key, _ = HUMAN_LABELS[noise_mode]
     try:
-        content = pickles.load_archive(Path(path))
-        found, order = (np.asarray(content[name]) for name in (key, "clean_label"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except pickles.Refused as error:
-        raise InputError(f"{path}: no CIFAR-N label file: {error}; download it again") from error
+        content = read_noise_file(path)
+        labels, order = (np.asarray(content[name]) for name in (key, "clean_label"))
+    except InputError as error:
+        raise InputError(f"{error}; CIFAR-10_human.pt or CIFAR-100_human.pt holds them") from error
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InputError(
             f"{path}: no CIFAR-N label file with '{key}' and 'clean_label'; --noise_mode names the "
@@ -113,16 +122,16 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
         ) from error
     if not np.array_equal(order[: len(clean)], clean):
         raise InputError(
-            f"{path}: its {order.size} clean labels are not those of the {len(clean)} images; it "
-            "belongs to another data set, or the images stand in another order"
+            f"{path}: its {order.size} clean labels are not those of the {len(clean)} images: it "
+            "belongs to another dataset, or is in TensorFlow's order, as the files named _ordered "
+            "are; use CIFAR-10_human.pt or CIFAR-100_human.pt"
         )
     classes = 100 if noise_mode in HUMAN_MODES["cifar100"] else 10
-    return checked_labels(found[: len(clean)].tolist(), len(clean), classes, str(path))
+    return checked_labels(labels[: len(clean)].tolist(), len(clean), classes, str(path))
 
 
 def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
-    """Raise InputError where these flags name no noise; opens no file."""
-    path = Path(noise_file)
+    """Raise InputError if these flags name no noise; opens no file."""
     if noise_mode in HUMAN_LABELS and noise_mode not in HUMAN_MODES[dataset]:
         raise InputError(
             f"--noise_mode {noise_mode}: {dataset} has no such human labels, but "
@@ -135,56 +144,57 @@ def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
         )
     if not noise_file and noise_mode != "sym":
         confusions(dataset, noise_mode)
-    if noise_file and path.suffix != ".json" and noise_mode not in HUMAN_LABELS:
-        raise InputError(
-            f"{noise_file}: not a .json list; with a CIFAR-N file --noise_mode is one of "
-            + (", ".join(HUMAN_MODES[dataset]) or f"none of {dataset}")
-        )
-    if noise_file and not path.is_file():
+    if noise_file and not Path(noise_file).is_file():
         raise InputError(f"--noise_file {noise_file}: there is no such file")
 
 
-def inject_noise(
-    clean: np.ndarray,
+def with_noise(
+    data: ImageData,
     dataset: str,
     noise_mode: str,
     r: float,
     seed: int,
     noise_file: str | Path,
-) -> np.ndarray:
-    """int64 [n] training labels: `noise_file`'s where there is one, else generated (method 1).
+    train_images: int | None = None,
+) -> ImageData:
+    """The first `train_images` of the data with noisy labels: those of `noise_file`, or generated.
 
-    noise_file.DROPPED where the file drops an image.
+    Images that the file drops are excluded.
     """
     check_noise(dataset, noise_mode, noise_file)
+    whole, classes = len(data.train_labels), NUM_CLASS[dataset]
+    count = whole if train_images is None else train_images
+    if count > whole:
+        raise InputError(f"--train_images {count}: there are {whole}")
+    clean = data.train_labels[:count]
+    data = replace(data, train_images=data.train_images[:count], clean_labels=clean)
     if not noise_file:
-        return np.asarray(noisy_labels(clean, dataset, noise_mode, r, seed))
-    if Path(noise_file).suffix == ".json":
-        return read_label_list(noise_file, len(clean), NUM_CLASS[dataset])
-    return read_human_labels(noise_file, noise_mode, clean)
+        labels = np.asarray(noisy_labels(clean, dataset, noise_mode, r, seed))
+    elif noise_mode in HUMAN_LABELS and not is_json(noise_file):
+        labels = read_human_labels(noise_file, noise_mode, clean)
+    else:
+        labels = read_label_list(noise_file, count, classes, whole)
+    if noise_file:
+        data = replace(data, notes=data.notes + agreement_notes(labels, clean, classes))
+    return with_labels(data, labels)
 
 
-def first_images(data: ImageData, count: int) -> ImageData:
-    """The data with its first training images alone. Raises InputError where it has fewer."""
-    found = len(data.train_labels)
-    if count > found:
-        raise InputError(f"--train_images {count}: there are {found}")
-    return replace(
-        data, train_images=data.train_images[:count], train_labels=data.train_labels[:count]
-    )
+def is_json(path: str | Path) -> bool:
+    """Whether a file's name is that of a JSON list."""
+    return Path(path).suffix.lower() == ".json"
 
 
-class cifar_dataloader(NoisyLoader):
+class cifar_dataloader(MemoryLoader):
     """CIFAR or digits with noisy labels; `.run` is described in `smr.data.loader.Loader`.
 
     Args:
         dataset: 'cifar10', 'cifar100' or 'digits'.
-        r, noise_mode, noise_file, seed: the noise (method 1). A .json that is not there is what a
-            family script's first run names: the noise is generated.
-        num_workers: accepted for the family's sake; images are on the device, nothing works apart.
+        r, noise_mode, noise_file, seed: the noise. A .json that does not exist is what the first
+            run of a DivideMix script names: the noise is generated.
+        num_workers: not used; an argument of DivideMix's loader.
         root_dir: the folder that holds the official files; unused for digits.
         log: an open text file for a line about each split, or None.
-        device, channels_last: where images are served, and in which memory format.
+        device, channels_last: of the batches.
         train_images: how many of the first training images to take; None for all.
     """
 
@@ -203,16 +213,8 @@ class cifar_dataloader(NoisyLoader):
         channels_last: bool = False,
         train_images: int | None = None,
     ):
-        if Path(noise_file).suffix == ".json" and not Path(noise_file).exists():
+        if is_json(noise_file) and not Path(noise_file).exists():
             noise_file = ""
         data = read_digits() if dataset == "digits" else read_cifar(root_dir, dataset)
-        if train_images is not None:
-            data = first_images(data, train_images)
-        data.clean_labels = data.train_labels
-        data.train_labels = inject_noise(
-            data.clean_labels, dataset, noise_mode, r, seed, noise_file
-        )
-        super().__init__(
-            *(without_dropped(data), VIEWS[dataset], batch_size, seed, device, channels_last, log)
-        )
-        self.facts |= dropped_facts(data.train_labels)
+        data = with_noise(data, dataset, noise_mode, r, seed, noise_file, train_images)
+        super().__init__(data, VIEWS[dataset], batch_size, seed, device, channels_last, log)

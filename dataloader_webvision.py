@@ -1,25 +1,33 @@
-"""WebVision 1.0's first classes, and ImageNet's photos of the same (method 8).
+"""WebVision 1.0's first classes, and ImageNet's photos of the same.
 
 loader = webvision_dataloader("./data/WebVision1.0", "./data/imagenet/val", 50, 32, 8)
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from smr.data.decoding import checked_images
-from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, Photos, StreamLoader
+from smr.data.decoding import check_images as checked
+from smr.data.image_file_dataset import (
+    IMAGENET_VIEWS,
+    Frame,
+    ImageFileLoader,
+    ImageFiles,
+    scaled,
+)
 from smr.data.image_folder import (
     Listing,
     class_notes,
     entries,
     first_ten,
-    lines_of,
     names_and_labels,
+    read_lines,
     refuse_broken,
 )
+from smr.data.loader import DatasetInfo
 from smr.data.noise_file import relabeled
 from smr.errors import InputError
 
@@ -58,7 +66,7 @@ def read_classes(root: Path, num_class: int) -> list[tuple[str, str]]:
     Raises InputError.
     """
     path = root / "info" / "synsets.txt"
-    lines = [line.split(maxsplit=1) for line in lines_of(path, WHERE) if line.strip()]
+    lines = [line.split(maxsplit=1) for line in read_lines(path, WHERE) if line.strip()]
     if len(lines) < num_class:
         raise InputError(f"{path}: {len(lines)} classes, expected {num_class}; {WHERE}")
     classes = [
@@ -76,14 +84,14 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
 
     Raises InputError.
     """
-    held = {entry.name for entry in entries(root)}
+    present = {entry.name for entry in entries(root)}
     numbers = [str(label) for label in range(len(synsets))]
-    folders = synsets if synsets[0] in held else numbers
+    folders = synsets if synsets[0] in present else numbers
     expected = (
         "expected ImageNet's validation images (ILSVRC2012) in folders named by synset, such as "
         f"{synsets[0]}, or by class number, 0, 1, …"
     )
-    if absent := [name for name in folders if name not in held]:
+    if absent := [name for name in folders if name not in present]:
         raise InputError(f"{root}: lacks the class folders {first_ten(absent)}; {expected}")
     rows = [
         (f"{folder}/{entry.name}", label)
@@ -95,17 +103,17 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
     return Listing([name for name, _ in rows], np.array([label for _, label in rows]))
 
 
-class webvision_dataloader(StreamLoader):
+class webvision_dataloader(ImageFileLoader):
     """Mini WebVision; `.run` is described in `smr.data.loader.Loader`.
 
     Args:
         root, imagenet: the data's folders; without `imagenet`, "", there is one test set.
         num_class: how many of WebVision's classes, the first ones.
-        frame, imagenet_frame: how photos become images, and how ImageNet's do in the test.
-        num_workers: processes that decode, and threads that look at the photos first.
+        num_workers: threads that decode.
+        frame: how photos become images.
         check_images: decode all photos first, instead of reading their headers alone.
-        noise_file: a list of labels in the place of the data's own, or "".
-    The others are those of StreamLoader.
+        noise_file: a file of labels instead of the dataset's own, or "".
+    The others are those of ImageFileLoader.
     """
 
     def __init__(
@@ -116,35 +124,36 @@ class webvision_dataloader(StreamLoader):
         batch_size: int,
         num_workers: int,
         frame: Frame = Frame(320, 299),  # noqa: B008, it is frozen
-        imagenet_frame: Frame | None = None,
         check_images: bool = False,
         noise_file: str | Path = "",
         skip_broken: bool = False,
         seed: int = 123,
         **options,
     ):
-        def good(folder: Path, *parts: Listing) -> list[Listing]:
-            found = [checked_images(folder, part, check_images, num_workers) for part in parts]
-            notes.extend(refuse_broken(folder, *found, skip_broken=skip_broken))
-            return found
-
-        root, notes = Path(root), []
+        decode = partial(scaled, frame=frame) if check_images else None
+        check = partial(checked, threads=num_workers, decode=decode)
+        root, imagenet, tests = Path(root), imagenet and Path(imagenet), {}
         synsets, names = zip(*read_classes(root, num_class), strict=True)
-        train, val = good(root, *read_webvision(root, num_class))
-        train, dropped = relabeled(train, noise_file, num_class, notes)
-        notes += class_notes(root, train, val, names)
-        tests = {"test": (Photos(root, val.files, frame), val.labels)}
+        train, val = (check(root, part) for part in read_webvision(root, num_class))
+        notes = refuse_broken(root, train, val, skip_broken=skip_broken)
+        train, dropped = relabeled(train, noise_file, num_class)
+        notes += train.notes + val.notes + class_notes(root, train, val, names)
+        tests["test"] = ImageFiles(root, val.files, frame), val.labels
         if imagenet:
-            (found,) = good(Path(imagenet), read_imagenet(Path(imagenet), synsets))
-            photos = Photos(Path(imagenet), found.files, imagenet_frame or frame)
-            tests["imagenet"] = photos, found.labels
+            photos = check(imagenet, read_imagenet(imagenet, synsets))
+            notes += refuse_broken(imagenet, photos, skip_broken=skip_broken) + photos.notes
+            tests["imagenet"] = ImageFiles(imagenet, photos.files, frame), photos.labels
         else:
             notes.append("no ImageNet: WebVision's validation images are the only test set")
         super().__init__(
-            *(Photos(root, train.files, frame), train.labels, tests, IMAGENET_VIEWS),
-            *(list(names), batch_size, seed),
+            ImageFiles(root, train.files, frame),
+            train.labels,
+            tests,
+            IMAGENET_VIEWS,
+            DatasetInfo(list(names), data_notes=notes, dropped_images=dropped),
+            batch_size=batch_size,
+            seed=seed,
             workers=num_workers,
             skip_broken=skip_broken,
-            facts={"data_notes": notes} | dropped,
             **options,
         )

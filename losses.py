@@ -82,7 +82,7 @@ class SemiLoss:
 
 
 class NegEntropy:
-    """Mean Σ_c p_c · log p_c, DivideMix's warm-up penalty on asymmetric noise (method 6)."""
+    """Mean Σ_c p_c · log p_c, DivideMix's warm-up penalty (method 6)."""
 
     def __call__(self, outputs: Tensor) -> Tensor:
         log_probabilities = F.log_softmax(outputs, dim=1)

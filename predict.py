@@ -1,12 +1,12 @@
-"""Use a trained run: the class of each photo, or its networks as one program for elsewhere.
+"""Use a trained run: predict the class of photos, or export its networks as one program.
 
     python predict.py checkpoint/folder_smr_seed123/best.pt PHOTOS… --output predictions.csv
     python predict.py checkpoint/folder_smr_seed123/best.pt PHOTOS… --export model.pt2
 
-PHOTOS are files, or folders that are searched; any image that Pillow reads. The checkpoint knows
-network, image size, normalization and class names. --export writes both networks as one
-torch.export program, uint8 images [b, height, width, 3] to probabilities [b, classes], and checks
-on the photos that it gives the same; torch.export.load needs none of this project's code.
+PHOTOS are files, or folders that are searched with all inside. The checkpoint contains network,
+image size, normalization and class names. --export writes both networks as one torch.export
+program, uint8 images [b, height, width, 3] to probabilities [b, classes], and checks its
+probabilities on the photos; torch.export.load needs none of this project's code.
 """
 
 import csv
@@ -16,27 +16,31 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 
 import smr
+from smr.config import Parser, number
 from smr.data.decoding import reason_of
 from smr.data.image_folder import first_ten, natural_order
+from smr.devices import find_device
 from smr.errors import InputError
-from smr.files import atomic_write, write_text
+from smr.files import atomic_write
 from smr.logging.console import Terminal
-from smr.run.devices import find_device
-from smr.run.options import Parser, number, one_line_errors
+from smr.run.command import command
 
 COLUMNS = ("file", "predicted", "probability", "second", "p_second")
-# Between what the networks and the exported program give: rounding alone.
+# Between the probabilities of the networks and of the exported program: rounding alone.
 TOLERANCE = 1e-4
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="best.pt, last.pt, or a run folder")
@@ -51,37 +55,95 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not (args.photos or args.export):
         parser.error("give PHOTOS, --export FILE, or both")
-    with one_line_errors("predict.py"):
-        for path in (args.output, args.export):
-            if path and path.exists():
-                raise InputError(f"{path}: is there already; give another name or remove it")
-        model, paths = smr.load(args.checkpoint), files_of(args.photos)
+    for path in (args.output, args.export):
+        check_output(path)
+    broken: dict[Path, str] = {}
+    paths = files_of(args.photos, broken)
+    model = smr.load(args.checkpoint)
+    if args.export:
+        export(model, paths[: args.batch_size], args.export)
+    if args.output or (paths and not args.export):
+        model.to(find_device(args.device, 0))
+        with table_file(args.output) as file:
+            predict(model, paths, args.batch_size, file, broken)
+
+
+def check_output(path: Path | None) -> None:
+    """Raise InputError if this file cannot be written, before any work is done."""
+    if path and path.exists():
+        raise InputError(f"{path}: exists already; give another name or remove it")
+    if path and not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    if path and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: the folder {path.parent} is read-only")
+
+
+@contextmanager
+def table_file(path: Path | None) -> Iterator[TextIO]:
+    """The table to write row by row: standard output, or a temporary file that becomes `path`.
+
+    If this is interrupted, the temporary one keeps the rows so far. Raises InputError.
+    """
+    if path is None:
+        yield sys.stdout
+        return
+    part = path.with_name(f"{path.name}.part")
+    kept = f"the rows so far are in {part}"
+    try:
         try:
-            if args.export:
-                export(model, paths[: args.batch_size], args.export)
-            if args.output or (paths and not args.export):
-                model.to(find_device(args.device, 0))
-                predict(model, paths, args.batch_size, args.output)
-        except OSError as error:
-            raise InputError(f"{error.filename}: {error.strerror}") from error
-    return 0
+            # Names that are not UTF-8 are written escaped.
+            with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                yield file
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; {kept}") from error
+    except KeyboardInterrupt:
+        print(f"predict.py: interrupted; {kept}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
-def files_of(photos: Sequence[Path]) -> list[Path]:
-    """The files, and those in folders at any depth but hidden ones. Raises InputError."""
-    found = []
+def files_of(photos: Sequence[Path], broken: dict[Path, str]) -> list[Path]:
+    """The files, and those in folders, linked ones too, but hidden ones. Raises InputError.
+
+    Adds what cannot be read to `broken`, with the reason.
+    """
+    files: list[Path] = []
     for path in photos:
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if file.is_file()]
-            shown = [file for file in inside if "/." not in f"/{file.relative_to(path).as_posix()}"]
-            found += sorted(shown, key=lambda file: natural_order(str(file)))
+            files += files_inside(path, broken)
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise InputError(f"{path}: there is no such file or folder")
-    if photos and not found:
-        raise InputError(f"{first_ten([str(path) for path in photos])}: no file in it")
-    return found
+    if photos and not files:
+        reasons = [f"{path} ({reason})" for path, reason in broken.items()]
+        raise InputError(f"{first_ten(reasons or [str(path) for path in photos])}: no file in it")
+    return files
+
+
+def files_inside(
+    folder: Path, broken: dict[Path, str], above: frozenset[str] = frozenset()
+) -> Iterator[Path]:
+    """The files of a folder and of those inside, in natural order; adds to `broken`."""
+    above |= {os.path.realpath(folder)}
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: natural_order(entry.name))
+    except OSError as error:
+        broken[folder] = error.strerror
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield path
+        elif os.path.realpath(path) in above:
+            broken[path] = "a link to a folder that it lies in"
+        else:
+            yield from files_inside(path, broken, above)
 
 
 def decoded(
@@ -99,61 +161,62 @@ def decoded(
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            images = list(threads.map(read, batch))
-            kept = [path for path, image in zip(batch, images, strict=True) if image is not None]
-            if kept:
-                arrays = [image for image in images if image is not None]
-                yield kept, torch.from_numpy(np.stack(arrays))
+            pairs = zip(batch, threads.map(read, batch), strict=True)
+            readable = [(path, image) for path, image in pairs if image is not None]
+            if readable:
+                names, images = zip(*readable, strict=True)
+                yield list(names), torch.from_numpy(np.stack(images))
 
 
 def predict(
-    model: smr.Predictor, paths: Sequence[Path], batch_size: int, output: Path | None
+    model: smr.Predictor,
+    paths: Sequence[Path],
+    batch_size: int,
+    file: TextIO,
+    broken: dict[Path, str],
 ) -> None:
-    """Write the table of what the model sees; progress goes where the table does not.
+    """Write the table of predicted classes, batch by batch. Raises InputError and OSError.
 
-    Raises InputError where nothing is an image, and OSError.
+    Progress goes to standard output unless the table does. Args: broken, what is left out already.
     """
-    console, broken, table = Terminal(), {}, io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    done = 0
+    terminal, writer, done = Terminal(), csv.writer(file, lineterminator="\n"), 0
+    count = len(paths) + len(broken)
     for files, images in decoded(model, paths, batch_size, broken):
         with torch.no_grad():
             p, labels = model(images.to(model.scale.device)).topk(2, dim=1)
-        for file, (p1, p2), (first, second) in zip(files, p.tolist(), labels.tolist(), strict=True):
+        if not done:
+            writer.writerow(COLUMNS)
+        for path, (p1, p2), (first, second) in zip(files, p.tolist(), labels.tolist(), strict=True):
             names = model.classes[first], model.classes[second]
-            writer.writerow([file, names[0], f"{p1:.6g}", names[1], f"{p2:.6g}"])
+            writer.writerow([path, names[0], f"{p1:.6g}", names[1], f"{p2:.6g}"])
+        file.flush()
         done += len(files)
-        if output and console.due():
-            console.progress(f"predicted: {done:,} of {len(paths):,} photos")
+        if file is not sys.stdout and terminal.due():
+            terminal.progress(f"predicted: {done:,} of {len(paths):,} photos")
     if broken:
         named = first_ten([f"{path} ({reason})" for path, reason in sorted(broken.items())])
-        found = f"{len(broken):,} of {len(paths):,} files are no images: {named}"
+        summary = f"{len(broken):,} of {count:,} files cannot be read as images: {named}"
         if not done:
-            raise InputError(found)
-        print(f"predict.py: left out: {found}", file=sys.stderr)
-    if output is None:
-        print(table.getvalue(), end="")
-        return
-    write_text(output, table.getvalue())
-    console.line(f"predicted {done:,} photos: {output}")
+            raise InputError(summary)
+        print(f"predict.py: left out: {summary}", file=sys.stderr)
+    if file is not sys.stdout:
+        terminal.line(f"predicted {done:,} photos: {file.name.removesuffix('.part')}")
 
 
 def export(model: smr.Predictor, paths: Sequence[Path], path: Path) -> None:
-    """Write the model as a program, checked on these photos, or on noise where there are none.
+    """Write the model as a program, checked on these photos, or on noise without any.
 
-    Raises InputError where it would not give the same, and OSError.
+    Raises InputError if its probabilities differ, or if it cannot be written.
     """
-    broken: dict[Path, str] = {}
-    images = [batch for _, batch in decoded(model, paths, max(1, len(paths)), broken)]
+    images = [batch for _, batch in decoded(model, paths, max(1, len(paths)), {})]
     if not images:
         images = [torch.randint(256, (4, model.side, model.side, 3), dtype=torch.uint8)]
     example = images[0][:1].repeat(2, 1, 1, 1)  # one image would fix the batch's size
     batch = {"images": {0: torch.export.Dim("batch")}}
-    archive, facts = io.BytesIO(), {"classes.json": json.dumps(model.classes)}
+    archive, extra_files = io.BytesIO(), {"classes.json": json.dumps(model.classes)}
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=batch)
-        torch.export.save(program, archive, extra_files=facts)
+        torch.export.save(program, archive, extra_files=extra_files)
         archive.seek(0)
         exported = torch.export.load(archive).module()
         worst = max(
@@ -161,8 +224,11 @@ def export(model: smr.Predictor, paths: Sequence[Path], path: Path) -> None:
         )
     if not worst < TOLERANCE:
         raise InputError(f"{path}: not written: the program's probabilities are {worst:.2g} off")
-    with atomic_write(path) as file:
-        file.write(archive.getbuffer())
+    try:
+        with atomic_write(path) as file:
+            file.write(archive.getbuffer())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
     print(
         f"exported {path}: uint8 [batch, {model.side}, {model.side}, 3] to probabilities of "
         f"{len(model.classes)} classes; on {len(images[0])} images at most {worst:.1e} off"

@@ -3,139 +3,171 @@
     python train_cifar.py --dataset digits
     python train_cifar.py --r 0.5 --noise_mode sym --data_path ./data/cifar-10-batches-py --download
 
-The first needs no data and takes two to six minutes on two CPU cores; the second reproduces
-a figure of the paper. A flag that is not given takes its value from the data set's recipe.
+The first needs no data; the second reproduces a figure of the paper. A flag that is not given takes
+its value from the hyperparameters of the dataset.
 """
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # Before torch is loaded: its threads shall not spin on cores that other runs need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-import dataloader_cifar as data
-from losses import LAMBDA_U
+from dataloader_cifar import (
+    HUMAN_LABELS,
+    NUM_CLASS,
+    SYNTHETIC_MODES,
+    check_noise,
+    cifar_dataloader,
+    published_lambda_u,
+)
 from PreResNet import ResNet18
+from smr.config import DATA, FREE, Config, flag
 from smr.data.cifar_files import download
-from smr.run import options
-from smr.run import run as session
+from smr.evaluate import test
+from smr.run.command import command
+from smr.run.run import Run
 
-# Method 3's table; what its columns share stands in options.DEFAULTS and smr.Recipe.
-NOISE = {"noise_mode": "sym", "r": 0.5, "noise_file": ""}
-CIFAR_RECIPE = NOISE | {
+# The paper's hyperparameters (docs/method.md, section 3).
+CIFAR = {
     "num_epochs": 300,
-    "batch_size": 128,  # DivideMix has 64 a side; SMR 128
+    "batch_size": 128,  # a side; DivideMix has 64
     "lr": 0.02,
     "lr_steps": ((150, 0.1),),
     "weight_decay": 5e-4,
     "recalibrate_every": 30,
     "width": 64,
 }
-RECIPES = {
-    # Ten epochs: the networks know the classes, and have not yet memorized wrong labels.
-    "cifar10": CIFAR_RECIPE | {"warm_up": 10, "data_path": "./data/cifar-10-batches-py"},
-    # A hundred classes take longer to learn before losses tell anything.
-    "cifar100": CIFAR_RECIPE | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
+HYPERPARAMETERS = {
+    # Ten epochs: the networks know the classes, and have not yet memorized noisy labels.
+    "cifar10": CIFAR | {"warm_up": 10, "data_path": "./data/cifar-10-batches-py"},
+    # A hundred classes take longer to learn before their losses separate.
+    "cifar100": CIFAR | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
     # Ours: small enough for two CPU cores in minutes, in the proportions of CIFAR's.
-    "digits": NOISE
-    | {
-        "num_epochs": 60,
+    "digits": {
+        "num_epochs": 25,
         "batch_size": 64,
         "lr": 0.02,
-        "lr_steps": ((50, 0.1),),
+        "lr_steps": ((21, 0.1),),
         "weight_decay": 5e-4,
-        "warm_up": 15,
-        "recalibrate_every": 10,
+        "warm_up": 8,
+        "recalibrate_every": 6,
         "width": 16,
         "compile": False,  # the compiler's start takes longer than the run
         "data_path": "",
     },
 }
+DIVIDEMIX_BATCH_SIZE = 64
 
 
-def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
-    """lambda_u of the published row (method 7), the published default where there is none."""
-    if noise_mode.startswith("asym"):
-        return 0.0
-    if noise_mode == "sym" and dataset == "cifar100" and r >= 0.5:
-        return 150.0
-    if noise_mode == "sym" and dataset == "cifar10":
-        return {0.2: 0.0, 0.9: 50.0}.get(r, LAMBDA_U)
-    return LAMBDA_U
+@dataclass
+class CifarConfig(Config):
+    """The flags of CIFAR's images, noise and network."""
 
-
-def new_parser() -> options.Parser:
-    """The shared flags, and those of CIFAR's data, noise and networks."""
-    parser = options.new_parser(__doc__, RECIPES)
-    add = options.add_data_flags(
-        parser,
-        "digits are scikit-learn's and need no download (default: cifar10)",
-        "folder of the official Python files (default: ./data/…)",
+    dataset: str = flag(
+        "cifar10",
+        group=DATA,
+        choices=tuple(HYPERPARAMETERS),
+        help="digits are scikit-learn's and need no download",
     )
-    about = "fetch the official archive if it is not there"
-    add("--download", action="store_true", default=None, help=about)
-    about = "train on the first N training images alone (default: all)"
-    add("--train_images", type=options.number(int, 2), metavar="N", help=about)
-    about = "generated noise, or one of CIFAR-N's human label sets (default: sym)"
-    add("--noise_mode", choices=(*data.SYNTHETIC_MODES, *data.HUMAN_LABELS), help=about)
-    about = """share of training labels drawn anew, of which some stay right (default: 0.5; human
-        labels: their realized rate)"""
-    add("--r", type=options.number(float, 0, 1), help=about)
-    about = "CIFAR-10_human.pt, CIFAR-100_human.pt or a JSON list of labels (default: generate)"
-    add("--noise_file", metavar="FILE", help=about)
-    return parser
+    download: bool = flag(
+        False, group=DATA, resume=FREE, help="download the official archive if it is not there"
+    )
+    train_images: int | None = flag(
+        group=DATA,
+        low=2,
+        metavar="N",
+        shown_default="all",
+        help="train on the first N training images",
+    )
+    noise_mode: str = flag(
+        "sym",
+        group=DATA,
+        choices=(*SYNTHETIC_MODES, *HUMAN_LABELS),
+        help="injected noise, or one of CIFAR-N's sets of human labels",
+    )
+    r: float = flag(
+        group=DATA,
+        low=0,
+        high=1,
+        shown_default="0.5; human labels: their noise rate",
+        help="fraction of training labels that the noise redraws; some keep their class",
+    )
+    noise_file: str = flag(
+        "",
+        group=DATA,
+        metavar="FILE",
+        resume=FREE,
+        help="CIFAR-10_human.pt, CIFAR-100_human.pt or a list of labels (default: inject noise)",
+    )
+    width: int = flag(
+        group=DATA, low=1, high=1024, help="channels of PreAct-ResNet-18's first stage"
+    )
+
+    HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
+
+    def hyperparameters(self, device: torch.device) -> dict:
+        """The dataset's, with lambda_u of the published row (docs/method.md, section 7)."""
+        values = dict(HYPERPARAMETERS[self.dataset])
+        if self.method == "dividemix":
+            values["batch_size"] = DIVIDEMIX_BATCH_SIZE
+        # A list of labels alone is no published row.
+        is_row = not self.noise_file or self.r is not None or self.noise_mode != "sym"
+        r = self.r if self.r is not None else HUMAN_LABELS.get(self.noise_mode, ("", 0.5))[1]
+        row = (self.dataset, self.noise_mode, r) if is_row else ("", "", 0.5)
+        return values | {"r": r, "lambda_u": published_lambda_u(*row)}
+
+    def check(self, device: torch.device) -> None:
+        super().check(device)
+        self.set_num_class(NUM_CLASS[self.dataset], self.dataset)
+        check_noise(self.dataset, self.noise_mode, self.noise_file)
+
+    @property
+    def entropy_penalty(self) -> bool:
+        """DivideMix's warm-up penalty, on asymmetric noise (docs/method.md, section 6)."""
+        return self.noise_mode.startswith("asym")
 
 
-def resolve(given: dict, device: torch.device) -> dict:
-    """The run's configuration (`options.resolve`), with CIFAR's own consequences."""
-    dataset = given.get("dataset", "cifar10")
-    config = options.resolve(given, {"dataset": dataset} | RECIPES[dataset], device)
-    options.settle_num_class(config, data.NUM_CLASS[dataset], dataset)
-    noise_mode = config["noise_mode"]
-    if "r" not in given and noise_mode in data.HUMAN_LABELS:
-        _, config["r"] = data.HUMAN_LABELS[noise_mode]
-    data.check_noise(dataset, noise_mode, config["noise_file"])
-    if "lambda_u" not in given:
-        # A list of labels alone names no cell.
-        is_cell = not config["noise_file"] or given.keys() & {"r", "noise_mode"}
-        published = published_lambda_u(dataset, noise_mode, config["r"])
-        config["lambda_u"] = published if is_cell else LAMBDA_U
-    config["asymmetric"] = noise_mode.startswith("asym")
-    return config
-
-
-def make_loader(config: dict, device: torch.device) -> data.cifar_dataloader:
-    """The data of a configuration."""
-    if config.get("download"):
-        download(config["data_path"], config["dataset"])
-    return data.cifar_dataloader(
-        dataset=config["dataset"],
-        r=config["r"],
-        noise_mode=config["noise_mode"],
-        batch_size=config["batch_size"],
+def make_loader(config: CifarConfig, device: torch.device) -> cifar_dataloader:
+    """The images on the device, and their labels with the injected noise."""
+    if config.download:
+        download(config.data_path, config.dataset)
+    return cifar_dataloader(
+        dataset=config.dataset,
+        r=config.r,
+        noise_mode=config.noise_mode,
+        batch_size=config.batch_size,
         num_workers=0,
-        root_dir=config["data_path"],
+        root_dir=config.data_path,
         log=None,
-        noise_file=config["noise_file"],
-        seed=config["seed"],
+        noise_file=config.noise_file,
+        seed=config.seed,
         device=device,
-        channels_last=config["channels_last"],
-        train_images=config.get("train_images"),
+        channels_last=config.channels_last,
+        train_images=config.train_images,
     )
 
 
-def build_network(config: dict) -> torch.nn.Module:
+def build_network(config: CifarConfig) -> torch.nn.Module:
     """One untrained PreAct-ResNet-18."""
-    return ResNet18(config["num_class"], config["width"])
+    return ResNet18(config.num_class, config.width)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
-    script = session.Script("train_cifar.py", resolve, make_loader, build_network)
-    return session.main(script, new_parser(), argv)
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Train, test, log and save epoch by epoch, then report the label issues."""
+    with Run(CifarConfig, __doc__, argv) as run:
+        config = run.config
+        loader = run.load(make_loader)  # images, and labels with the injected noise
+        pair = run.new_pair(build_network)  # two networks, each with its SGD
+        method = run.new_method(pair, loader)  # --method: smr, dividemix, ce, elr
+        for epoch in run.epochs():
+            # Warm-up; or GMM co-divide, then MixMatch; or recalibration: smr/methods/smr.py.
+            trained = method.train_epoch(epoch)
+            tests = test(pair.networks, loader, config)
+            run.log(trained, tests)  # console, metrics.jsonl, acc.txt, stats.txt, TensorBoard
+            run.save(epoch)  # last.pt, best.pt
+        run.report_label_issues()  # labels.csv, labels.html
 
 
 if __name__ == "__main__":

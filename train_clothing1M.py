@@ -3,32 +3,31 @@
     python train_clothing1M.py --data_path ./data/Clothing1M
     python train_clothing1M.py --data_path ./data/Clothing1M --num_batches 250 --num_epochs 20
 
-Both start from torchvision's ResNet-50, trained on ImageNet. The first is the published protocol;
-in the second an epoch sees a quarter as much. A flag that is not given takes its value from the
-recipe.
+Both start from torchvision's ResNet-50, pre-trained on ImageNet. The first is the published
+protocol; in the second an epoch sees a quarter as much. A flag that is not given takes its value
+from the hyperparameters.
 """
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # Before torch is loaded: its threads shall not spin on cores that other runs need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from dataloader_clothing1M import CLASSES, clothing_dataloader
-from smr.run import options, photos
-from smr.run import run as session
-from smr.run.photos import build_network
+from smr.config import DATA, flag
+from smr.evaluate import test
+from smr.photos import PhotoConfig, build_network
+from smr.run.command import command
+from smr.run.run import Run
 
-RECIPES = {
-    "clothing1M": photos.RECIPE
-    | {
+# The published hyperparameters (docs/method.md, section 9).
+HYPERPARAMETERS = {
+    "clothing1M": {
         "num_epochs": 80,
         "num_batches": 1000,
         "batch_size": 32,
-        "lr": 0.002,
+        "lr": 0.002,  # the network is pre-trained
         "lr_steps": ((40, 0.1),),
         "weight_decay": 1e-3,
         "warm_up": 1,
@@ -39,47 +38,62 @@ RECIPES = {
         "network": "resnet50",
         "pretrained": True,
         "data_path": "./data/Clothing1M",
-        "select_on": "val",
-        "test_titles": {"val": "Validation", "test": "Test"},
     }
 }
 
 
-def new_parser() -> options.Parser:
-    """The shared flags, and those of photos and of an epoch's sample."""
-    parser = options.new_parser(__doc__, RECIPES, photos.NO_NOISE)
-    path = "DIR holds the lists and images/, or is images/ itself (default: ./data/Clothing1M)"
-    add = options.add_data_flags(parser, "there is one (default: clothing1M)", path)
-    about = """batches of B in a sample that a network scores and its peer trains on; a warm-up has
-        twice as many images (default: 1000)"""
-    add("--num_batches", type=options.number(int, 1), metavar="N", help=about)
-    photos.add_flags(parser, add)
-    return parser
+@dataclass
+class ClothingConfig(PhotoConfig):
+    """The flags of Clothing1M."""
+
+    dataset: str = flag(
+        "clothing1M", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+    )
+    num_batches: int = flag(
+        group=DATA,
+        low=1,
+        metavar="N",
+        help="batches of B in the sample that an epoch trains on; a warm-up has twice the images",
+    )
+
+    HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
+    TEST_TITLES: ClassVar = {"val": "Validation", "test": "Test"}
+    SELECT_ON: ClassVar = "val"
+    entropy_penalty: ClassVar = True
+
+    def check(self, device: torch.device) -> None:
+        self.set_num_class(len(CLASSES), "Clothing1M")
+        super().check(device)
 
 
-def resolve(given: dict, device: torch.device) -> dict:
-    """The run's configuration (`options.resolve`), with its consequences for photos."""
-    recipe = {"dataset": "clothing1M"} | RECIPES["clothing1M"]
-    config = options.resolve(given, recipe, device)
-    options.settle_num_class(config, len(CLASSES), "Clothing1M")
-    photos.settle(config)
-    return config
-
-
-def make_loader(config: dict, device: torch.device) -> clothing_dataloader:
-    """The data of a configuration."""
+def make_loader(config: ClothingConfig, device: torch.device) -> clothing_dataloader:
+    """The photos, of which each epoch takes a sample."""
     return clothing_dataloader(
-        config["data_path"],
-        num_batches=config["num_batches"],
-        frame=photos.frame(config),
-        **photos.loader_options(config, device),
+        config.data_path,
+        num_batches=config.num_batches,
+        frame=config.frame(),
+        noise_file=config.noise_file,
+        check_images=config.check_images,
+        **config.loader_options(device),
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
-    script = session.Script("train_clothing1M.py", resolve, make_loader, build_network)
-    return session.main(script, new_parser(), argv)
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Train, test, log and save epoch by epoch, then report the label issues."""
+    with Run(ClothingConfig, __doc__, argv) as run:
+        config = run.config
+        loader = run.load(make_loader)  # photos, decoded while the networks train
+        loader = run.freeze_backbone(build_network)  # --freeze_backbone on: their features
+        pair = run.new_pair(build_network)  # two networks, each with its SGD
+        method = run.new_method(pair, loader)  # --method: smr, dividemix, ce, elr
+        for epoch in run.epochs():
+            # Warm-up; or GMM co-divide, then MixMatch; or recalibration: smr/methods/smr.py.
+            trained = method.train_epoch(epoch)
+            tests = test(pair.networks, loader, config)
+            run.log(trained, tests)  # console, metrics.jsonl, acc.txt, stats.txt, TensorBoard
+            run.save(epoch)  # last.pt, best.pt
+        run.report_label_issues()  # labels.csv, labels.html
 
 
 if __name__ == "__main__":

@@ -5,88 +5,104 @@
 
 The first reproduces the figure of the paper's abstract, the second that of DivideMix, each with
 Inception-ResNet-v2 of timm (pip install timm). A flag that is not given takes its value from the
-method's recipe.
+hyperparameters of the method.
 """
 
-import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-
-if __name__ == "__main__":
-    # Before torch is loaded: its threads shall not spin on cores that other runs need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from typing import ClassVar
 
 import torch
 
 from dataloader_webvision import webvision_dataloader
-from smr.run import options, photos
-from smr.run import run as session
-from smr.run.photos import build_network
+from smr.config import DATA, FREE, flag
+from smr.evaluate import test
+from smr.photos import PhotoConfig, build_network
+from smr.run.command import command
+from smr.run.run import Run
 
-RECIPES = {
-    "webvision": photos.RECIPE
-    | {
+# The published hyperparameters (docs/method.md, section 8).
+HYPERPARAMETERS = {
+    "webvision": {
         "num_epochs": 120,
-        "batch_size": 32,
+        "batch_size": 32,  # Inception-ResNet-v2 on 299 pixels fills a GPU
         "lr": 0.01,
         "lr_steps": ((40, 0.1), (80, 0.01)),
         "weight_decay": 5e-4,
-        "warm_up": 1,
+        "warm_up": 1,  # real noise is learned late: one epoch tells labels apart
         "recalibrate_every": 15,
-        "alpha": 0.5,
+        "alpha": 0.5,  # of mixed photos one dominates
         "image_size": 299,
         "resize": 320,
         "network": "timm/inception_resnet_v2",
-        "num_class": 50,
+        "num_class": 50,  # "mini": the first classes
         "data_path": "./data/WebVision1.0",
         "imagenet_path": "./data/imagenet/val",
-        "test_titles": {"test": "WebVision", "imagenet": "ImageNet"},
     }
 }
-DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 227, "imagenet_resize": 256}
+DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),)}
 
 
-def new_parser() -> options.Parser:
-    """The shared flags, and those of photos and of ImageNet's."""
-    parser = options.new_parser(__doc__, RECIPES, photos.NO_NOISE)
-    path = "DIR holds info/, google/ and val_images_256/ (default: ./data/WebVision1.0)"
-    add = options.add_data_flags(parser, "there is one (default: webvision)", path)
-    about = """ImageNet's validation images, in folders named by synset or class number (default:
-        ./data/imagenet/val, or no second test set where that is not there)"""
-    add("--imagenet_path", metavar="DIR", help=about)
-    photos.add_flags(parser, add)
-    return parser
+@dataclass
+class WebVisionConfig(PhotoConfig):
+    """The flags of WebVision's photos and of ImageNet's."""
+
+    dataset: str = flag(
+        "webvision", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+    )
+    imagenet_path: str = flag(
+        group=DATA,
+        metavar="DIR",
+        resume=FREE,
+        help="ImageNet's validation images, in folders named by synset or class number; without "
+        "them there is one test set",
+    )
+
+    HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
+    TEST_TITLES: ClassVar = {"test": "WebVision", "imagenet": "ImageNet"}
+
+    def hyperparameters(self, device: torch.device) -> dict:
+        values = super().hyperparameters(device)
+        if not Path(values["imagenet_path"]).is_dir():
+            values["imagenet_path"] = ""
+        return values | (DIVIDEMIX if self.method == "dividemix" else {})
+
+    @property
+    def top5(self) -> bool:
+        """Tests have top-5 accuracy too, if it says anything."""
+        return self.num_class > 5
 
 
-def resolve(given: dict, device: torch.device) -> dict:
-    """The run's configuration (`options.resolve`), with the consequences of method and data."""
-    recipe = {"dataset": "webvision"} | RECIPES["webvision"]
-    if given.get("method") == "dividemix":
-        recipe |= DIVIDEMIX
-    config = options.resolve(given, recipe, device)
-    if "imagenet_path" not in given and not Path(config["imagenet_path"]).is_dir():
-        config["imagenet_path"] = ""
-    config["top5"] = config["num_class"] > 5
-    photos.settle(config)
-    scaled = config.get("imagenet_resize", config["resize"])
-    config["imagenet_resize"] = max(scaled, config["image_size"])
-    return config
-
-
-def make_loader(config: dict, device: torch.device) -> webvision_dataloader:
-    """The data of a configuration."""
+def make_loader(config: WebVisionConfig, device: torch.device) -> webvision_dataloader:
+    """The photos; DivideMix's training view is a random resized crop."""
     return webvision_dataloader(
-        *(config["data_path"], config["imagenet_path"], config["num_class"]),
-        frame=photos.frame(config),
-        imagenet_frame=photos.frame(config | {"resize": config["imagenet_resize"]}),
-        **photos.loader_options(config, device),
+        config.data_path,
+        config.imagenet_path,
+        config.num_class,
+        frame=config.frame(random_resized=config.method == "dividemix"),
+        noise_file=config.noise_file,
+        check_images=config.check_images,
+        **config.loader_options(device),
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
-    script = session.Script("train_webvision.py", resolve, make_loader, build_network)
-    return session.main(script, new_parser(), argv)
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Train, test, log and save epoch by epoch, then report the label issues."""
+    with Run(WebVisionConfig, __doc__, argv) as run:
+        config = run.config
+        loader = run.load(make_loader)  # photos, decoded while the networks train
+        loader = run.freeze_backbone(build_network)  # --freeze_backbone on: their features
+        pair = run.new_pair(build_network)  # two networks, each with its SGD
+        method = run.new_method(pair, loader)  # --method: smr, dividemix, ce, elr
+        for epoch in run.epochs():
+            # Warm-up; or GMM co-divide, then MixMatch; or recalibration: smr/methods/smr.py.
+            trained = method.train_epoch(epoch)
+            tests = test(pair.networks, loader, config)
+            run.log(trained, tests)  # console, metrics.jsonl, acc.txt, stats.txt, TensorBoard
+            run.save(epoch)  # last.pt, best.pt
+        run.report_label_issues()  # labels.csv, labels.html
 
 
 if __name__ == "__main__":

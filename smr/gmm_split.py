@@ -1,4 +1,4 @@
-"""From the losses of a scoring pass to its mixture, and to a labeled and an unlabeled part."""
+"""Co-divide: per-sample losses, their two-component GMM, a clean and a noisy set (method 4)."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,19 +10,17 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from smr.recipe import Recipe
-
-# Epochs whose scaled losses are averaged where the noise is heaviest (method 4).
+# At this r the losses of the last epochs are averaged (method 4).
 HISTORY_LENGTH = 5
 HISTORY_R = 0.9
 
 
 @dataclass(frozen=True)
 class SampleLosses:
-    """What one network made of the images that it scored, maybe a sample of the whole set.
+    """One network's per-sample CE against the given labels.
 
-    index int64 [m]: their positions in the whole set, ascending; losses float32 [m]: CE against
-    the given labels, raw from a scoring pass, scaled to [0, 1] in a history.
+    index int64 [m]: positions in the training set, ascending. losses float32 [m]: in nats from a
+    forward pass, scaled to [0, 1] in a history.
     """
 
     index: Tensor
@@ -31,13 +29,13 @@ class SampleLosses:
 
 @dataclass(frozen=True)
 class Split:
-    """One network's view of the images that it scored: arrays [m]."""
+    """The clean and the noisy set by one network's losses: arrays [m]."""
 
-    index: np.ndarray  # int64, positions in the whole set, ascending
+    index: np.ndarray  # int64, positions in the training set, ascending
     losses: np.ndarray  # float64, scaled to [0, 1]
-    probability: np.ndarray  # float64, of the given label being right
-    labeled: np.ndarray  # bool
-    mixture: GaussianMixture | None  # fitted to the losses; None where they are all equal
+    clean_probability: np.ndarray  # float64
+    labeled: np.ndarray  # bool: the clean set, whose labels are used
+    gmm: GaussianMixture | None  # None if all losses are equal
 
 
 def min_max_scale(losses: Tensor) -> Tensor:
@@ -46,86 +44,86 @@ def min_max_scale(losses: Tensor) -> Tensor:
     return (losses - losses.min()) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def append_losses(history: list[SampleLosses], scores: SampleLosses, r: float) -> None:
-    """Append a pass's raw losses to a network's history, scaled, and forget those out of use."""
-    history.append(SampleLosses(scores.index, min_max_scale(scores.losses)))
+def append_losses(history: list[SampleLosses], latest: SampleLosses, r: float) -> None:
+    """Append an epoch's losses to a network's history, scaled, and drop those out of use."""
+    history.append(SampleLosses(latest.index, min_max_scale(latest.losses)))
     del history[: -HISTORY_LENGTH if r == HISTORY_R else -1]
 
 
 def losses_for_gmm(history: list[SampleLosses], r: float) -> Tensor:
-    """What the mixture is fitted to: the newest losses, or at r = 0.9 the mean of five passes.
+    """The scaled losses that the GMM is fitted to: the latest, or at r = 0.9 a mean of five epochs.
 
-    The mean is over the passes that scored the newest one's images (method 4).
+    The mean is over the epochs that scored the same images as the latest one (method 4).
     """
-    newest = history[-1]
+    latest = history[-1]
     if r != HISTORY_R:
-        return newest.losses
-    same = [scores.losses for scores in history if torch.equal(scores.index, newest.index)]
+        return latest.losses
+    same = [each.losses for each in history if torch.equal(each.index, latest.index)]
     return torch.stack(same).mean(dim=0)
 
 
 def fit_gmm(losses: np.ndarray, seed: int) -> GaussianMixture | None:
-    """The two-component mixture over scaled losses [m] (method 4); None where they are equal."""
+    """The two-component GMM of scaled losses [m] (method 4); None if all losses are equal."""
     if losses.max() == losses.min():
         return None
-    mixture = GaussianMixture(
-        n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed
-    )
+    gmm = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # ten iterations are the method's
-        return mixture.fit(losses.reshape(-1, 1))
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the method stops after ten iterations
+        return gmm.fit(losses.reshape(-1, 1))
 
 
-def clean_probability(losses: np.ndarray, mixture: GaussianMixture | None) -> np.ndarray:
-    """Posterior [m] of the mixture's component with the smaller mean (method 4).
-
-    Equal losses, which have no mixture, tell nothing: each gets 0.5.
-    """
-    if mixture is None:
+def clean_probability(losses: np.ndarray, gmm: GaussianMixture | None) -> np.ndarray:
+    """Posterior [m] of the component with the smaller mean (method 4); 0.5 without a GMM."""
+    if gmm is None:
         return np.full(len(losses), 0.5)
-    return mixture.predict_proba(losses.reshape(-1, 1))[:, mixture.means_.argmin()]
+    return gmm.predict_proba(losses.reshape(-1, 1))[:, gmm.means_.argmin()]
 
 
-def gmm_split(history: list[SampleLosses], recipe: Recipe) -> Split:
-    """The split by a network's history of scaled losses (method 4)."""
-    # In float64: the mixture's EM loses four digits in float32.
-    losses = losses_for_gmm(history, recipe.r).cpu().numpy().astype(np.float64)
-    mixture = fit_gmm(losses, recipe.seed)
-    probability = clean_probability(losses, mixture)
-    index = history[-1].index.cpu().numpy()
-    return Split(index, losses, probability, probability > recipe.p_threshold, mixture)
+def gmm_split(history: list[SampleLosses], r: float, seed: int, p_threshold: float = 0.5) -> Split:
+    """Split the images of a network's latest losses into a clean and a noisy set (method 4)."""
+    # In float64: EM loses four digits in float32.
+    losses = losses_for_gmm(history, r).cpu().numpy().astype(np.float64)
+    gmm = fit_gmm(losses, seed)
+    probability = clean_probability(losses, gmm)
+    return Split(
+        index=history[-1].index.cpu().numpy(),
+        losses=losses,
+        clean_probability=probability,
+        labeled=probability > p_threshold,
+        gmm=gmm,
+    )
 
 
 def split_statistics(
     labeled: np.ndarray, probability: np.ndarray, is_clean: np.ndarray | None
 ) -> dict[str, float]:
-    """Counts of a split and, where it is known which labels are right, how good the split is.
+    """Sizes of the split and, if the true labels are known, its quality.
 
-    Args: bool, float and bool [m]; is_clean is None where nobody knows. AUC, precision and recall
-    are absent where they are not defined.
+    Args: bool, float and bool [m]; is_clean is None if the true labels are unknown.
+    AUC, precision and recall are absent when they are not defined.
     """
-    chosen = int(labeled.sum())
-    figures = {
-        "labeled": chosen,
-        "unlabeled": len(labeled) - chosen,
-        "labeled_fraction": chosen / len(labeled),
+    size = int(labeled.sum())
+    statistics = {
+        "labeled": size,
+        "unlabeled": len(labeled) - size,
+        "labeled_fraction": size / len(labeled),
     }
     if is_clean is None:
-        return figures
-    right = int((labeled & is_clean).sum())
-    figures |= {
-        "labeled_clean": right,
-        "labeled_noisy": chosen - right,
-        "unlabeled_clean": int(is_clean.sum()) - right,
-        "unlabeled_noisy": int((~is_clean).sum()) - (chosen - right),
+        return statistics
+    clean = int((labeled & is_clean).sum())
+    statistics |= {
+        "labeled_clean": clean,
+        "labeled_noisy": size - clean,
+        "unlabeled_clean": int(is_clean.sum()) - clean,
+        "unlabeled_noisy": int((~is_clean).sum()) - (size - clean),
     }
     if 0 < is_clean.sum() < len(is_clean):
-        figures["auc"] = float(roc_auc_score(is_clean, probability))
-    if chosen:
-        figures["precision"] = right / chosen
+        statistics["auc"] = float(roc_auc_score(is_clean, probability))
+    if size:
+        statistics["precision"] = clean / size
     if is_clean.any():
-        figures["recall"] = right / int(is_clean.sum())
-    return figures
+        statistics["recall"] = clean / int(is_clean.sum())
+    return statistics
 
 
 def statistics_line(statistics: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of a pass over the data, summed on the device so that no step waits for it."""
+"""Figures of an epoch, summed on the device so that no training step waits for it."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from smr.errors import NonFiniteLoss
 
 
 class Meter:
-    """Sums of a pass's figures, and the first step whose loss was not finite."""
+    """Sums of an epoch's figures, and the first training step whose loss was not finite."""
 
     def __init__(self):
         self.started = time.perf_counter()
@@ -21,11 +21,11 @@ class Meter:
         self.finite_steps: Tensor | int = 0
 
     def add(self, loss: Tensor, figures: dict[str, Tensor | float], images: int) -> None:
-        """Add a step's figures; `loss` is watched for the first value that is not finite."""
+        """Add a training step's figures; `loss` is checked for values that are not finite."""
         for name, value in figures.items():
             value = value.detach() if isinstance(value, Tensor) else value
             self.sums[name] = self.sums.get(name, 0) + value
-        # Stops counting at the first bad step: only a count equal to the steps goes on.
+        # The count stops at the first step that is not finite.
         finite = torch.isfinite(loss.detach())
         self.finite_steps = self.finite_steps + (finite & (self.finite_steps == self.steps)).int()
         self.steps += 1
@@ -36,38 +36,34 @@ class Meter:
         return {name: float(total) / self.steps for name, total in self.sums.items()}
 
     def figures(self) -> dict[str, float]:
-        """The pass's `means`, the `images` trained on, and its wall `seconds`, over all ranks.
+        """The epoch's `means`, its `images` and wall `seconds`, over all ranks.
 
         Raises NonFiniteLoss.
         """
         finite_steps = min(distributed.all_gather(int(self.finite_steps)))
         if finite_steps < self.steps:
             raise NonFiniteLoss(f"step {finite_steps + 1}: the loss is not finite")
-        parts = distributed.all_gather(
-            self.means()
-        )  # waits for the device: the time is the pass's whole
-        means = {name: sum(part[name] for part in parts) / len(parts) for name in self.sums}
+        # Waits for the device, so that the seconds are those of the whole epoch.
+        ranks = distributed.all_gather(self.means())
+        means = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in self.sums}
         images = sum(distributed.all_gather(self.images))
         return means | {"images": images, "seconds": time.perf_counter() - self.started}
 
 
-class Hits:
-    """Counts, on the device, the targets whose likeliest class is the true label."""
+class LabelAccuracy:
+    """Counts, on the device, the soft labels whose likeliest class is the true label."""
 
     def __init__(self):
         self.count = 0
-        self.right: Tensor | int = 0
+        self.correct: Tensor | int = 0
 
-    def add(self, targets: Tensor | None, truth: Sequence[Tensor]) -> None:
-        """Add targets [b, classes]; `truth` holds the true labels [b], or nothing."""
-        if targets is not None and truth:
-            self.right = self.right + (targets.argmax(dim=1) == truth[0]).sum()
-            self.count += len(targets)
+    def add(self, soft_labels: Tensor | None, true_labels: Sequence[Tensor]) -> None:
+        """Add soft labels [b, classes]; `true_labels` holds one tensor [b], or nothing."""
+        if soft_labels is not None and true_labels:
+            self.correct = self.correct + (soft_labels.argmax(dim=1) == true_labels[0]).sum()
+            self.count += len(soft_labels)
 
     def percent(self) -> float:
-        """Right targets per hundred, over all ranks; waits for the device."""
-        return (
-            100
-            * sum(distributed.all_gather(int(self.right)))
-            / sum(distributed.all_gather(self.count))
-        )
+        """Correct soft labels in per cent, over all ranks; waits for the device."""
+        correct = sum(distributed.all_gather(int(self.correct)))
+        return 100 * correct / sum(distributed.all_gather(self.count))

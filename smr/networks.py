@@ -23,6 +23,9 @@ BUILT_WITH = {
     for name in ("googlenet", "inception_v3")
 }
 HELPERS = ("aux1.", "aux2.", "AuxLogits.")
+# Published WebVision weights of Inception-ResNet-v2: the last layer, classif in timm, and a
+# projection that no output uses.
+PUBLISHED_HEADS = ("last_linear.", "projection_head.")
 # torchvision's files of its DenseNets name the layers of a block as an older torch did.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
@@ -131,7 +134,7 @@ def pass_lone_images_twice(network: nn.Module) -> None:
     network.forward = forward
 
 
-def joint_statistics(network: nn.Module) -> nn.Module:
+def sync_batch_norm(network: nn.Module) -> nn.Module:
     """The network with its BN over the rows of all ranks, each of which has a CUDA card."""
     if type(network).__module__.startswith("timm."):
         from timm.layers import convert_sync_batchnorm as convert  # torch's loses timm's ReLUs
@@ -203,7 +206,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], where: str) -> No
     found = {
         OLD_DENSENET.sub(r"\1\2", name): value
         for name, value in state.items()
-        if not name.startswith((head, *HELPERS))
+        if not name.startswith((head, *HELPERS, *PUBLISHED_HEADS))
     }
     shapes = [
         f"{name} is {list(found[name].shape)}, expected {list(wanted[name].shape)}"

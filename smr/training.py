@@ -1,192 +1,364 @@
-"""One network's pass over batches: trained (docs/method.md, sections 3, 5, 6) or scored (4)."""
+"""Training steps and one network's epoch over a loader (docs/method.md, sections 3, 5 and 6)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
+from losses import NegEntropy, SemiLoss, mixup_criterion, sharpen, uniform_prior_penalty
 from smr import distributed
-from smr.gmm_split import SampleLosses
-from smr.metrics import Hits, Meter
-from smr.recipe import Recipe
-from smr.steps import cross_entropy_loss, mixmatch_loss, mixup_loss, mixup_weights
+from smr.config import Config
+from smr.errors import NonFiniteLoss
+from smr.metrics import LabelAccuracy, Meter
+
+MOMENTUM = 0.9
+# Called after each training step with (step from 1, steps, the epoch's Meter so far).
+Progress = Callable[[int, int, Meter], None]
 
 
-def no_progress(*_) -> None:
-    """The hook of a caller who wants no progress; see `train`."""
+def no_progress(_step: int, _steps: int, _meter: Meter) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass
+class Pair:
+    """Two networks and their optimizers.
+
+    `trained` are the networks as they train: under torchrun, with gradients over all ranks.
+    """
+
+    networks: list[nn.Module]
+    optimizers: list[Optimizer]
+
+    def __post_init__(self):
+        self.trained = [distributed.data_parallel(network) for network in self.networks]
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the learning rate of both optimizers."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteLoss where a weight or statistic of a network is not finite."""
+        for k, network in enumerate(self.networks, start=1):
+            state = network.state_dict()
+            finite = torch.stack([torch.isfinite(value).all() for value in state.values()]).tolist()
+            if not all(finite):
+                name = list(state)[finite.index(False)]
+                raise NonFiniteLoss(f"{name} of network {k} is not finite")
+
+
+def new_pair(
+    build_network: Callable[[], nn.Module], config: Config, device: torch.device | str
+) -> Pair:
+    """Two networks with different random weights, each with its own SGD (method 3)."""
+    device = torch.device(device)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    networks = [build_network().to(device, memory_format=memory_format) for _ in range(2)]
+    optimizers = [
+        SGD(
+            network.parameters(),
+            lr=config.lr,
+            momentum=MOMENTUM,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
+        )
+        for network in networks
+    ]
+    return Pair(networks, optimizers)
+
+
+def learning_rate(epoch: int, config: Config) -> float:
+    """lr times the factor of the last step reached (method 3)."""
+    reached = [factor for start, factor in sorted(config.lr_steps) if epoch >= start]
+    return config.lr * (reached[-1] if reached else 1.0)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of the network's parameters."""
+    return next(network.parameters()).device
 
 
 def autocast(device: torch.device, amp: bool) -> AbstractContextManager:
-    """bf16 autocast on `device` where amp is set, else nothing."""
+    """bf16 autocast if `amp`, else nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=amp)
 
 
-def optimize(loss: Tensor, optimizer: Optimizer) -> None:
-    """One step of the optimizer down the gradient of `loss`, from and to no gradients."""
+def optimizer_step(loss: Tensor, optimizer: Optimizer) -> None:
+    """One step of the optimizer on the gradient of `loss`."""
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)  # at once: the next forward pass needs the memory
 
 
-def device_weights(alpha: float, steps: int, device: torch.device) -> Tensor:
-    """`mixup_weights` of a whole pass as float32 on the device, so that no step waits for one."""
-    return torch.as_tensor(mixup_weights(alpha, steps), dtype=torch.float32).to(device)
+# --- mixup ---
 
 
-def device_of(network: nn.Module) -> torch.device:
-    """Where the network's parameters lie."""
-    return next(network.parameters()).device
+def mixup_weights(alpha: float, steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """float32 [steps]: l ~ Beta(alpha, alpha), l := max(l, 1-l), one a batch (method 3)."""
+    weights = np.random.beta(alpha, alpha, steps)
+    return torch.as_tensor(np.maximum(weights, 1 - weights), dtype=torch.float32).to(device)
+
+
+def mix(values: Tensor, weight: Tensor | float, permutation: Tensor) -> Tensor:
+    """l·values + (1-l)·values[permutation] over the first dimension (method 3, 5)."""
+    return weight * values + (1 - weight) * values[permutation]
+
+
+# --- supervised epochs: warm-up, recalibration, plain cross-entropy ---
 
 
 def supervised_epoch(
     network: nn.Module,
     optimizer: Optimizer,
     batches: Iterable,
-    batch_loss: Callable[[int, Tensor, Tensor], Tensor],
-    recipe: Recipe,
-    progress: Callable,
+    batch_loss: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+    config: Config,
+    progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """One network's epoch on the given labels; its mean `loss`.
+    """Train one network for an epoch on the given labels; returns the means of its Meter.
 
-    Args: batch_loss gives the loss of (step, images, labels); progress is called after each step
-    with (step from 1, steps, Meter).
+    Args: batch_loss returns the loss of (step, images, labels, index).
     """
     network.train()
     device, meter = device_of(network), Meter()
-    for step, (images, labels, _) in enumerate(batches):
-        with autocast(device, recipe.amp):
-            loss = distributed.weight_by_rows(batch_loss(step, images, labels), len(images))
-        optimize(loss, optimizer)
+    for step, (images, labels, index) in enumerate(batches):
+        with autocast(device, config.amp):
+            loss = batch_loss(step, images, labels, index)
+            loss = distributed.weight_by_rows(loss, len(images))
+        optimizer_step(loss, optimizer)
         meter.add(loss, {"loss": loss}, len(images))
         progress(step + 1, len(batches), meter)
     distributed.average_buffers(network)
     return meter.figures()
 
 
-def warm_up_epoch(
+def mixup_loss(
+    network: nn.Module, images: Tensor, labels: Tensor, weight: Tensor | float, permutation: Tensor
+) -> Tensor:
+    """The mixup loss of a batch paired with itself by `permutation` (method 3)."""
+    logits = network(mix(images, weight, permutation)).float()
+    return mixup_criterion(logits, labels, labels[permutation], weight)
+
+
+def mixup_epoch(
     network: nn.Module,
     optimizer: Optimizer,
     batches: Iterable,
-    recipe: Recipe,
-    progress: Callable = no_progress,
+    config: Config,
+    progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """One network's warm-up epoch, by mixup (method 3) or by CE (method 6)."""
-    if recipe.warmup_loss == "ce":
-        penalized = recipe.asymmetric
-        return cross_entropy_epoch(network, optimizer, batches, recipe, progress, penalized)
+    """One network's warm-up epoch with the robust mixup loss (method 3)."""
     device = device_of(network)
-    weights = device_weights(recipe.alpha, len(batches), device)
+    weights = mixup_weights(config.alpha, len(batches), device)
 
-    def batch_loss(step: int, images: Tensor, labels: Tensor) -> Tensor:
+    def batch_loss(step: int, images: Tensor, labels: Tensor, _index: Tensor) -> Tensor:
         permutation = torch.randperm(len(images), device=device)
         return mixup_loss(network, images, labels, weights[step], permutation)
 
-    return supervised_epoch(network, optimizer, batches, batch_loss, recipe, progress)
+    return supervised_epoch(network, optimizer, batches, batch_loss, config, progress)
+
+
+def cross_entropy_loss(
+    network: nn.Module, images: Tensor, labels: Tensor, entropy_penalty: bool = False
+) -> Tensor:
+    """CE on the given labels (method 3), plus DivideMix's negative-entropy penalty (method 6)."""
+    logits = network(images).float()
+    loss = F.cross_entropy(logits, labels)
+    return loss + NegEntropy()(logits) if entropy_penalty else loss
 
 
 def cross_entropy_epoch(
     network: nn.Module,
     optimizer: Optimizer,
     batches: Iterable,
-    recipe: Recipe,
-    progress: Callable = no_progress,
-    penalized: bool = False,
+    config: Config,
+    progress: Progress = no_progress,
+    entropy_penalty: bool = False,
 ) -> dict[str, float]:
-    """One network's epoch of CE on the given labels: recalibration, and the baseline `ce`.
+    """One network's epoch of CE: recalibration, DivideMix's warm-up, the baseline (method 3, 6)."""
 
-    Method 3 and 6.
+    def batch_loss(_step: int, images: Tensor, labels: Tensor, _index: Tensor) -> Tensor:
+        return cross_entropy_loss(network, images, labels, entropy_penalty)
+
+    return supervised_epoch(network, optimizer, batches, batch_loss, config, progress)
+
+
+# --- the semi-supervised epoch ---
+
+
+@torch.no_grad()
+def pseudo_labels(network: nn.Module, peer: nn.Module, u1: Tensor, u2: Tensor, T: float) -> Tensor:
+    """Targets [b, classes] of unlabeled images: both networks' mean softmax, sharpened (method 5).
+
+    The network is in train mode, so each view updates its batch norm statistics. The peer is in
+    eval mode and takes both views in one forward pass.
     """
+    own = [torch.softmax(network(view).float(), dim=1) for view in (u1, u2)]
+    peers = torch.softmax(peer(torch.cat([u1, u2])).float(), dim=1)
+    return sharpen((own[0] + own[1] + peers[: len(u1)] + peers[len(u1) :]) / 4, T)
 
-    def batch_loss(_step: int, images: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy_loss(network, images, labels, penalized)
 
-    return supervised_epoch(network, optimizer, batches, batch_loss, recipe, progress)
+@torch.no_grad()
+def refined_labels(
+    network: nn.Module, x1: Tensor, x2: Tensor, labels: Tensor, probability: Tensor, T: float
+) -> Tensor:
+    """Targets [b, classes] of labeled images: w·onehot(y) + (1-w)·p, sharpened (method 5)."""
+    p = sum(torch.softmax(network(view).float(), dim=1) for view in (x1, x2)) / 2
+    w = probability[:, None]
+    return sharpen(w * F.one_hot(labels, p.shape[1]) + (1 - w) * p, T)
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """Two augmented views, the given labels, and the clean probability of each label."""
+
+    x1: Tensor
+    x2: Tensor
+    labels: Tensor
+    probability: Tensor
+
+
+@dataclass(frozen=True)
+class MixMatchLoss:
+    """A semi-supervised step's loss and its parts, with the targets of the unmixed images."""
+
+    loss: Tensor
+    loss_x: Tensor
+    loss_u: Tensor
+    lambda_u: float
+    penalty: Tensor
+    logits: Tensor
+    mixed_targets: Tensor
+    targets_x: Tensor
+    targets_u: Tensor | None
+
+
+def mixmatch_loss(
+    network: nn.Module,
+    peer: nn.Module,
+    labeled: LabeledBatch,
+    unlabeled: Sequence[Tensor] | None,
+    weight: Tensor | float,
+    permutation: Tensor,
+    epoch: float,
+    config: Config,
+    strong: Sequence[Tensor] = (),
+) -> MixMatchLoss:
+    """The loss of a semi-supervised step (method 5).
+
+    Args:
+        unlabeled: (u1, u2), or None when the noisy set is empty.
+        weight: the step's mixup weight l.
+        permutation: int64, over the rows of [x1; x2; u1; u2].
+        epoch: the epoch and its fraction done, for the ramp of lambda_u.
+        strong: strongly augmented views to mix in the place of x1, x2, u1, u2.
+    """
+    x1, x2 = labeled.x1, labeled.x2
+    images, targets_u = [x1, x2], None
+    if unlabeled is not None:
+        # First, since batch norm statistics depend on the order: u1, u2, x1, x2, mixed.
+        targets_u = pseudo_labels(network, peer, *unlabeled, config.T)
+        images += unlabeled
+    targets_x = refined_labels(network, x1, x2, labeled.labels, labeled.probability, config.T)
+    targets = [targets_x, targets_x] + ([] if targets_u is None else [targets_u, targets_u])
+    mixed_images = mix(torch.cat(strong or images), weight, permutation)
+    mixed_targets = mix(torch.cat(targets), weight, permutation)
+    rows_x = 2 * len(x1)
+    if config.labeled_rows_only:
+        mixed_images, mixed_targets = mixed_images[:rows_x], mixed_targets[:rows_x]
+    logits = network(mixed_images).float()
+    loss_x, loss_u, lambda_u = SemiLoss(config.lambda_u)(
+        outputs_x=logits[:rows_x],
+        targets_x=mixed_targets[:rows_x],
+        outputs_u=logits[rows_x:],
+        targets_u=mixed_targets[rows_x:],
+        epoch=epoch,
+        warm_up=config.warm_up,
+    )
+    loss_x = distributed.weight_by_rows(loss_x, rows_x)
+    loss_u = distributed.weight_by_rows(loss_u, len(logits) - rows_x)
+    softmax = distributed.weight_by_rows(torch.softmax(logits, dim=1).mean(dim=0), len(logits))
+    penalty = uniform_prior_penalty(distributed.all_reduce_mean(softmax))
+    return MixMatchLoss(
+        loss=loss_x + lambda_u * loss_u + penalty,
+        loss_x=loss_x,
+        loss_u=loss_u,
+        lambda_u=lambda_u,
+        penalty=penalty,
+        logits=logits,
+        mixed_targets=mixed_targets,
+        targets_x=targets_x,
+        targets_u=targets_u,
+    )
 
 
 def endless(batches: Iterable) -> Iterator:
-    """The batches again and again, shuffled anew each time; nothing of an empty set."""
+    """The batches again and again, shuffled anew each time; nothing if there is none."""
     while len(batches):
         yield from batches
 
 
-def semi_supervised_epoch(
+def mixmatch_epoch(
     network: nn.Module,
     peer: nn.Module,
     optimizer: Optimizer,
     labeled: Iterable,
     unlabeled: Iterable,
     epoch: int,
-    recipe: Recipe,
-    progress: Callable = no_progress,
+    config: Config,
+    progress: Progress = no_progress,
 ) -> dict[str, float]:
     """One network's semi-supervised epoch (method 5).
 
-    Batches are those of `loader.run('train', …)`, with strong views if the recipe has them. Returns
-    the means of `loss`, `loss_x`, `loss_u`, `lambda_u` (the weight of Lu) and `penalty`, and, where
-    batches carry the truth, the share of right targets, `refined_label_accuracy` and `pseudo_label_accuracy`.
+    Args: labeled, unlabeled: the batches of `loader.run("train", …)`. The labeled ones set the
+    number of steps.
+
+    Returns the means of `loss`, `loss_x`, `loss_u`, `lambda_u` (the weight of Lu) and `penalty`
+    and, when the batches carry true labels, `refined_label_accuracy` and `pseudo_label_accuracy`.
     """
     network.train()
     peer.eval()
     device, meter = device_of(network), Meter()
     steps = len(labeled)
     ramp_steps = len(labeled.dataset) // labeled.batch_size + 1  # Kept: the published count
-    weights = device_weights(recipe.alpha, steps, device)
-    hits = {"refined_label_accuracy": Hits(), "pseudo_label_accuracy": Hits()}
-    unlabeled_stream = endless(unlabeled)
-    views = 4 if recipe.augment == "strong" else 2
+    weights = mixup_weights(config.alpha, steps, device)
+    accuracies = {
+        "refined_label_accuracy": LabelAccuracy(),
+        "pseudo_label_accuracy": LabelAccuracy(),
+    }
+    unlabeled_batches = endless(unlabeled)
+    views = 4 if config.augment == "strong" else 2
     for step, batch_x in enumerate(labeled):
-        (x1, x2, *strong_x), (labels, probability, *truth_x) = batch_x[:views], batch_x[views:]
-        batch_u = next(unlabeled_stream, (x1[:0],) * views)
-        (u1, u2, *strong_u), truth_u = batch_u[:views], batch_u[views:]
+        (x1, x2, *strong_x), (labels, probability, *true_x) = batch_x[:views], batch_x[views:]
+        batch_u = next(unlabeled_batches, (x1[:0],) * views)
+        (u1, u2, *strong_u), true_u = batch_u[:views], batch_u[views:]
         images = 2 * len(x1) + 2 * len(u1)
         permutation = torch.randperm(images, device=device)
-        with autocast(device, recipe.amp):
+        with autocast(device, config.amp):
             result = mixmatch_loss(
                 network,
                 peer,
-                (x1, x2, labels, probability),
-                (u1, u2) if len(u1) else None,
-                weights[step],
-                permutation,
-                epoch + step / ramp_steps,
-                recipe,
-                strong_x + strong_u,
+                labeled=LabeledBatch(x1, x2, labels, probability),
+                unlabeled=(u1, u2) if len(u1) else None,
+                weight=weights[step],
+                permutation=permutation,
+                epoch=epoch + step / ramp_steps,
+                config=config,
+                strong=strong_x + strong_u,
             )
-        optimize(result.loss, optimizer)
-        figures = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
-        meter.add(result.loss, {name: getattr(result, name) for name in figures}, images)
-        hits["refined_label_accuracy"].add(result.targets_x, truth_x)
-        hits["pseudo_label_accuracy"].add(result.targets_u, truth_u)
+        optimizer_step(result.loss, optimizer)
+        parts = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
+        meter.add(result.loss, {name: getattr(result, name) for name in parts}, images)
+        accuracies["refined_label_accuracy"].add(result.targets_x, true_x)
+        accuracies["pseudo_label_accuracy"].add(result.targets_u, true_u)
         progress(step + 1, steps, meter)
     distributed.average_buffers(network)
-    return meter.figures() | {name: hit.percent() for name, hit in hits.items() if hit.count}
-
-
-@torch.no_grad()
-def score(
-    networks: Sequence[nn.Module], batches: Iterable, amp: bool = False
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(logits float32 [networks, b, classes], labels, index) of each batch, in eval mode."""
-    for network in networks:
-        network.eval()
-    device = device_of(networks[0])
-    for images, labels, index in batches:
-        with autocast(device, amp):
-            logits = torch.stack([network(images).float() for network in networks])
-        yield logits, labels, index
-
-
-def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> SampleLosses:
-    """CE of each image against its given label, raw, in eval mode (method 4).
-
-    In ascending order of index, in whatever order the batches come.
-    """
-    losses, positions, device = [], [], device_of(network)
-    for (logits,), labels, index in score([network], batches, amp):
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        positions.append(index)
-    index, order = torch.cat(distributed.all_gather_tensors(positions, device)).sort()
-    return SampleLosses(index, torch.cat(distributed.all_gather_tensors(losses, device))[order])
+    measured = {name: each.percent() for name, each in accuracies.items() if each.count}
+    return meter.figures() | measured

@@ -5,7 +5,10 @@ import pickle
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import smr
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -100,7 +103,7 @@ def bright_images(labels: np.ndarray, size: int = 8) -> np.ndarray:
 
 def tiny_loader(
     n: int = 40, batch_size: int = 8, wrong: int = 10, size: int = 8, log=None
-) -> NoisyLoader:
+) -> MemoryLoader:
     """Image i has class i % 10; the first `wrong` images are given the class after theirs."""
     clean = np.arange(n) % 10
     given = np.where(np.arange(n) < wrong, (clean + 1) % 10, clean)
@@ -114,39 +117,90 @@ def tiny_loader(
         clean,
     )
     views = Views(mean=(0.4,) * 3, std=(0.3,) * 3, padding=1, flip=True)
-    return NoisyLoader(data, views, batch_size, seed=0, log=log)
+    return MemoryLoader(data, views, batch_size, seed=0, log=log)
 
 
-def tiny_pair(recipe: smr.Recipe, build_network=TinyNet) -> smr.Pair:
+@dataclass
+class TinyConfig(smr.Config):
+    """CIFAR-10's proportions, small enough for a test."""
+
+    dataset: str = smr.flag("tiny", help="the only one")
+
+    HYPERPARAMETERS: ClassVar = {
+        "tiny": {
+            "num_epochs": 4,
+            "batch_size": 8,
+            "lr": 0.02,
+            "lr_steps": (),
+            "weight_decay": 5e-4,
+            "warm_up": 1,
+            "recalibrate_every": 3,
+            "channels_last": False,
+        }
+    }
+    r: ClassVar = 0.5
+
+
+# What a script fixes for its dataset, and no flag changes.
+OF_THE_SCRIPT = ("r", "entropy_penalty", "labeled_rows_only", "top5")
+
+
+def tiny_config(**changes) -> smr.Config:
+    """TinyConfig with these flags, or values of `OF_THE_SCRIPT`."""
+    fixed = {name: changes.pop(name) for name in OF_THE_SCRIPT if name in changes}
+    script = type("TinyConfig", (TinyConfig,), fixed)
+    return smr.configure(script, **{"seed": 1, "device": "cpu"} | changes)
+
+
+def tiny_pair(config: smr.Config, build_network=TinyNet) -> smr.Pair:
     """Two untrained networks with their optimizers."""
-    return smr.new_pair(build_network, recipe, torch.device("cpu"), channels_last=False)
+    return smr.new_pair(build_network, config, "cpu")
+
+
+def train(
+    pair: smr.Pair, loader, config: smr.Config, first_epoch: int = 0, log=None
+) -> Iterator[smr.TrainedEpoch]:
+    """The epochs of a run, trained as a script does."""
+    method = smr.new_method(config, pair, loader, log)
+    for epoch in range(first_epoch, config.num_epochs + 1):
+        yield method.train_epoch(epoch)
+
+
+class Log:
+    """A method's log that keeps its notes, and (epoch, kind, network, step, steps) of each step."""
+
+    def __init__(self):
+        self.notes, self.steps = [], []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def progress(self, *place) -> None:
+        self.steps.append(place[:5])
+
+
+class Spy:
+    """A loader that records the calls of `run`."""
+
+    def __init__(self, loader):
+        self.loader, self.calls = loader, []
+
+    def run(self, mode, *arguments, **options):
+        self.calls.append((mode, *arguments))
+        return self.loader.run(mode, *arguments, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+
+def plain_images(loader, mode: str = "eval_train") -> Tensor:
+    """All images of a mode, not augmented."""
+    return torch.cat([images for images, *_ in loader.run(mode)])
 
 
 def state_copy(network: nn.Module) -> dict[str, Tensor]:
     """The network's state as it is now."""
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def tiny_recipe(**changes) -> smr.Recipe:
-    """A recipe in CIFAR-10's proportions, small enough for a test."""
-    values = {
-        "method": "smr",
-        "num_epochs": 4,
-        "batch_size": 8,
-        "lr": 0.02,
-        "lr_steps": (),
-        "weight_decay": 5e-4,
-        "warm_up": 1,
-        "warmup_loss": "mixup",
-        "recalibrate_every": 3,
-        "alpha": 4.0,
-        "T": 0.5,
-        "p_threshold": 0.5,
-        "lambda_u": 25.0,
-        "r": 0.5,
-        "seed": 1,
-    }
-    return smr.Recipe(**values | changes)
 
 
 def script_environment() -> dict[str, str]:
@@ -169,8 +223,3 @@ def run_script(name: str, *arguments, cwd: Path, timeout: float = 120):
 def generator(seed: int = 0) -> torch.Generator:
     """A CPU generator."""
     return torch.Generator().manual_seed(seed)
-
-
-def augmented(images, index, generator):
-    """One view of each of these images of an ImageSet, as training takes them."""
-    return images.normalized(images.drawn(index, generator, slice(None)))

@@ -72,3 +72,29 @@ def write_clothing(root: Path, train: int = 6, held: int = 2) -> Path:
     for kind, lines in labels.items():
         (root / f"{kind}_label_kv.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+def write_imbalanced_clothing(root: Path) -> Path:
+    """Clothing1M of 8x8 pixels: 60 to 359 training photos a class, 38 % symmetric label noise.
+
+    A class has a pattern of its own and ten clean test photos.
+    """
+    draw = np.random.default_rng(0)
+    patterns = draw.integers(60, 196, (14, 8, 8, 3))
+    (root / "images").mkdir(parents=True)
+    for part, kind, counts in (
+        ("noisy_train", "noisy", range(60, 361, 23)),
+        ("clean_val", "clean", [1] * 14),
+        ("clean_test", "clean", [10] * 14),
+    ):
+        labels = np.repeat(np.arange(14), counts)
+        names = [f"images/{part}{i}.png" for i in range(len(labels))]
+        for name, label in zip(names, labels, strict=True):
+            pixels = patterns[label] + draw.integers(-60, 60, (8, 8, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name)
+        noisy = (draw.random(len(labels)) < 0.38) & (kind == "noisy")
+        given = np.where(noisy, draw.integers(0, 14, len(labels)), labels)
+        (root / f"{part}_key_list.txt").write_text("\n".join(names))
+        with open(root / f"{kind}_label_kv.txt", "a", encoding="utf-8") as file:
+            file.writelines(f"{name} {label}\n" for name, label in zip(names, given, strict=True))
+    return root

@@ -1,9 +1,14 @@
 """correct_labels.py as a user runs it: what moves, what is refused, and that all comes back."""
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,14 +23,15 @@ from dataloader_folder import folder_dataloader
 from dataloader_webvision import webvision_dataloader
 from smr.data.image_file_dataset import Frame
 from smr.label_issues import report as labels
+from smr.label_issues.scores import LabelIssues
 
 CLASSES = {"cat": 4, "dog": 4, "fox": 3}
 
 
-def judge_by_hand(
+def finish_by_hand(
     loader, folder, root, suggested: dict[int, int], dataset="folder", **config
 ) -> None:
-    """What a run leaves in its folder that sees these classes: position → class."""
+    """What a run leaves in its folder that suggests these classes: position → class."""
     folder.mkdir(parents=True)
     given, classes = loader.noisy_labels.numpy(), len(loader.class_names)
     probability = np.eye(classes, dtype=np.float32)[given] * 0.8 + 0.02
@@ -33,9 +39,9 @@ def judge_by_hand(
     for rank, (row, label) in enumerate(suggested.items()):
         probability[row] = 0.02
         probability[row, label] = 0.9
-        p_clean[:, row] = 0.1 * rank  # the first is the most suspicious
-    judgment = labels.Judgment(np.arange(len(given)), given, probability, p_clean)
-    labels.write_list(judgment, loader, folder, root)
+        p_clean[:, row] = 0.1 * rank  # the first has the lowest quality
+    issues = LabelIssues(np.arange(len(given)), given, probability, p_clean)
+    labels.write_list(issues, loader, folder, root)
     config |= {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
     (folder / "config.json").write_text(json.dumps(config | loader.facts))
 
@@ -51,7 +57,7 @@ def run(photos, tmp_path):
     """A run's folder that suggests: cat/1 is a dog, dog/0 a fox, fox/2 a cat."""
     write_photos(photos, {"cat": 1, "dog": 1, "fox": 1}, "testing")
     loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
-    judge_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
+    finish_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
     return tmp_path / "run"
 
 
@@ -131,14 +137,14 @@ def test_dry_run_says_what_would_move_and_does_nothing(run, photos, corrections,
     before = checksums(photos)
     call(run, corrections, "--dry_run")
     output = capsys.readouterr().out
-    assert all(f"{source} → {target}\n" in output for source, target in MOVED.items())
+    assert all(f"{source} -> {target}\n" in output for source, target in MOVED.items())
     assert output.startswith("3 labels to change, 1 images to drop\n")
-    assert "     1  cat → dropped\n" in output and "4 files would move" in output
+    assert "     1  cat -> dropped\n" in output and "4 files would move" in output
     call(run, corrections)
     capsys.readouterr()
     moved = checksums(photos)
     call(run, "--undo", "--dry_run")
-    assert "training/fox/0_3.png → training/dog/0.png\n" in capsys.readouterr().out
+    assert "training/fox/0_3.png -> training/dog/0.png\n" in capsys.readouterr().out
     assert checksums(photos) == moved != before
 
 
@@ -159,7 +165,7 @@ def test_a_half_finished_attempt_is_finished_or_undone(
     assert f"{done} of 4 files were moved" in refused(capsys, run, corrections)
     if undoes and done > 1:
         calls[:] = calls[:1] * (done - 1)  # the undoing, too, stops half way
-        assert "--undo again goes on" in refused(capsys, run, "--undo")
+        assert "--undo again continues" in refused(capsys, run, "--undo")
     monkeypatch.undo()
     if undoes:
         assert call(run, "--undo") == 0
@@ -195,10 +201,10 @@ ROW = "1,training/cat/1.png,cat,dog,take"
     [
         ([ROW, ROW], "row 3: a second row of index 1"),
         (["1,training/cat/1.png,cat,cow,other"], "row 2: 'cow': the run has no such class"),
-        (["1,training/cat/1.png,dog,cat,take"], "row 2: given 'dog': the run saw 'cat'"),
+        (["1,training/cat/1.png,dog,cat,take"], "row 2: given 'dog': the run's label was 'cat'"),
         (["1,training/cat/1.png,cat,dog,keep"], "corrected 'dog' of a label to keep"),
         (["1,training/cat/1.png,cat,dog,"], "action '': expected one of keep, take, other, drop"),
-        (["99,training/cat/1.png,cat,dog,take"], "index '99': the run judged no such image"),
+        (["99,training/cat/1.png,cat,dog,take"], "index '99': the run has no such training image"),
         (["1,../secret.png,cat,dog,take"], "'../secret.png': image 1 of the run is"),
         (["1,training/cat/1.png"], "action '': expected one of"),
     ],
@@ -238,9 +244,9 @@ def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_pat
     (photos / "training/fox").symlink_to(outside)
     row = "4,training/dog/0.png,dog,fox,take"
     assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
-    judged = json.loads((run / "judged.json").read_text())
-    judged["files"][4] = "training/../../outside/0.png"
-    (run / "judged.json").write_text(json.dumps(judged))
+    lists = json.loads((run / "labels.json").read_text())
+    lists["files"][4] = "training/../../outside/0.png"
+    (run / "labels.json").write_text(json.dumps(lists))
     row = "4,training/../../outside/0.png,dog,cat,take"
     assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
     assert sorted(os.listdir(outside)) == ["0.png", "1.png", "2.png"]
@@ -248,7 +254,7 @@ def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_pat
 
 def edited_list(run, changes: dict[int, tuple[str, str]], delimiter=",", bom=False):
     """labels.csv as a spreadsheet saves it, sorted by rank: index → (given, given_name)."""
-    with open(run / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(run / "labels.csv", encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
     for row in rows:
         row[2:4] = changes.get(int(row[0]), row[2:4])
@@ -313,7 +319,7 @@ def test_accept_refuses_a_list_that_a_person_edited(run, capsys):
 def test_animal10n_names_carry_the_new_label(tmp_path):
     root = write_animals(tmp_path, "names")
     loader = animal_dataloader(root, 8, 1)
-    judge_by_hand(loader, tmp_path / "run", root, {0: 5}, "animal10N")
+    finish_by_hand(loader, tmp_path / "run", root, {0: 5}, "animal10N")
     old = loader.files[0]
     assert old.startswith("training/0_")
     assert call(tmp_path / "run", "--accept", 1) == 0
@@ -323,7 +329,7 @@ def test_animal10n_names_carry_the_new_label(tmp_path):
 def test_animal10n_class_folders_are_found_by_what_they_hold(tmp_path):
     root = write_animals(tmp_path, "classes")
     loader = animal_dataloader(root, 8, 1)
-    judge_by_hand(loader, tmp_path / "run", root, {0: 9}, "animal10N")
+    finish_by_hand(loader, tmp_path / "run", root, {0: 9}, "animal10N")
     name = loader.files[0].split("/")[-1]
     assert call(tmp_path / "run", "--accept", 1) == 0
     assert (root / "training/guinea_pig" / name).exists()
@@ -335,7 +341,7 @@ def folder_run(photos, tmp_path, suggested):
     def again():
         return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
 
-    judge_by_hand(again(), tmp_path / "run", photos, suggested)
+    finish_by_hand(again(), tmp_path / "run", photos, suggested)
     return again
 
 
@@ -385,7 +391,7 @@ def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_pat
 def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
     root = write_animals(tmp_path, "binary")
     first, run = animal_dataloader(root, 8, 1), tmp_path / "run"
-    judge_by_hand(first, run, root, {0: 7}, "animal10N")
+    finish_by_hand(first, run, root, {0: 7}, "animal10N")
     given, files = first.noisy_labels.tolist(), first.files
     rows = f"0,{files[0]},cat,orangutan,take", f"2,{files[2]},cat,,drop"
     assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
@@ -418,7 +424,7 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     root, run = write(tmp_path / "data"), tmp_path / "run"
     first = loader_of(root)
     before = checksums(root)
-    judge_by_hand(first, run, root, {1: 2, 4: 1}, dataset)
+    finish_by_hand(first, run, root, {1: 2, 4: 1}, dataset)
     assert call(run, "--accept", 1) == 0
     assert checksums(root) == before
     path, names = run / "corrected_labels.json", first.class_names
@@ -434,15 +440,15 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     assert second.files == files[1:] and second.facts["dropped_images"] == [0]
 
 
-def test_a_photo_that_could_not_be_judged_is_dropped_from_the_list_of_labels(tmp_path):
+def test_a_photo_that_could_not_be_lists_is_dropped_from_the_list_of_labels(tmp_path):
     root, run = write_webvision(tmp_path / "data"), tmp_path / "run"
     first = webvision(root)
     given = first.noisy_labels.tolist()
-    judge_by_hand(first, run, root, {}, "webvision")
-    judged = json.loads((run / "judged.json").read_text())
-    for name in ("index", "given", "files"):
-        del judged[name][5]  # as if it could not be decoded in the scoring pass
-    (run / "judged.json").write_text(json.dumps(judged))
+    finish_by_hand(first, run, root, {}, "webvision")
+    lists = json.loads((run / "labels.json").read_text())
+    for name in ("index", "labels", "files"):
+        del lists[name][5]  # as if it could not be decoded in the scoring pass
+    (run / "labels.json").write_text(json.dumps(lists))
     row = f"7,{first.files[7]},{first.class_names[given[7]]},,drop"
     assert call(run, write_corrections(tmp_path / "c.csv", row)) == 0
     found = json.loads((run / "corrected_labels.json").read_text())
@@ -455,7 +461,7 @@ def digits(noise_file="") -> cifar_dataloader:
 
 def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_path):
     first, run = digits(), tmp_path / "run"
-    judge_by_hand(first, run, "", {}, "digits")
+    finish_by_hand(first, run, "", {}, "digits")
     given = first.noisy_labels.tolist()
     wrong = (given[7] + 1) % 10
     rows = [f"3,,{given[3]},,drop", f"7,,{given[7]},{wrong},other", f"8,,{given[8]},,drop"]
@@ -474,7 +480,7 @@ def test_a_second_round_keeps_what_the_first_dropped_and_overwrites_no_label_fil
     given = digits().noisy_labels.tolist()
     labels_file.write_text(json.dumps([None, *given[1:5], None, *given[6:]]))
     run = tmp_path / "run"
-    judge_by_hand(digits(labels_file), run, "", {}, "digits")
+    finish_by_hand(digits(labels_file), run, "", {}, "digits")
     (run / "corrected_labels.json").write_text("[]")
     path = write_corrections(tmp_path / "c.csv", f"0,,{given[1]},,drop", f"4,,{given[6]},0,other")
     assert call(run, path) == 0
@@ -492,3 +498,134 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
 def test_one_way_to_decide_is_wanted(run, capsys):
     assert "give one of FILE" in refused(capsys, run)
     assert "give one of FILE" in refused(capsys, run, "--accept", 1, "--undo")
+
+
+def test_relative_links_point_to_their_files_wherever_they_are_moved(run, photos, corrections):
+    (photos / "pool").mkdir()
+    for name, link in (("cat/1", "../../pool/a.png"), ("dog/0", "./../../pool/../pool/b.png")):
+        photo = photos / f"training/{name}.png"
+        photo.rename(photos / "pool" / link[-5:])
+        photo.symlink_to(link)
+    (photos / "pool/c.png").write_bytes((photos / "training/cat/2.png").read_bytes())
+    (photos / "training/cat/2.png").unlink()
+    (photos / "training/cat/2.png").symlink_to(photos / "pool/c.png")
+    before = checksums(photos)
+    links = {path: os.readlink(path) for path in photos.rglob("*") if path.is_symlink()}
+    assert call(run, corrections) == 0
+    assert_moved(before, checksums(photos))
+    assert os.readlink(photos / "dropped/cat/2.png") == str(photos / "pool/c.png")
+    assert call(run, "--undo") == 0
+    assert checksums(photos) == before
+    assert {path: os.readlink(path) for path in links} == links
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_a_class_may_be_called_dropped(tmp_path, part):
+    photos = write_photos(tmp_path / "photos", {"cat": 4, "dropped": 4}, part)
+    again = folder_run(photos, tmp_path, {})
+    assert again().class_names == ["cat", "dropped"]
+    before, dropped = checksums(photos), again().files[0]
+    row = f"0,{dropped},cat,,drop"
+    assert call(tmp_path / "run", write_corrections(tmp_path / "c.csv", row)) == 0
+    folder = photos / ("dropped" if part else "dropped_2")  # which no class has
+    assert (folder / "cat" / dropped.split("/")[-1]).exists()
+    assert again().class_names == ["cat", "dropped"]
+    assert call(tmp_path / "run", "--undo") == 0
+    assert checksums(photos) == before
+
+
+def test_a_name_that_becomes_too_long_is_found_before_anything_moves(photos, tmp_path, capsys):
+    write_photos(photos, dict.fromkeys(CLASSES, 1), "testing")
+    long = "x" * 251 + ".png"
+    for name in ("cat", "dog"):
+        (photos / f"training/{name}/0.png").rename(photos / f"training/{name}/{long}")
+    folder_run(photos, tmp_path, {})
+    files = json.loads((tmp_path / "run" / "labels.json").read_text())["files"]
+    rows = [
+        f"{files.index(name)},{name},cat,dog,take"
+        for name in ("training/cat/1.png", f"training/cat/{long}")
+    ]
+    before = checksums(photos)
+    said = refused(capsys, tmp_path / "run", write_corrections(tmp_path / "c.csv", *rows))
+    assert f"training/dog/{long}" in said and "255 bytes" in said
+    assert checksums(photos) == before
+
+
+def as_nobody(main, *arguments) -> str:
+    """What a user who is not root reads on standard error."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                if os.getuid() == 0:
+                    os.setuid(65534)
+                with contextlib.redirect_stderr(said):
+                    main([str(argument) for argument in arguments])
+            said.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+        said.seek(0)
+        return said.read()
+
+
+@pytest.mark.parametrize("locked", ["training/dog", "training/fox", "."])
+def test_a_read_only_folder_is_named_before_anything_moves(locked):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        photos = write_photos(root / "photos", CLASSES)
+        folder_run(photos, root, {1: 1, 4: 2})
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o777)
+        (photos / locked).chmod(0o555)
+        before = checksums(photos)
+        said = as_nobody(correct_labels.main, root / "run", "--accept", 2)
+        assert f"{photos / locked}: this folder is read-only" in said
+        assert checksums(photos) == before
+
+
+@pytest.mark.parametrize("head", ["file,label", "id;label;image"])
+def test_labels_from_a_csv_are_corrected_in_a_new_one(run, photos, tmp_path, head):
+    cells = list(CLASSES)
+    files = json.loads((run / "labels.json").read_text())["files"]
+    labels = [
+        name for name, count in zip(cells, CLASSES.values(), strict=True) for _ in range(count)
+    ]
+    table = [*zip(files, labels, strict=True), ("testing/cat/0.png", cells[0])]
+    rows = [
+        [file, label] if head == "file,label" else ["7", label, f"/data/{file}"]
+        for file, label in table
+    ]
+    delimiter = "," if head == "file,label" else ";"
+    lines = [head, *(delimiter.join(row) for row in reversed(rows))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    config = json.loads((run / "config.json").read_text())
+    config |= {"labels_csv": str(tmp_path / "labels.csv"), "labels_in_paths": False}
+    (run / "config.json").write_text(json.dumps(config))
+    before = checksums(photos)
+    decided = "1,training/cat/1.png,cat,dog,take", "2,training/cat/2.png,cat,,drop"
+    assert call(run, write_corrections(tmp_path / "c.csv", *decided)) == 0
+    assert checksums(photos) == before
+    rows[1][rows[1].index(cells[0])] = cells[1]
+    del rows[2]
+    with open(run / "corrected_labels.csv", encoding="utf-8-sig", newline="") as file:
+        assert list(csv.reader(file)) == [head.split(delimiter), *reversed(rows)]
+
+
+def test_a_console_s_encoding_and_a_closed_pipe_end_in_no_traceback(photos, tmp_path, monkeypatch):
+    write_photos(photos, dict.fromkeys(CLASSES, 1), "testing")
+    for part in ("training", "testing"):
+        (photos / part / "cat").rename(photos / part / "熊")
+    folder_run(photos, tmp_path, {})
+    path = write_corrections(tmp_path / "c.csv", "7,training/熊/0.png,熊,dog,take")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "cp1252"))
+    assert call(tmp_path / "run", path, "--dry_run") == 0
+    assert rb"training/\u718a/0.png -> training/dog/0_2.png" in written.getvalue()
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
+    with pytest.raises(SystemExit) as stop:
+        call(tmp_path / "run", path)
+    sys.stdout.close()  # as Python does at its exit
+    assert stop.value.code == 141
+    assert (photos / "training/dog/0_2.png").exists()  # the reader's end stops no work

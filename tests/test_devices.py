@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from smr import devices
 from smr.errors import InputError
-from smr.run import devices
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -30,6 +30,7 @@ from runs import (
     run_short,
     without_times,
 )
+from smr.run.devices import seed_everything
 from test_docs import blocks_of, text_of
 from test_streams import loader_of, write
 from torch import Tensor
@@ -43,7 +44,6 @@ from smr.data.image_file_dataset import Frame
 from smr.errors import InputError, NonFiniteLoss
 from smr.label_issues import report as labels
 from smr.run import checkpoints, options
-from smr.run.devices import seed_everything
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 COUNTS = (2, 3)
@@ -197,7 +197,7 @@ def served() -> dict[str, list]:
     """All that a loader serves this rank in a pass of each mode."""
     loader = tiny_loader(IMAGES, wrong=WRONG)
     chosen = np.arange(IMAGES) % 2 == 0
-    labeled, unlabeled = loader.run("train", chosen, np.ones(IMAGES), with_truth=True)
+    labeled, unlabeled = loader.run("train", chosen, np.ones(IMAGES), with_true_labels=True)
     modes = {name: loader.run(name) for name in ("warmup", "eval_train", "test")}
     return {name: list(mode) for name, mode in modes.items()} | {
         "labeled": list(labeled),
@@ -473,7 +473,7 @@ def test_a_run_goes_on_with_two_processes_and_with_one_again(tmp_path, capsys):
     of_ranks = log.read_text()
     assert "2 processes share each batch; BN statistics are each one's own, averaged" in of_ranks
     assert "note: processes before 1, now 2: figures differ within noise" in of_ranks
-    for line in ("resumed after epoch 0", "    1 semi-supervised", "labels look wrong"):
+    for line in ("resumed after epoch 0", "    1 semi-supervised", "label issues: "):
         assert of_ranks.count(line) == 1, line
     assert json.loads((folder / "config.json").read_text())["world_size"] == 2
     # Beside one more file of TensorBoard's, the files are those of one process.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_recipe
+from helpers import tiny_config
 from torch import nn, optim
 
 import smr
@@ -32,7 +32,7 @@ def family_loader(folder, log=None, noise_mode="sym", r=0.5):
     )
 
 
-def scored(network, eval_loader, count: int) -> np.ndarray:
+def scaled_losses(network, eval_loader, count: int) -> np.ndarray:
     """The family's loop over `eval_train`: losses by index, scaled."""
     network.eval()
     losses = torch.zeros(count)
@@ -72,7 +72,7 @@ def test_family_semi_supervised_loop_runs_on_our_loader_network_and_losses(cifar
     network = ResNet18(num_classes=NUM_CLASS, width=4)
     optimizer = optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     criterion = SemiLoss()
-    prob = 1 - scored(network, loader.run("eval_train"), 100)
+    prob = 1 - scaled_losses(network, loader.run("eval_train"), 100)
     pred = prob > np.median(prob)
     labeled_trainloader, unlabeled_trainloader = loader.run("train", pred, prob)
     assert log.getvalue().startswith(f"Number of labeled samples:{pred.sum()}   AUC:0.")
@@ -122,7 +122,7 @@ def test_family_test_loop_runs_on_our_loader(cifar10_folder):
             total += targets.size(0)
             correct += predicted.eq(targets).cpu().sum().item()
     assert total == 40
-    ours, _ = smr.test(networks, loader.run("test"), tiny_recipe())
+    ours, _ = smr.evaluate(networks, loader.run("test"), tiny_config())
     assert 100 * correct / total == pytest.approx(ours["accuracy"])
     assert correct > 0
 

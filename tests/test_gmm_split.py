@@ -1,11 +1,11 @@
-"""From a scoring pass's losses to a split, and what is counted of it (method 4)."""
+"""From per-sample losses to a split, and its statistics (method 4)."""
 
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers import generator, tiny_recipe
+from helpers import generator
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch.testing import assert_close
@@ -23,16 +23,16 @@ from smr.gmm_split import (
 )
 
 
-def scores_of(losses: torch.Tensor, index=None) -> SampleLosses:
-    """SampleLosses of these images, by default of the whole set."""
+def losses_of(losses: torch.Tensor, index=None) -> SampleLosses:
+    """SampleLosses of these images, by default of all."""
     return SampleLosses(torch.arange(len(losses)) if index is None else torch.tensor(index), losses)
 
 
 def history_of(*passes: torch.Tensor, r: float = 0.5) -> list[SampleLosses]:
-    """The history after passes over the whole set with these raw losses."""
+    """The history after epochs with these losses of all images."""
     history: list[SampleLosses] = []
     for losses in passes:
-        append_losses(history, scores_of(losses), r)
+        append_losses(history, losses_of(losses), r)
     return history
 
 
@@ -42,7 +42,7 @@ def test_losses_are_scaled_to_the_unit_range():
     assert_close(min_max_scale(torch.tensor([0.2, 0.7])), torch.tensor([0.0, 1.0]))
 
 
-def two_heaps(n: int = 200) -> torch.Tensor:
+def two_groups(n: int = 200) -> torch.Tensor:
     """Losses, the first half low, the second high."""
     noise = torch.rand(n, generator=generator())
     return noise + 8 * (torch.arange(n) >= n // 2)
@@ -50,10 +50,10 @@ def two_heaps(n: int = 200) -> torch.Tensor:
 
 def test_low_losses_are_labeled_whichever_component_comes_first():
     for seed in range(6):
-        split = gmm_split(history_of(two_heaps()), tiny_recipe(seed=seed))
+        split = gmm_split(history_of(two_groups()), r=0.5, seed=seed)
         assert split.labeled.tolist() == [True] * 100 + [False] * 100
-        assert split.probability[:100].min() > 0.99
-        mirrored = gmm_split(history_of(-two_heaps()), tiny_recipe(seed=seed))
+        assert split.clean_probability[:100].min() > 0.99
+        mirrored = gmm_split(history_of(-two_groups()), r=0.5, seed=seed)
         assert mirrored.labeled.tolist() == [False] * 100 + [True] * 100
 
 
@@ -64,73 +64,73 @@ def slow_losses() -> np.ndarray:
     return np.where(low, np.abs(source.normal(0, 0.03, 1000)), source.random(1000))
 
 
-def test_mixture_is_scikit_learn_s_with_the_published_settings():
+def test_the_gmm_is_scikit_learn_s_with_the_published_settings():
     losses = slow_losses()
     settings = {"n_components": 2, "max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4}
-    mixture = GaussianMixture(**settings, random_state=7)
+    gmm = GaussianMixture(**settings, random_state=7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mixture.fit(losses[:, None])
+        gmm.fit(losses[:, None])
     found = fit_gmm(losses, seed=7)
     assert {name: found.get_params()[name] for name in settings} == settings
-    assert_close(found.means_, mixture.means_)
-    expected = mixture.predict_proba(losses[:, None])[:, mixture.means_.argmin()]
+    assert_close(found.means_, gmm.means_)
+    expected = gmm.predict_proba(losses[:, None])[:, gmm.means_.argmin()]
     assert_close(clean_probability(losses, found), expected)
 
 
-def test_ten_iterations_that_do_not_converge_warn_nobody():
+def test_ten_iterations_that_do_not_converge_raise_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not fit_gmm(slow_losses(), seed=0).converged_
 
 
-def test_mixture_is_fitted_in_float64():
-    split = gmm_split(history_of(two_heaps()), tiny_recipe())
-    assert split.losses.dtype == split.probability.dtype == np.float64
+def test_the_gmm_is_fitted_in_float64():
+    split = gmm_split(history_of(two_groups()), r=0.5, seed=1)
+    assert split.losses.dtype == split.clean_probability.dtype == np.float64
 
 
 def test_only_probabilities_above_the_threshold_are_labeled():
     history = history_of(torch.rand(300, generator=generator()))
-    probability = gmm_split(history, tiny_recipe()).probability
+    probability = gmm_split(history, r=0.5, seed=1).clean_probability
     seen = []
     for threshold in (0.0, 0.3, 0.9, 1.0, float(probability[7])):
-        split = gmm_split(history, tiny_recipe(p_threshold=threshold))
-        assert split.labeled.tolist() == (split.probability > threshold).tolist()
+        split = gmm_split(history, r=0.5, seed=1, p_threshold=threshold)
+        assert split.labeled.tolist() == (split.clean_probability > threshold).tolist()
         seen.append(split.labeled.sum())
     assert len({*seen}) == 5
     assert not split.labeled[7]  # a probability that is the threshold is not above it
 
 
-def test_equal_losses_tell_nothing():
-    split = gmm_split(history_of(torch.full((9,), 3.0)), tiny_recipe())
-    assert split.mixture is None
+def test_equal_losses_have_no_gmm_and_a_probability_of_one_half():
+    split = gmm_split(history_of(torch.full((9,), 3.0)), r=0.5, seed=1)
+    assert split.gmm is None
     assert split.losses.tolist() == [0] * 9
-    assert split.probability.tolist() == [0.5] * 9
+    assert split.clean_probability.tolist() == [0.5] * 9
     assert not split.labeled.any()
 
 
-def test_a_split_of_a_sample_stands_at_the_sample_s_places():
+def test_a_split_of_a_sample_holds_the_sample_s_positions():
     index = list(range(0, 600, 3))
-    split = gmm_split([scores_of(min_max_scale(two_heaps()), index)], tiny_recipe())
+    split = gmm_split([losses_of(min_max_scale(two_groups()), index)], r=0.5, seed=1)
     assert split.index.tolist() == index
     assert split.index.dtype == np.int64
     assert split.labeled.tolist() == [True] * 100 + [False] * 100
-    whole = gmm_split(history_of(two_heaps()), tiny_recipe())
-    assert_close(split.probability, whole.probability)
+    whole = gmm_split(history_of(two_groups()), r=0.5, seed=1)
+    assert_close(split.clean_probability, whole.clean_probability)
 
 
-def random_passes(count: int, n: int = 60) -> list[torch.Tensor]:
+def random_losses(count: int, n: int = 60) -> list[torch.Tensor]:
     source = generator()
     return [torch.rand(n, generator=source) for _ in range(count)]
 
 
-def test_heaviest_noise_averages_the_scaled_losses_of_the_last_five_passes():
-    drawn = random_passes(7)
+def test_at_r_090_the_scaled_losses_of_the_last_five_epochs_are_averaged():
+    drawn = random_losses(7)
     history = history_of(*drawn, r=0.9)
     assert len(history) == 5
     expected = torch.stack([min_max_scale(losses) for losses in drawn[2:]]).mean(dim=0)
     assert_close(losses_for_gmm(history, 0.9), expected)
-    assert_close(torch.tensor(gmm_split(history, tiny_recipe(r=0.9)).losses).float(), expected)
+    assert_close(torch.tensor(gmm_split(history, r=0.9, seed=1).losses).float(), expected)
     assert_close(losses_for_gmm(history, 0.8), min_max_scale(drawn[6]))
     assert_close(losses_for_gmm(history[-1:], 0.9), min_max_scale(drawn[6]))
     three = torch.stack([min_max_scale(losses) for losses in drawn[:3]]).mean(dim=0)
@@ -138,28 +138,28 @@ def test_heaviest_noise_averages_the_scaled_losses_of_the_last_five_passes():
 
 
 @pytest.mark.parametrize("r", [0.5, 0.8, 0.91])
-def test_other_noise_remembers_the_newest_pass_alone(r):
-    drawn = random_passes(3)
+def test_at_another_r_the_history_is_the_latest_epoch_alone(r):
+    drawn = random_losses(3)
     history = history_of(*drawn, r=r)
     assert len(history) == 1
     assert_close(history[0].losses, min_max_scale(drawn[2]))
 
 
-def test_heaviest_noise_averages_only_passes_that_scored_the_same_images():
+def test_at_r_090_only_epochs_that_scored_the_same_images_are_averaged():
     one, other = list(range(60)), list(range(1, 61))
-    drawn = random_passes(4)
+    drawn = random_losses(4)
     history: list[SampleLosses] = []
     for losses, index in zip(drawn, (one, other, one, other), strict=True):
-        append_losses(history, scores_of(losses, index), 0.9)
+        append_losses(history, losses_of(losses, index), 0.9)
     expected = (min_max_scale(drawn[1]) + min_max_scale(drawn[3])) / 2
     assert_close(losses_for_gmm(history, 0.9), expected)
-    split = gmm_split(history, tiny_recipe(r=0.9))
+    split = gmm_split(history, r=0.9, seed=1)
     assert split.index.tolist() == other
-    append_losses(history, scores_of(drawn[0][:50], one[:50]), 0.9)  # of another length, too
+    append_losses(history, losses_of(drawn[0][:50], one[:50]), 0.9)  # of another length, too
     assert_close(losses_for_gmm(history, 0.9), min_max_scale(drawn[0][:50]))
 
 
-def test_statistics_count_each_side_and_judge_the_probability():
+def test_statistics_are_counts_auc_precision_and_recall():
     is_clean, labeled = np.arange(20) >= 5, np.arange(20) >= 3  # two wrong ones get in
     labeled[19] = False
     probability = np.random.default_rng(0).random(20)
@@ -184,7 +184,7 @@ def test_statistics_count_each_side_and_judge_the_probability():
     )
 
 
-def test_a_probability_that_is_higher_for_right_labels_has_an_auc_of_one():
+def test_a_probability_that_is_higher_for_clean_labels_has_an_auc_of_one():
     is_clean = np.arange(6) >= 2
     found = split_statistics(is_clean, np.where(is_clean, 0.6, 0.4), is_clean)
     assert found["auc"] == found["precision"] == found["recall"] == 1
@@ -212,7 +212,7 @@ def test_statistics_that_are_not_defined_are_absent():
     assert one_labeled["precision"] == 0
 
 
-def test_without_known_truth_a_split_has_counts_alone():
+def test_if_the_true_labels_are_unknown_a_split_has_counts_alone():
     found = split_statistics(np.arange(7) < 3, np.ones(7), None)
     assert found == {"labeled": 3, "unlabeled": 4, "labeled_fraction": 3 / 7}
     line = statistics_line(found)

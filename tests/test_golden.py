@@ -44,9 +44,16 @@ def test_supervised_step_gives_the_published_loss_and_network(name, shown):
     assert all(error < TOLERANCE for error in errors.values())
 
 
-@pytest.mark.parametrize("name", ["sym", "asym", "late"])
+@pytest.mark.parametrize("name", ["sym", "asym", "late", "photos"])
 def test_semi_supervised_step_gives_the_published_targets_losses_and_network(name, shown):
     errors = shown(f"mixmatch_step_{name}", golden.mixmatch_step_errors(name))
+    assert all(error < TOLERANCE for error in errors.values())
+
+
+@pytest.mark.parametrize("photos", [False, True])
+def test_consecutive_steps_are_those_written_out_from_the_method(photos, shown):
+    name = f"five steps, {'photos' if photos else 'CIFAR'}"
+    errors = shown(name, golden.consecutive_steps_errors(photos))
     assert all(error < TOLERANCE for error in errors.values())
 
 

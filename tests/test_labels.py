@@ -1,4 +1,4 @@
-"""Which labels look wrong: the judgment, labels.csv, the closing words, and a run's own."""
+"""Label issues: scores on arrays, labels.csv, the lines of the log, and a run's own."""
 
 import csv
 import json
@@ -16,7 +16,8 @@ from smr.data.loader import ImageData, NoisyLoader
 from smr.data.memory_dataset import Views
 from smr.gmm_split import SampleLosses
 from smr.label_issues import report as labels
-from smr.logging import figures as pictures
+from smr.label_issues.scores import LabelIssues
+from smr.logging import figures
 
 NAMES = [f"class {label}" for label in range(10)]
 
@@ -42,29 +43,28 @@ def pair():
     return tiny_pair(tiny_recipe(), TinyNet)
 
 
-def judgment_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> labels.Judgment:
-    """Networks that give the label and the class seen these probabilities, and no other any."""
+def issues_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> LabelIssues:
+    """Networks with these probabilities of the label and of the predicted class, else 0."""
     count = len(given)
-    probability = np.zeros((count, 10), np.float32)
-    probability[np.arange(count), predicted] = p_predicted
-    probability[np.arange(count), given] = p_given
-    return labels.Judgment(
-        np.arange(count), np.asarray(given), probability, np.asarray(p_clean, dtype=float)
-    )
+    pred_probs = np.zeros((count, 10), np.float32)
+    pred_probs[np.arange(count), predicted] = p_predicted
+    pred_probs[np.arange(count), given] = p_given
+    clean_probability = np.asarray(p_clean, dtype=float)
+    return LabelIssues(np.arange(count), np.asarray(given), pred_probs, clean_probability)
 
 
-def test_judgment_is_what_the_networks_say_one_by_one(pair, noisy):
-    judgment = labels.judge(pair, noisy, tiny_recipe())
+def test_issues_is_what_the_networks_say_one_by_one(pair, noisy):
+    issues = labels.compute_label_issues(pair, noisy, tiny_recipe())
     images = noisy.train_images.plain(noisy.train_index)
     given = noisy.noisy_labels
     with torch.no_grad():
         logits = sum(network.eval()(images) for network in pair.networks)
     probability = torch.softmax(logits / 2, dim=1).numpy()
-    np.testing.assert_array_equal(judgment.predicted, logits.argmax(dim=1))
-    np.testing.assert_allclose(judgment.p_predicted, probability.max(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(judgment.p_given, probability[np.arange(50), given], rtol=1e-5)
+    np.testing.assert_array_equal(issues.predicted, logits.argmax(dim=1))
+    np.testing.assert_allclose(issues.pred_probs, probability, rtol=1e-5)
+    np.testing.assert_array_equal(issues.labels, given)
     splits = smr.co_divide(pair, noisy, tiny_recipe())
-    np.testing.assert_allclose(judgment.p_clean, [s.probability for s in splits], rtol=1e-4)
+    np.testing.assert_allclose(issues.clean_probability, [s.probability for s in splits], rtol=1e-4)
 
 
 def test_judging_at_r_09_uses_the_history_and_leaves_it_alone(pair, noisy):
@@ -73,15 +73,15 @@ def test_judging_at_r_09_uses_the_history_and_leaves_it_alone(pair, noisy):
         for history in pair.histories:
             history.append(SampleLosses(torch.arange(50), torch.rand(50)))
     before = [[id(losses) for losses in history] for history in pair.histories]
-    judgment = labels.judge(pair, noisy, recipe)
+    issues = labels.compute_label_issues(pair, noisy, recipe)
     assert [[id(losses) for losses in history] for history in pair.histories] == before
     splits = smr.co_divide(pair, noisy, recipe)
-    np.testing.assert_allclose(judgment.p_clean, [s.probability for s in splits], rtol=1e-4)
+    np.testing.assert_allclose(issues.clean_probability, [s.probability for s in splits], rtol=1e-4)
 
 
 def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noisy):
-    judgment = labels.judge(pair, noisy, tiny_recipe())
-    rows = list(csv.DictReader(labels.labels_csv(judgment, noisy).splitlines()))
+    issues = labels.compute_label_issues(pair, noisy, tiny_recipe())
+    rows = rows_of(labels.labels_csv(issues, noisy))
     assert ",".join(rows[0]) == (
         "index,file,given,given_name,predicted,predicted_name,p_predicted,p_given,"
         "p_clean_net1,p_clean_net2,p_clean,rank,true"
@@ -89,128 +89,117 @@ def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noi
     assert [int(row["index"]) for row in rows] == list(range(50))
     assert rows[7]["file"] == "image 7.png"
     assert (rows[7]["given"], rows[7]["given_name"], rows[7]["true"]) == ("8", "class 8", "7")
-    assert int(rows[7]["predicted"]) == judgment.predicted[7]
-    assert rows[7]["predicted_name"] == f"class {judgment.predicted[7]}"
-    assert float(rows[7]["p_given"]) == pytest.approx(judgment.p_given[7], rel=1e-5)
-    assert float(rows[7]["p_clean_net2"]) == pytest.approx(judgment.p_clean[1, 7], rel=1e-5)
-    assert float(rows[7]["p_clean"]) == pytest.approx(judgment.p_clean[:, 7].mean(), rel=1e-5)
+    assert int(rows[7]["predicted"]) == issues.predicted[7]
+    assert rows[7]["predicted_name"] == f"class {issues.predicted[7]}"
+    assert float(rows[7]["p_given"]) == pytest.approx(issues.pred_probs[7, 8], rel=1e-5)
+    assert float(rows[7]["p_clean_net2"]) == pytest.approx(issues.clean_probability[1, 7], rel=1e-5)
+    assert float(rows[7]["p_clean"]) == pytest.approx(
+        issues.clean_probability[:, 7].mean(), rel=1e-5
+    )
     assert sorted(int(row["rank"]) for row in rows) == list(range(1, 51))
-    assert rows[judgment.order[0]]["rank"] == "1"
+    assert rows[issues.order[0]]["rank"] == "1"
 
 
 def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
     loader = loader_of(np.arange(20) % 10, None)
-    rows = labels.labels_csv(labels.judge(pair, loader, tiny_recipe()), loader).splitlines()
-    row = next(csv.DictReader(rows))
+    row = rows_of(
+        labels.labels_csv(labels.compute_label_issues(pair, loader, tiny_recipe()), loader)
+    )[0]
     assert row["file"] == "" and row["true"] == ""
 
 
 def test_rank_one_is_the_label_that_both_the_mixtures_and_the_networks_doubt_most():
-    judgment = judgment_of(
+    issues = issues_of(
         [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
     )
-    assert judgment.order.tolist() == [2, 0, 3, 1]
+    assert issues.order.tolist() == [2, 0, 3, 1]
 
 
 def test_a_label_is_less_suspicious_where_no_better_one_is_at_hand():
-    judgment = judgment_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
-    assert judgment.order.tolist() == [1, 0]
-    np.testing.assert_allclose(judgment.suspicion, [-(0.5 + 0.3 / 0.35), -(0.5 + 0.3 / 0.7)])
+    issues = issues_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
+    assert issues.order.tolist() == [1, 0]
+    np.testing.assert_allclose(issues.quality, [0.5 + 0.3 / 0.35, 0.5 + 0.3 / 0.7])
 
 
 def test_a_label_looks_wrong_where_another_class_is_seen_and_the_mean_clean_probability_is_low():
-    judgment = judgment_of(
+    issues = issues_of(
         [0] * 6,
         [1, 1, 1, 1, 1, 0],
         [0.1] * 6,
         [[0.9, 0.9, 0.4, 0.5, 0.2, 0], [0.05, 0.2, 0.56, 0.5, 0.4, 0]],
     )
-    assert judgment.looks_wrong.tolist() == [True, False, True, False, True, False]
+    assert issues.is_issue.tolist() == [True, False, True, False, True, False]
 
 
 def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions():
     clean = np.array([1, 1, 1, 2, 0, 0])
     loader = loader_of([0, 0, 0, 0, 0, 0], clean)
-    judgment = judgment_of(
+    issues = issues_of(
         [0] * 6, [1, 1, 1, 2, 0, 3], [0, 0.1, 0.2, 0.3, 0.9, 0.8], [[0, 0, 0.1, 0.2, 0.9, 0.9]] * 2
     )
-    words = labels.closing_words(judgment, loader)
+    words = labels.closing_lines(issues, loader)
     assert words[0] == (
-        "4 of 6 training labels look wrong (66.7 %), most often class 0 that looks like class 1 "
-        "(3), class 0 that looks like class 2 (1)"
+        "label issues: 4 of 6 training labels (66.7 %), most often class 0 predicted as class 1 "
+        "(3), class 0 predicted as class 2 (1)"
     )
     assert words[-1] == (
-        "by the true labels 4 are wrong, 4 of them among these (precision 1.000, recall 1.000); "
-        "average precision of the ranking 1.000"
+        "of 4 noisy labels 4 are among them (precision 1.000, recall 1.000); average precision of "
+        "the ranking 1.000"
     )
 
 
 def test_the_precision_of_one_label_that_looks_wrong_and_is_so_is_one():
-    judgment = judgment_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
-    words = labels.closing_words(judgment, loader_of([0, 1], np.array([1, 1])))
-    assert "1 are wrong, 1 of them among these (precision 1.000, recall 1.000)" in words[-1]
+    issues = issues_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
+    words = labels.closing_lines(issues, loader_of([0, 1], np.array([1, 1])))
+    assert "of 1 noisy labels 1 are among them (precision 1.000, recall 1.000)" in words[-1]
 
 
 def test_closing_words_name_three_confusions():
-    words = labels.closing_words(
-        judgment_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
+    words = labels.closing_lines(
+        issues_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
     )
     assert words[0].endswith(
-        "class 0 that looks like class 1 (1), class 0 that looks like class 2 (1), "
-        "class 0 that looks like class 3 (1)"
+        "class 0 predicted as class 1 (1), class 0 predicted as class 2 (1), "
+        "class 0 predicted as class 3 (1)"
     )
 
 
 def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
-    words = labels.closing_words(
-        judgment_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
+    words = labels.closing_lines(
+        issues_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
     )
-    assert words == ["0 of 2 training labels look wrong (0.0 %)"]
+    assert words == ["label issues: 0 of 2 training labels (0.0 %)"]
 
 
-def test_the_progress_of_judging_counts_the_batches_done(monkeypatch):
-    said = []
-    monkeypatch.setattr(labels.Terminal, "due", lambda _: True)
-    monkeypatch.setattr(labels.Terminal, "progress", lambda _, words: said.append(words))
-    assert list(labels.watched("abc")) == ["a", "b", "c"]
-    assert said == [f"judging the labels: {k} of 3 batches" for k in (1, 2, 3)]
-
-
-def test_networks_that_are_not_finite_judge_nothing_and_say_so(pair, noisy, tmp_path):
+def test_networks_that_are_not_finite_have_no_label_issues(pair, noisy):
     pair.networks[1].linear.weight.data.fill_(float("nan"))
-    said = []
-    assert labels.report(pair, noisy, tiny_recipe(), tmp_path, said.append) == {}
-    assert said == ["labels.csv was not written: the loss of a training image is not finite"]
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(smr.NonFiniteLoss, match="the loss of a training image is not finite"):
+        labels.compute_label_issues(pair, noisy, tiny_recipe())
 
 
 def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the_same(
     pair, noisy, tmp_path
 ):
     said = []
-    drawn = labels.report(pair, noisy, tiny_recipe(), tmp_path / "missing", said.append)
+    issues = labels.compute_label_issues(pair, noisy, tiny_recipe())
+    drawn = labels.report(issues, noisy, tmp_path / "missing", said.append)
     assert said[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
     assert set(drawn) == {"label_issues/top", "label_issues/noise_transitions"}
 
 
-def test_suspects_are_the_most_suspicious_first_with_the_given_label_and_the_one_seen(
-    noisy, monkeypatch
-):
-    asked = []
-    monkeypatch.setattr(pictures, "label_issues", lambda *given: asked.append(given))
-    p_given = np.linspace(0.9, 0.01, 50)
+def test_the_pictures_show_the_lowest_quality_first_with_label_and_predicted_class(noisy):
+    """Another ranking, another picture; each is that of its images, labels and captions."""
     given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
-    judgment = judgment_of(given, predicted, p_given, [np.linspace(0.9, 0.1, 50)] * 2)
-    labels.draw(judgment, noisy)
-    of_folder, of_tensorboard = asked
-    assert of_folder[-2:] == (8, 128) and of_tensorboard[-2:] == (3, 224)
-    assert of_tensorboard[1] == of_folder[1][:9]
-    images, captions, shown_given, shown_predicted, names, *_ = of_folder
-    assert captions[:3] == ["image 49.png", "image 48.png", "image 47.png"]
-    np.testing.assert_array_equal(images, noisy.thumbnails(np.arange(49, -1, -1)))
-    assert shown_given.tolist() == given[::-1].tolist()
-    assert shown_predicted.tolist() == predicted[::-1].tolist()
-    assert names == NAMES
+    issues = issues_of(
+        given, predicted, np.linspace(0.9, 0.01, 50), [np.linspace(0.9, 0.1, 50)] * 2
+    )
+    files, tags = labels.draw(issues, noisy)
+    first = np.arange(49, -1, -1)
+    captions = [f"image {i}.png" for i in first]
+    shown = noisy.thumbnails(first), captions, given[first], predicted[first], NAMES
+    np.testing.assert_array_equal(files["label_issues.png"], figures.suspects(*shown, 8, 128))
+    nine = [each[:9] for each in shown[:4]]
+    np.testing.assert_array_equal(tags["label_issues/top"], figures.suspects(*nine, NAMES, 3, 224))
 
 
 @pytest.fixture(scope="module")
@@ -223,14 +212,13 @@ def finished_run(tmp_path_factory):
     return root / "out" / "digits_0.5_sym_smr_seed123", done.stdout
 
 
-def read_labels(folder):
-    with open(folder / "labels.csv", newline="") as file:
-        return list(csv.DictReader(file))
+def rows_of(content: bytes) -> list[dict]:
+    return list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
 
 
 def test_a_run_ends_with_labels_csv_and_says_in_words_what_it_found(finished_run):
     folder, output = finished_run
-    rows = read_labels(folder)
+    rows = rows_of((folder / "labels.csv").read_bytes())
     assert len(rows) == 1437
     noisy = json.loads((folder / "noisy_labels.json").read_text())
     assert [int(row["given"]) for row in rows] == noisy
@@ -238,7 +226,7 @@ def test_a_run_ends_with_labels_csv_and_says_in_words_what_it_found(finished_run
     assert sum(wrong) / 1437 == pytest.approx(0.4502, abs=1e-4)
     precision = average_precision_score(wrong, [-int(row["rank"]) for row in rows])
     assert f"average precision of the ranking {precision:.3f}" in output
-    assert "of 1,437 training labels look wrong" in output
+    assert " of 1,437 training labels (" in output
     assert str(folder.relative_to(folder.parent.parent) / "labels.csv") in output
     assert (folder / "label_issues.png").is_file() and (folder / "transitions.png").is_file()
 

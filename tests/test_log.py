@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
+from smr.run.options import Flags
 
 from smr.logging.console import RunLog, Terminal, duration, title
 from smr.metrics import Meter
-from smr.run.options import Flags
 
 EVERY_COLUMN = ["lr", "Lx", "Lu", "w(Lu)", "labeled", "AUC", "prec", "test%", "best%", "seconds"]
 

@@ -1,4 +1,4 @@
-"""What a pass counts: means, rates, the first bad step, right targets."""
+"""Figures of an epoch: means, counts, the first step that is not finite, label accuracy."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from smr import metrics
 from smr.errors import NonFiniteLoss
-from smr.metrics import Hits, Meter
+from smr.metrics import LabelAccuracy, Meter
 
 
 def meter_of(*losses: float, images: int = 4) -> Meter:
@@ -59,20 +59,20 @@ def test_a_figure_that_is_not_the_loss_may_be_infinite():
     assert meter.figures()["other"] == math.inf
 
 
-def test_hits_are_the_share_of_targets_whose_likeliest_class_is_true():
+def test_label_accuracy_is_of_the_soft_labels_likeliest_classes():
     targets = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3], [0.5, 0.1, 0.4]])
-    hits = Hits()
-    hits.add(targets[:1], [torch.tensor([0])])
-    hits.add(targets[1:], [torch.tensor([2, 0, 1])])
-    assert hits.count == 4
-    assert hits.percent() == 50
+    accuracy = LabelAccuracy()
+    accuracy.add(targets[:1], [torch.tensor([0])])
+    accuracy.add(targets[1:], [torch.tensor([2, 0, 1])])
+    assert accuracy.count == 4
+    assert accuracy.percent() == 50
 
 
-def test_hits_count_nothing_without_targets_or_truth():
-    hits = Hits()
-    hits.add(None, [torch.tensor([0])])
-    hits.add(torch.eye(3), [])
-    assert hits.count == 0
+def test_label_accuracy_counts_nothing_without_soft_labels_or_true_labels():
+    accuracy = LabelAccuracy()
+    accuracy.add(None, [torch.tensor([0])])
+    accuracy.add(torch.eye(3), [])
+    assert accuracy.count == 0
 
 
 def test_figures_of_several_ranks_are_of_all_their_steps(monkeypatch):
@@ -82,9 +82,9 @@ def test_figures_of_several_ranks_are_of_all_their_steps(monkeypatch):
             return [value, {name: figure + 2 for name, figure in value.items()}]
         return [value, value + 2]
 
-    meter, hits = meter_of(1.0, 2.0, 6.0), Hits()
-    hits.add(torch.eye(3)[:2], [torch.tensor([0, 2])])
+    meter, accuracy = meter_of(1.0, 2.0, 6.0), LabelAccuracy()
+    accuracy.add(torch.eye(3)[:2], [torch.tensor([0, 2])])
     monkeypatch.setattr(metrics.distributed, "all_gather", two_ranks)
     found = meter.figures()
     assert (found["loss"], found["weight"], found["images"]) == (4, 21, 12 + 14)
-    assert hits.percent() == pytest.approx(100 * (1 + 3) / (2 + 4))
+    assert accuracy.percent() == pytest.approx(100 * (1 + 3) / (2 + 4))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from helpers import tiny_loader
 from runs import events_of, metrics_of
+from smr.method import EpochResult
+from smr.run.options import Flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smr.logging.metrics_file import (
@@ -15,8 +17,6 @@ from smr.logging.metrics_file import (
     read_metrics,
     run_name,
 )
-from smr.method import EpochResult
-from smr.run.options import Flags
 
 CONFIG = {
     **{"dataset": "digits", "r": 0.5, "noise_mode": "sym", "method": "smr", "seed": 7, "id": ""},

@@ -1,6 +1,7 @@
 """Networks by name, their last layer, and trained weights from a file or a registry."""
 
 import sys
+from collections import OrderedDict
 from contextlib import contextmanager
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -166,6 +167,35 @@ def test_weights_of_helping_heads_are_left_out():
         network = networks.untrained("googlenet", 3, 64)
     assert any(key.startswith("aux1.") for key in state)
     networks.load_weights(network, state, "here")
+
+
+def published(state) -> dict:
+    """The names of a published WebVision state dict: its head, and a layer that no output uses."""
+    head = {name.replace("classif.", "last_linear."): value for name, value in state.items()}
+    return head | {"projection_head.0.weight": torch.zeros(4, 4)}
+
+
+def test_a_published_webvision_file_fits_inception_resnet_v2(tmp_path):
+    pytest.importorskip("timm")
+    network = networks.untrained("timm/inception_resnet_v2", 50, 64)
+    state = published(network.state_dict())
+    assert "last_linear.weight" in state and "classif.weight" not in state
+    torch.save(state, tmp_path / "webvision.pth")
+    built = networks.build(
+        "timm/inception_resnet_v2", 7, 64, pretrained=False, weights=str(tmp_path / "webvision.pth")
+    )
+    assert built.classif.weight.shape == (7, 1536)
+    for name, value in built.state_dict().items():
+        assert name.startswith("classif.") or torch.equal(value, state[name]), name
+
+
+def test_published_names_of_the_last_layer_are_left_out():
+    network = nn.Sequential(OrderedDict(stem=nn.Linear(3, 4), classif=nn.Linear(4, 2)))
+    state = published(nn.Sequential(OrderedDict(network.named_children())).state_dict())
+    networks.load_weights(network, state, "here")
+    state["projection.weight"] = torch.zeros(4)
+    with pytest.raises(InputError, match=r"1 names do not fit: projection.weight is unknown"):
+        networks.load_weights(network, state, "here")
 
 
 @pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 cut"])

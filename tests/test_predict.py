@@ -1,6 +1,9 @@
-"""predict.py and smr.load: that photos are seen as the run saw them, and so by the exported one."""
+"""predict.py and smr.load: photos get the run's probabilities, also by the exported program."""
 
 import csv
+import os
+import resource
+import signal
 import subprocess
 import sys
 
@@ -50,7 +53,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def loader(photos):
-    return folder_dataloader(photos, 4, 1, Frame(37, 32, square=True), memory=2**30)
+    return folder_dataloader(photos, 4, 1, Frame(37, 32, square=True))
 
 
 @pytest.fixture
@@ -157,10 +160,96 @@ def test_what_is_no_image_is_left_out_and_named_and_hidden_files_are_not_looked_
     (folder / ".hidden" / "x.png").write_text("no image")
     Image.new("LA", (50, 20)).save(folder / "gray.webp", lossless=True)
     assert predict.main([str(checkpoint), str(folder), "--output", str(tmp_path / "p.csv")]) == 0
-    assert "1 of 4 files are no images" in capsys.readouterr().err
+    assert "1 of 4 files cannot be read as images" in capsys.readouterr().err
     assert [row["file"][-8:] for row in read_table(tmp_path / "p.csv")] == [
-        *("/2/0.png", "/2/1.png", "rey.webp"),
+        *("/2/0.png", "/2/1.png", "ray.webp"),
     ]
+
+
+def test_the_output_is_checked_before_the_checkpoint_is_read(photos, tmp_path, capsys):
+    for flag in ("--output", "--export"):
+        missing = tmp_path / "missing" / "p.csv"
+        said = refused(capsys, tmp_path / "no checkpoint", photos, flag, missing)
+        assert f"{missing}: there is no folder {missing.parent}" in said
+
+
+def test_linked_folders_are_searched_and_what_cannot_be_read_is_named(
+    photos, checkpoint, tmp_path, capsys
+):
+    folder = tmp_path / "links"
+    folder.mkdir()
+    (folder / "linked").symlink_to(photos / "testing" / "2")
+    (folder / "again").symlink_to(photos / "testing" / "2")  # no loop
+    (folder / "loop").symlink_to(folder)
+    (folder / "dangling.png").symlink_to("missing.png")
+    assert predict.main([str(checkpoint), str(folder), "--output", str(tmp_path / "p.csv")]) == 0
+    names = [str(folder / part / f"{i}.png") for part in ("again", "linked") for i in range(2)]
+    assert [row["file"] for row in read_table(tmp_path / "p.csv")] == names
+    said = capsys.readouterr().err
+    assert f"{folder / 'loop'} (a link to a folder that it lies in)" in said
+    assert f"{folder / 'dangling.png'} (No such file" in said and "2 of 6 files" in said
+
+
+def test_a_folder_that_cannot_be_read_is_named(photos, checkpoint, tmp_path, capsys, monkeypatch):
+    closed, scandir = photos / "testing" / "10", os.scandir
+
+    def refusing(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may read every folder
+    arguments = str(checkpoint), str(photos / "testing"), "--output", str(tmp_path / "p.csv")
+    assert predict.main(arguments) == 0
+    assert f"1 of 5 files cannot be read as images: {closed} (Perm" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf_8_is_written_escaped(photos, checkpoint, tmp_path, capsys):
+    strange = photos / "testing" / "2" / os.fsdecode(b"b\xe4r.png")
+    (photos / "testing/2/0.png").rename(strange)
+    output = tmp_path / "p.csv"
+    for arguments in ((), ("--output", str(output))):
+        assert predict.main([str(checkpoint), str(strange.parent), *arguments]) == 0
+    files = [row["file"] for row in read_table(output)]
+    assert [os.path.basename(file) for file in files] == ["1.png", r"b\udce4r.png"]
+
+
+class Stopping:
+    """A model that predicts one batch, and then does something else."""
+
+    def __init__(self, model, then):
+        self.model, self.then, self.classes, self.scale = model, then, model.classes, model.scale
+        self.read, self.batches = model.read, 0
+
+    def __call__(self, images):
+        self.batches += 1
+        return self.model(images) if self.batches == 1 else self.then()
+
+
+def test_the_rows_so_far_are_kept_if_it_is_interrupted(photos, checkpoint, tmp_path, capsys):
+    output = tmp_path / "p.csv"
+    model = Stopping(smr.load(checkpoint), lambda: signal.raise_signal(signal.SIGINT))
+    paths = predict.files_of([photos / "training"], {})
+    with pytest.raises(SystemExit) as stop, predict.table_file(output) as file:
+        predict.predict(model, paths, 3, file, {})
+    assert stop.value.code == 130 and "p.csv.part" in capsys.readouterr().err
+    rows = read_table(tmp_path / "p.csv.part")
+    assert [row["file"] for row in rows] == [str(path) for path in paths[:3]]
+    assert not output.exists()
+
+
+def test_a_full_disk_names_the_output_and_keeps_the_rows_so_far(
+    photos, checkpoint, tmp_path, capsys
+):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    arguments = checkpoint, photos / "training", "--output", tmp_path / "p.csv", "--batch_size", 3
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))  # five rows
+    try:
+        said = refused(capsys, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"error: {tmp_path / 'p.csv'}: File too large; the rows so far are in " in said
+    assert 3 <= len(read_table(tmp_path / "p.csv.part")) < 8 and not (tmp_path / "p.csv").exists()
 
 
 def refused(capsys, *arguments) -> str:
@@ -176,10 +265,10 @@ def test_refusals_are_one_line(photos, checkpoint, tmp_path, capsys):
     for arguments, words in (
         ((checkpoint,), "give PHOTOS, --export FILE"),
         ((checkpoint, tmp_path / "missing.png"), "there is no such file or folder"),
-        ((checkpoint, photos, "--output", tmp_path / "p.csv"), "is there already"),
+        ((checkpoint, photos, "--output", tmp_path / "p.csv"), "exists already"),
         ((tmp_path / "p.csv", photos), "no checkpoint"),
-        ((checkpoint, tmp_path / "p.csv"), "1 of 1 files are no images"),
-        ((checkpoint, photos, "--output", tmp_path / "no" / "p.csv"), "No such file"),
+        ((checkpoint, tmp_path / "p.csv"), "1 of 1 files cannot be read as images"),
+        ((checkpoint, photos, "--output", tmp_path / "no" / "p.csv"), "there is no folder"),
     ):
         assert words in refused(capsys, *arguments)
     assert (tmp_path / "p.csv").read_text() == "mine"

@@ -94,7 +94,7 @@ def test_a_run_stopped_after_any_of_its_files_ends_as_the_straight_one(straight,
         ("last.pt", 2, 0),
         ("stats.txt", 3, 1),
         ("last.pt", 3, 4),
-        ("judged.json", 1, LAST),
+        ("labels.json", 1, LAST),
     ):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
             stopping_after(patch, name, times)

@@ -10,24 +10,25 @@ import browser as browsers
 import numpy as np
 import pytest
 from browser import ENTER, ESCAPE, LEFT, RIGHT, Browser
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.label_issues import review_page as review
+from smr.label_issues.scores import LabelIssues
 
 HOSTILE = "</script><script>window.ran = 1</script>"
 NAMES = ["cat", 'dog "big", <b>', "Bär 熊", "<img src=x onerror='window.ran = 1'>", "cow", "crow"]
 
 
-def loader_of(given, names=NAMES, files=None, side=8) -> NoisyLoader:
+def loader_of(given, names=NAMES, files=None, side=8) -> MemoryLoader:
     """A loader of noisy images, the hardest to make small."""
     images = np.random.default_rng(0).integers(0, 256, (len(given), side, side, 3), np.uint8)
     data = ImageData(images, np.asarray(given), images[:2], np.arange(2), names, None, files)
-    return NoisyLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
+    return MemoryLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
 
 
-def six_labels() -> NoisyLoader:
+def six_labels() -> MemoryLoader:
     files = [f"training/x/{i}.png" for i in range(4)] + [
         f"training/{HOSTILE}",
         'training/a "b",;.png',
@@ -43,10 +44,18 @@ PROBABILITY[np.arange(6), [4, 4, 4, 4, 0, 4]] = 0.2
 PROBABILITY[2] = [0.002, 0.6, 0.398, 0, 0, 0]
 
 
-def write_page(path, loader=None, run="checkpoint/run 1"):
+def page(ranked, pred_probs, loader, run, duplicates=()) -> str:
+    """The page of these images in this order, with the probabilities of each."""
+    rank = np.argsort(ranked)  # LabelIssues has the images in order of their positions
+    clean_probability = 10.0 * rank  # which decides the order
+    index, labels = ranked[rank], loader.noisy_labels.numpy()[ranked[rank]]
+    issues = LabelIssues(index, labels, pred_probs[rank], np.stack([clean_probability] * 2))
+    return review.page(issues, loader, None, run, len(ranked), dict(duplicates))
+
+
+def write_page(path, loader=None, run="checkpoint/run 1", duplicates=()):
     loader = loader or six_labels()
-    given = loader.noisy_labels.numpy()[RANKED]
-    path.write_text(review.page(RANKED, given, PROBABILITY, loader, None, run), encoding="utf-8")
+    path.write_text(page(RANKED, PROBABILITY, loader, run, duplicates), encoding="utf-8")
     return path
 
 
@@ -78,7 +87,9 @@ def saved(browser) -> list[list[str]]:
     target = browser.downloads / "corrections.csv"
     for _ in range(100):
         if target.exists():
-            rows = list(csv.reader(io.StringIO(target.read_text(encoding="utf-8"))))
+            raw = target.read_bytes()
+            assert raw.startswith(b"\xef\xbb\xbf")  # without which Excel shows KÃ¤se
+            rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"))))
             target.unlink()
             return rows
         time.sleep(0.05)
@@ -111,7 +122,7 @@ def test_names_with_markup_quotes_and_other_scripts_show_as_they_are_and_run_not
         *('1  training/a "b",;.png', f"2  training/{HOSTILE}", "3  training/x/0.png"),
         *("4  training/x/1.png", "5  training/x/2.png", "6  training/x/3.png"),
     ]
-    assert set(texts(shown, "dd.given")) == {NAMES[0], NAMES[3], NAMES[1], NAMES[2]}
+    assert set(texts(shown, "dd.label")) == {NAMES[0], NAMES[3], NAMES[1], NAMES[2]}
     assert texts(shown, "#classes option") == NAMES
     assert shown.js(
         "return window.ran === undefined && document.querySelectorAll('b').length === 0"
@@ -141,9 +152,16 @@ def test_a_card_shows_the_two_likeliest_classes_beside_the_given_one(shown):
     lines = [
         texts(shown, f"article:nth-child({k}) {part}") for k in (1, 3) for part in ("dt", "dd")
     ]
-    assert lines[0] == ["given", "suggested", "or"]
+    assert lines[0] == ["label", "suggested", "or"]
     assert lines[1] == ["cat", "1 %", 'dog "big", <b>', "70 %", "cow", "20 %"]
     assert lines[3] == ["cat", "<1 %", 'dog "big", <b>', "60 %", "Bär 熊", "40 %"]
+
+
+def test_a_duplicate_is_first_and_marked_with_the_other_file(shown, tmp_path):
+    shown.open(write_page(tmp_path / "labels.html", duplicates={2: HOSTILE}))
+    assert texts(shown, ".file")[:2] == ["5  training/x/2.png", '1  training/a "b",;.png']
+    marks = "[...document.querySelectorAll('.duplicate')].map(e => e.offsetParent && e.textContent)"
+    assert shown.js(f"return {marks}") == [f"same image as {HOSTILE}", *[None] * 5]
 
 
 def test_a_label_that_is_likeliest_itself_suggests_the_next_class(shown):
@@ -154,11 +172,11 @@ def test_decisions_by_keys_are_saved_as_corrections(shown):
     shown.press("rsrds")  # the first key finds the first image; each decision moves on
     assert actions(shown) == ["take", "keep", "drop", "take", None, None]
     assert saved(shown) == [
-        ["index", "file", "given", "corrected", "action"],
-        ["0", "training/x/0.png", "cat", "", "drop"],
-        ["1", "training/x/1.png", "cat", "cow", "take"],
-        ["4", f"training/{HOSTILE}", NAMES[3], NAMES[3], "keep"],
-        ["5", 'training/a "b",;.png', "cat", NAMES[1], "take"],
+        ["index", "file", "given", "corrected", "action", "label"],
+        ["0", "training/x/0.png", "cat", "", "drop", ""],
+        ["1", "training/x/1.png", "cat", "cow", "take", "4"],
+        ["4", f"training/{HOSTILE}", NAMES[3], NAMES[3], "keep", "3"],
+        ["5", 'training/a "b",;.png', "cat", NAMES[1], "take", "1"],
     ]
 
 
@@ -183,7 +201,7 @@ def test_another_class_is_typed_with_completion_and_an_unknown_one_is_refused(sh
     assert focused_rank(shown) == 2
     shown.press("acow" + ESCAPE + "a" + "ca" + ENTER + "a" + "<im" + ENTER)
     assert actions(shown)[:4] == ["other", "other", "other", None]
-    assert [row[2:] for row in saved(shown)[1:]] == [
+    assert [row[2:5] for row in saved(shown)[1:]] == [
         ["cat", NAMES[3], "other"],
         [NAMES[3], "cat", "other"],
         ["cat", "crow", "other"],
@@ -192,7 +210,7 @@ def test_another_class_is_typed_with_completion_and_an_unknown_one_is_refused(sh
 
 def test_typing_the_given_class_means_that_it_is_right(shown):
     shown.press("aacat" + ENTER)
-    assert saved(shown)[1][2:] == ["cat", "cat", "keep"]
+    assert saved(shown)[1][2:5] == ["cat", "cat", "keep"]
 
 
 def test_arrows_move_and_u_makes_undecided(shown):
@@ -220,7 +238,7 @@ def test_decisions_on_images_that_a_newer_list_no_longer_shows_are_saved_too(sho
     shown.press("rsss")
     loader = six_labels()
     rows = np.array([2, 3])
-    text = review.page(rows, np.array([1, 2]), PROBABILITY[:2], loader, None, "newer")
+    text = page(rows, PROBABILITY[:2], loader, "newer")
     (tmp_path / "newer.html").write_text(text, encoding="utf-8")
     shown.open(tmp_path / "newer.html")
     assert texts(shown, "#count") == ["0 of 2 decided"]
@@ -293,7 +311,7 @@ def test_a_hundred_thumbnails_of_any_images_are_less_than_1_mb():
     index = np.arange(100)
     loader = loader_of(index % 10, [str(label) for label in range(10)], side=224)
     probability = np.full((100, 10), 0.1)
-    text = review.page(index, index % 10, probability, loader, None, "run")
+    text = page(index, probability, loader, "run")
     assert len(text.encode()) < 1_000_000
 
 
@@ -304,7 +322,38 @@ def test_thumbnails_of_files_show_the_whole_photo_upright_larger_than_the_networ
     wide.save(tmp_path / "a.jpg", exif=turned)
     loader = loader_of([0, 1], files=["a.jpg", "missing.jpg"])
     photo, stored = (
-        Image.open(io.BytesIO(jpeg)) for jpeg in review.thumbnails(np.arange(2), loader, tmp_path)
+        Image.open(io.BytesIO(review.thumbnail(i, loader, tmp_path))) for i in range(2)
     )
     assert photo.size == (40, 160) and photo.getpixel((20, 80))[0] > 240
     assert stored.size == (8, 8)
+
+
+def shown_of(jpeg: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(jpeg)))
+
+
+def test_a_small_saturated_image_is_shown_within_a_few_levels():
+    loader = loader_of([0, 1], side=32)  # pixels of any color side by side
+    pixels = loader.thumbnails(np.array([0]))[0].astype(int)
+    assert np.abs(shown_of(review.thumbnail(0, loader, None)) - pixels).max() <= 6
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_a_comment_of_any_length_is_not_in_a_thumbnail(tmp_path, name):
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("comment", "x" * 70_000)
+    metadata = {"a.gif": {"comment": b"x" * 70_000}, "a.png": {"pnginfo": comment}}[name]
+    Image.new("RGB", (300, 200), (0, 200, 0)).save(tmp_path / name, **metadata)
+    jpeg = review.thumbnail(0, loader_of([0, 1], files=[name, name]), tmp_path)
+    assert len(jpeg) < 2000 and shown_of(jpeg).shape == (107, 160, 3)
+    assert b"xxxx" not in jpeg
+
+
+def test_a_picture_that_cannot_be_shown_costs_only_itself(tmp_path):
+    loader = loader_of([0, 1], files=["a.png", "b.png"])
+    Image.new("RGB", (20, 20), (0, 200, 0)).save(tmp_path / "b.png")
+    loader.train_images = None  # and no pixels in memory
+    gray, green = (
+        shown_of(review.thumbnail(i, loader, tmp_path)).mean(axis=(0, 1)) for i in (0, 1)
+    )
+    assert np.ptp(gray) < 3 and abs(green - [0, 200, 0]).max() < 4

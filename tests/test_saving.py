@@ -13,12 +13,12 @@ from functools import partial
 import pytest
 import torch
 from runs import RUN_NAME, assert_same, rows_of, run_short, without_times
+from smr.run.saving import Saver, copied
 from test_resume import stop_in_epoch
 
 from smr.logging.console import RunLog
 from smr.run import checkpoints
 from smr.run import run as session
-from smr.run.saving import Saver, copied
 
 PATIENCE = 20
 

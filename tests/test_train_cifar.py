@@ -19,7 +19,7 @@ from torchvision import datasets
 
 import train_cifar
 from dataloader_cifar import noisy_labels
-from smr.data.loader import NoisyLoader
+from smr.data.memory_dataset import MemoryLoader
 from smr.errors import InputError
 from smr.logging import console
 from smr.run import options
@@ -290,7 +290,7 @@ class Begun(Exception):
 @pytest.fixture
 def loaders(monkeypatch, tiny_network):
     """The data of the runs that begin, each of which ends as it does, with Begun."""
-    begun: list[NoisyLoader] = []
+    begun: list[MemoryLoader] = []
 
     def train(_pair, loader, *_):
         begun.append(loader)
@@ -356,14 +356,18 @@ def test_lambda_u_takes_the_published_value_of_its_noise_cell(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("", {"warmup_loss": "mixup", "recalibrate_every": 30, "asymmetric": False}),
-        ("--method dividemix", {"warmup_loss": "ce", "recalibrate_every": 0}),
+        ("", {"warmup_loss": "mixup", "recalibrate_every": 30, "warmup_penalty": False}),
+        ("--method dividemix", {"warmup_loss": "ce", "recalibrate_every": 0, "batch_size": 64}),
+        ("--method dividemix --dataset cifar100", {"batch_size": 64}),
+        ("--method dividemix --batch_size 128", {"batch_size": 128}),
+        ("--method smr", {"batch_size": 128}),
+        ("--method ce", {"batch_size": 128}),
         (
             "--method dividemix --recalibrate_every 30",
             {"warmup_loss": "ce", "recalibrate_every": 30},
         ),
         ("--recalibrate_every 0", {"warmup_loss": "mixup", "recalibrate_every": 0}),
-        ("--noise_mode asym", {"asymmetric": True}),
+        ("--noise_mode asym", {"warmup_penalty": True}),
         ("--learning_rate 0.1", {"lr": 0.1}),
         ("--lr 0.1", {"lr": 0.1}),
     ],

@@ -4,9 +4,11 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from photo_sets import write_imagenet, write_webvision
+from PIL import Image
 from runs import rows_of
 from test_streams import slowly
 
@@ -34,8 +36,7 @@ def imagenet(tmp_path_factory):
 
 
 def loader_of(root, imagenet, **options):
-    frames = {"frame": Frame(40, 32), "imagenet_frame": Frame(36, 32)}
-    return webvision_dataloader(root, imagenet, 6, 4, 0, **frames | options)
+    return webvision_dataloader(root, imagenet, 6, 4, 0, **{"frame": Frame(40, 32)} | options)
 
 
 def test_rows_beyond_the_classes_are_passed_over_and_the_others_keep_their_order(root):
@@ -60,19 +61,18 @@ def test_imagenet_s_folders_have_either_name(tmp_path, named_by):
     assert found.files[2] == f"{folder}/ILSVRC2012_val_00000000.JPEG"
 
 
-def test_both_test_sets_are_the_slow_implementation_s_images_each_at_its_own_scale(root, imagenet):
-    loader = loader_of(root, imagenet)
+@pytest.mark.parametrize("random_resized", [False, True])
+def test_both_test_sets_are_the_slow_implementation_s_images(root, imagenet, random_resized):
+    frame = Frame(40, 32, random_resized=random_resized)
+    loader = loader_of(root, imagenet, frame=frame)
     assert loader.test_sets == ("test", "imagenet")
-    assert (loader.class_names[2], loader.facts["test_images"]) == ("thing 2", 30)
-    for name, folder, frame in (
-        ("test", root, Frame(40, 32)),
-        ("imagenet", imagenet, Frame(36, 32)),
-    ):
+    assert (loader.class_names[2], loader.info.test_images) == ("thing 2", 30)
+    for name, folder in (("test", root), ("imagenet", imagenet)):
         photos, labels = loader.tests[name]
         for images, given, index in loader.run(name):
             assert torch.equal(given, labels[index])
             for image, i in zip(images, index.tolist(), strict=True):
-                wanted = slowly(folder / photos.files[i], None, frame)
+                wanted = slowly(folder / photos.files[i], None, Frame(40, 32))
                 assert (image - wanted).abs().max() < 0.05, photos.files[i]
 
 
@@ -122,20 +122,54 @@ def test_the_recipes_are_those_of_the_papers(monkeypatch):
     shared |= {"network": "timm/inception_resnet_v2", "pretrained": False}
     for config, own in (
         (smr, {"num_epochs": 120, "lr_steps": ((40, 0.1), (80, 0.01)), "image_size": 299}),
-        (smr, {"warmup_loss": "mixup", "recalibrate_every": 15, "imagenet_resize": 320}),
-        (mix, {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 227}),
-        (mix, {"warmup_loss": "ce", "recalibrate_every": 0, "imagenet_resize": 256}),
+        (smr, {"warmup_loss": "mixup", "recalibrate_every": 15}),
+        (mix, {"num_epochs": 80, "lr_steps": ((40, 0.1),), "image_size": 299}),
+        (mix, {"warmup_loss": "ce", "recalibrate_every": 0}),
     ):
         wanted = shared | own
         assert {name: config[name] for name in wanted} == wanted
 
 
-def test_imagenet_photos_are_scaled_like_webvision_s_but_for_dividemix(monkeypatch):
+@pytest.mark.parametrize("method", ["smr", "dividemix", "ce"])
+def test_dividemix_alone_has_random_resized_crops_and_both_test_sets_the_same_frame(
+    root, imagenet, method, monkeypatch
+):
+    flags = ("--data_path", str(root), "--imagenet_path", str(imagenet), "--num_class", "6")
     monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
-    assert resolved("--resize", "384")["imagenet_resize"] == 384
-    mix = "--method", "dividemix", "--resize", "384"
-    assert resolved(*mix)["imagenet_resize"] == 256
-    assert resolved(*mix, "--crop", "336")["imagenet_resize"] == 336
+    config = resolved("--method", method, *flags, "--num_workers", "0")
+    loader = train_webvision.make_loader(config, torch.device("cpu"))
+    frame = Frame(320, 299, random_resized=method == "dividemix")
+    assert loader.train_images.frame == frame
+    assert [photos.frame for photos, _ in loader.tests.values()] == [frame] * 2
+    assert loader.info.frame == [320, 299, False]
+
+
+def widths_seen(batches) -> list[float]:
+    """How many of 320 pixels across each view shows, of photos whose red is the place across."""
+    reds = torch.cat([images[:, 0, 100:200].mean(dim=1) for images, *_ in batches])
+    return (320 * 0.229 * (reds.amax(dim=1) - reds.amin(dim=1))).tolist()
+
+
+@pytest.mark.parametrize("method", ["smr", "dividemix"])
+def test_training_views_of_dividemix_alone_have_random_scales(tmp_path, method, monkeypatch):
+    monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
+    write_webvision(tmp_path, classes=2, train=6, val=1)
+    red = np.broadcast_to(np.linspace(0, 255, 320), (320, 320))
+    photo = Image.fromarray(np.stack([red, 0 * red, 0 * red], axis=2).astype(np.uint8))
+    for path in (*tmp_path.glob("google/*/*.jpg"), *tmp_path.glob("val_images_256/*.jpg")):
+        photo.save(path, quality=100)
+    flags = ("--data_path", str(tmp_path), "--num_class", "2", "--num_workers", "0")
+    config = resolved("--method", method, "--imagenet_path", "", *flags)
+    loader = train_webvision.make_loader(config, torch.device("cpu"))
+    for mode in ("eval_train", "test"):
+        assert widths_seen(loader.run(mode)) == pytest.approx(
+            [299] * len(loader.run(mode).dataset), abs=4
+        )
+    trained = widths_seen(loader.run("warmup"))
+    if method == "smr":
+        assert trained == pytest.approx([299] * 12, abs=4)
+    else:
+        assert min(trained) < 200 and max(trained) - min(trained) > 80
 
 
 def test_classes_of_one_name_are_told_apart_by_their_synsets(tmp_path):
@@ -196,7 +230,7 @@ def test_a_run_has_both_test_sets_with_top_5(root, imagenet, tmp_path, capsys):
         )
         assert line == f"Epoch:{row['epoch']} \t WebVision Acc: {web} \t ImageNet Acc: {image}"
         assert row["test/accuracy"] <= row["test/top5"] <= 100
-    with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
+    with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == read_webvision(root, 6)[0].files
     assert json.loads((folder / "config.json").read_text())["labeled_rows_only"] is True
 

@@ -1,17 +1,132 @@
-"""CIFAR's official files and scikit-learn's digits, read into memory (method 1)."""
+"""CIFAR's official files and scikit-learn's digits; pickles and torch files, read without running
+anything that is in them."""
 
+import _codecs
+import io
+import pickle
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from smr.data import pickles
-from smr.data.image_folder import OWN_PHOTOS, has_class_folders
-from smr.data.loader import ImageData
+from smr.data.image_folder import OWN_PHOTOS, subfolders
+from smr.data.memory_dataset import ImageData
 from smr.errors import InputError
+
+
+class Refused(ValueError):
+    """What is wrong with a file, in words that follow its name."""
+
+
+class PlainType:
+    """Replaces np.dtype: numbers, and objects that are lists, in the file's byte order."""
+
+    def __init__(self, name: bytes | str, *_):
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in "biufO" or self.dtype.names:
+            raise Refused("it holds an array that is not of numbers")
+
+    def __setstate__(self, state: tuple):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PlainArray(np.ndarray):
+    """Replaces np.ndarray, whose arguments could place an array of objects at any address."""
+
+    def __new__(cls, *_):
+        return super().__new__(cls, 0, np.uint8)
+
+    def __setstate__(self, state: tuple):
+        version, shape, kind, fortran, raw = state
+        super().__setstate__((version, shape, kind.dtype, fortran, raw))
+
+
+def from_buffer(raw: bytes, kind: PlainType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """How pickle's protocol 5 makes an array."""
+    return np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
+
+
+# NumPy has moved its functions, so that a file may use either name.
+ALLOWED = {
+    "numpy.ndarray": PlainArray,
+    "numpy.dtype": PlainType,
+    "_codecs.encode": _codecs.encode,
+} | {
+    f"numpy.{core}.{name}": function
+    for core in ("core", "_core")
+    for name, function in (
+        ("multiarray._reconstruct", PlainArray),
+        ("numeric._frombuffer", from_buffer),
+    )
+}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """An unpickler of plain data and NumPy's arrays: any other name is refused, not imported."""
+
+    def find_class(self, module: str, name: str):
+        if f"{module}.{name}" not in ALLOWED:
+            raise Refused(f"it asks for '{module}.{name}', which no such file needs")
+        return ALLOWED[f"{module}.{name}"]
+
+
+def unpickle(raw: bytes):
+    """The object of a pickle; strings of Python 2 stay bytes. Raises Refused."""
+    try:
+        return PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
+    except Refused:
+        raise
+    except Exception as error:  # pickle and NumPy raise many types
+        raise Refused("it is damaged or cut off") from error
+
+
+def read_npy(path: Path):
+    """The array of a .npy file, or its dict, as in CIFAR-N. Raises OSError, Refused, ValueError."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = (
+            np.lib.format.read_array_header_1_0(file)
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0(file)
+        )
+        if not dtype.hasobject:
+            return np.load(path, allow_pickle=False)
+        content = unpickle(file.read())
+    if shape != () or not isinstance(content, np.ndarray) or not isinstance(content[()], dict):
+        raise Refused("it holds an array that is not of numbers")
+    return {as_text(name): column for name, column in content[()].items()}
+
+
+def load_archive(path: str | Path):
+    """What torch.load(weights_only=True) returns, on the CPU, with NumPy's arrays allowed.
+
+    Raises OSError, and Refused with what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Refused("there is no such file")
+    allowed = [(function, name) for name, function in ALLOWED.items()]
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch itself compares no checksum
+            if damaged:
+                raise Refused(f"it is damaged: {damaged} has another checksum")
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, Refused):
+        raise
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or "global" in str(error).lower():
+            raise Refused("it holds more than numbers and text, and none of it was run") from error
+        raise Refused("it is damaged, cut off, or not of torch.save's form") from error
+    except Exception as error:  # zipfile and torch raise many types on a damaged file
+        raise Refused("it is damaged, cut off, or not of torch.save's form") from error
 
 
 @dataclass(frozen=True)
@@ -29,12 +144,22 @@ class Archive:
 
 ARCHIVES = {
     "cifar10": Archive(
-        *(10, "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
-        *("labels", "batches.meta", "label_names"),
+        num_class=10,
+        folder="cifar-10-batches-py",
+        train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test_file="test_batch",
+        label_key="labels",
+        names_file="batches.meta",
+        names_key="label_names",
     ),
     "cifar100": Archive(
-        *(100, "cifar-100-python", ("train",), "test"),
-        *("fine_labels", "meta", "fine_label_names"),
+        num_class=100,
+        folder="cifar-100-python",
+        train_files=("train",),
+        test_file="test",
+        label_key="fine_labels",
+        names_file="meta",
+        names_key="fine_label_names",
     ),
 }
 
@@ -48,18 +173,18 @@ def read_pickle(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; {repair}")
     try:
-        content = pickles.unpickle(path.read_bytes())
+        content = unpickle(path.read_bytes())
         return {as_text(key): value for key, value in content.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except pickles.Refused as error:
+    except Refused as error:
         raise InputError(f"{path}: not a CIFAR file: {error}; {repair}") from error
     except (AttributeError, UnicodeDecodeError) as error:  # no dict, or keys that are no text
         raise InputError(f"{path}: not a CIFAR file; {repair}") from error
 
 
 def as_text(string: bytes | str) -> str:
-    """A string of Python 2, which `pickles` leaves as bytes, or one of Python 3."""
+    """A string of Python 2, which `unpickle` leaves as bytes, or one of Python 3."""
     return string if isinstance(string, str) else string.decode()
 
 
@@ -69,7 +194,7 @@ def find_data(root: str | Path, dataset: str) -> Path:
     for folder in (Path(root), Path(root) / archive.folder):
         if (folder / archive.train_files[0]).is_file():
             return folder
-    own_photos = f"; {OWN_PHOTOS}" if has_class_folders(Path(root)) else ""
+    own_photos = f"; {OWN_PHOTOS}" if subfolders(Path(root)) else ""
     raise InputError(
         f"{dataset} not found: looked for {archive.train_files[0]} in {root} and in "
         f"{Path(root) / archive.folder}; get the Python version from the CIFAR page of the "

@@ -1,98 +1,178 @@
-"""Image files of any format and size, decoded into one uint8 array."""
+"""Decoding image files of any kind, each as RGB and upright."""
 
+import errno
+import os
+import re
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image, PngImagePlugin
 
-from smr.data.image_folder import Listing
+from smr.data.image_folder import Listing, first_ten
+from smr.errors import InputError
 from smr.logging.console import Terminal
 
+# Plain picture formats, tried in this order. Never EPS, PS, WMF, FPX or MIC: such files are
+# programs, or are handed to one.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "HEIF", "JPEG2000", "PPM"),
+    *("ICO", "ICNS", "DIB", "DDS", "QOI", "PSD", "SGI", "SUN", "PCX", "XBM", "TGA"),
+)
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION, PHOTOMETRIC, MAX_SAMPLE_VALUE = 0x0112, 262, 281  # EXIF's and TIFF's tags
+# Bits of a gray value in files that store more; beyond these, as many as the largest value has.
+DEPTHS = (8, 10, 12, 14, 16)
+# An image is nearly of one color if no channel varies by so many levels.
+ONE_COLOR = 8
 # Files that a thread decodes at a time.
 PORTION = 100
 
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
-def read_images(
-    root: Path,
-    listing: Listing,
-    size: int,
-    threads: int,
-    console: Terminal,
-    read: Callable[[Path], np.ndarray] | None = None,
-) -> tuple[np.ndarray, Listing]:
-    """The images uint8 [m, size, size, 3] of those files that are images, and their Listing.
-
-    Decoded in parallel, each into its place; Pillow's decoders leave the GIL. Args: read gives a
-    file's image; `decode` by default.
-    """
-    read = read or partial(decode, size=size)
-    images = np.empty((len(listing.files), size, size, 3), dtype=np.uint8)
-
-    def look(position: int, path: Path) -> None:
-        images[position] = read(path)
-
-    started = time.monotonic()
-    listing, decoded = looked_through(root, listing, look, threads, console, "decoding")
-    seconds = time.monotonic() - started
-    console.line(f"decoded {len(decoded)} images in {seconds:.1f} s, {threads} threads")
-    return images if decoded.all() else images[decoded], listing
+# Text in a PNG, such as the XMP of an editor, is no reason to refuse the picture.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+_decoding = threading.local()
 
 
-def checked_images(root: Path, listing: Listing, whole: bool, threads: int) -> Listing:
-    """The Listing of those files that are images: by their headers, or decoded if `whole`."""
+def usable_cores() -> int:
+    """The CPU cores that this process may use, by its affinity and its container's quota."""
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    for path in ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"):
+        try:
+            quota, *period = Path(path).read_text().split()
+            period = period or [Path(path).with_name("cpu.cfs_period_us").read_text()]
+            if quota not in ("max", "-1"):
+                count = min(count, max(1, -(-int(quota) // int(period[0]))))
+        except (OSError, ValueError):
+            continue
+    return count
 
-    def look(_position: int, path: Path) -> None:
-        with Image.open(path) as image:
-            if whole:
-                image.load()
 
-    return looked_through(root, listing, look, threads, Terminal(), "looking at")[0]
-
-
-def looked_through(
-    root: Path,
-    listing: Listing,
-    look: Callable[[int, Path], None],
-    threads: int,
-    console: Terminal,
-    doing: str,
-) -> tuple[Listing, np.ndarray]:
-    """Look at each file, in threads; the Listing of the files for which `look` raised nothing.
-
-    Args: look takes a file's position and path; doing, a word for the progress line. Also returns
-    bool [n], which files those are; the others join the Listing's broken ones.
-    """
-    files, broken = listing.files, {}
-    good = np.ones(len(files), dtype=bool)
-
-    def look_at_portion(positions: range) -> int:
-        for position in positions:
-            try:
-                look(position, root / files[position])
-            except Exception as error:  # Pillow's decoders raise whatever they stumble over
-                broken[files[position]] = reason_of(error)
-                good[position] = False
-        return len(positions)
-
-    done = 0
-    executor = ThreadPoolExecutor(max(1, threads))
+@cache
+def formats() -> list[str]:
+    """Those of FORMATS that can be read here; HEIF if pillow-heif is installed."""
     try:
-        starts = range(0, len(files), PORTION)
-        portions = [range(start, min(start + PORTION, len(files))) for start in starts]
-        for portion in as_completed([executor.submit(look_at_portion, p) for p in portions]):
-            done += portion.result()
-            if console.due():
-                console.progress(f"{doing}: {done} of {len(files)} images")
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    # A warning names its file, see `name_warning`; by default only the first one is shown.
+    warnings.filterwarnings("always", module=r"PIL\.")
+    # Of large photos there is Pillow's error; its warning speaks of attacks.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.showwarning = partial(name_warning, warnings.showwarning)
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def name_warning(show: Callable, message, category, *place, **options) -> None:
+    """Print a warning of Pillow with the file that it is about, once; others by `show`."""
+    path = getattr(_decoding, "path", None)
+    if path is None:
+        show(message, category, *place, **options)
+    else:
+        print_once(f"note: {path}: {' '.join(str(message).split())}")
+
+
+@cache
+def print_once(line: str) -> None:
+    """Print a line the first time."""
+    Terminal().line(line)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image, of which the header is read. Raises whatever Pillow raises."""
+    return Image.open(path, formats=formats())
+
+
+def upright(path: str | Path, least: int) -> Image.Image:
+    """The photo in RGB as a viewer shows it; a JPEG at a fraction of its size, yet `least` a side.
+
+    Raises whatever Pillow raises.
+    """
+    _decoding.path = path
+    try:
+        with open_image(path) as image:
+            reduced = image.draft(None, (least, least)) is not None
+            try:
+                image.load()
+            except OSError:
+                if not reduced:
+                    raise
+            else:
+                return turned(as_rgb(image), image)
+        with open_image(path) as image:  # a lossless JPEG has no fractions
+            image.load()
+            return turned(as_rgb(image), image)
     finally:
-        executor.shutdown(cancel_futures=True)
-    listing = replace(listing, broken=listing.broken | dict(sorted(broken.items())))
-    return listing.only(good), good
+        _decoding.path = None
+
+
+def turned(picture: Image.Image, image: Image.Image) -> Image.Image:
+    """The picture turned as the EXIF orientation of its file says; no other tag is read."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # Pillow raises many types on a damaged EXIF block
+        return picture
+    return picture.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else picture
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: transparent pixels become white, deep gray is scaled to 8 bits."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(gray_levels(np.asarray(image), getattr(image, "tag_v2", {})))
+    if image.mode[-1] in "Aa" or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def gray_levels(values: np.ndarray, tags) -> np.ndarray:
+    """Gray values of more than 8 bits, or float ones, as uint8.
+
+    White is TIFF's MaxSampleValue if the file has it, else 1 for float values up to 1, else the
+    largest value of the fewest DEPTHS bits that hold the data. Data with negative values, or that
+    would become one color, is stretched from its least to its largest value.
+    """
+    is_float = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    black, (least, most) = 0.0, (values.min(), values.max())
+    bits = next((bits for bits in DEPTHS if most < 2**bits), int(max(most, 1)).bit_length())
+    white = 1.0 if is_float and most <= 1 else 2.0**bits - 1
+    declared = tags.get(MAX_SAMPLE_VALUE)
+    declared = declared[0] if isinstance(declared, tuple) else declared
+    if declared and most <= declared:
+        white = float(declared)
+    if least < 0 or (most - least) * 255 < ONE_COLOR * white:
+        black, white = least, most if most > least else least + 255
+    levels = ((values - black) * (255 / (white - black))).round().clip(0, 255).astype(np.uint8)
+    return 255 - levels if tags.get(PHOTOMETRIC) == 0 else levels
+
+
+def is_one_color(pixels: np.ndarray) -> bool:
+    """Whether an image uint8 [h, w, 3] is nearly of one color, by some of its pixels."""
+    step = 1 + max(pixels.shape) // 128
+    some = pixels[::step, ::step].reshape(-1, 3)
+    return int((some.max(0) - some.min(0)).max()) < ONE_COLOR
 
 
 def decode(path: Path, size: int) -> np.ndarray:
@@ -107,30 +187,104 @@ def decode(path: Path, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
 
 
-def upright(path: Path, least: int) -> Image.Image:
-    """The photo in RGB as a viewer shows it; a JPEG at a fraction of its size, yet `least` a side.
-
-    Raises whatever Pillow raises.
-    """
-    with Image.open(path) as image:
-        image.draft(None, (least, least))
-        ImageOps.exif_transpose(image, in_place=True)
-        image.load()
-    return as_rgb(image)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: what is transparent becomes white, 16-bit gray keeps its upper 8 bits."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    if image.mode[-1] in "Aa" or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def reason_of(error: Exception) -> str:
+def reason_of(error: Exception, path: str | Path | None = None) -> str:
     """Why a file is no image, in a few words."""
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search("[0-9]+", str(error))
+        size = f"{int(pixels[0]) / 1e6:.0f} megapixels" if pixels else "too large"
+        return f"{size}, more than {2e-6 * Image.MAX_IMAGE_PIXELS:.0f}; scale it down"
+    if path is not None and isinstance(error, PIL.UnidentifiedImageError):
+        with open(path, "rb") as file:
+            start = file.read(12)
+        if not start:
+            return "an empty file"
+        if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+            return "a HEIC photo; pip install pillow-heif"
     if isinstance(error, PIL.UnidentifiedImageError):
         return "no image"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_images(
+    root: Path, listing: Listing, threads: int, decode: Callable | None = None
+) -> Listing:
+    """The Listing of those files that are images by their headers.
+
+    Args: decode, as training decodes a path; then also of those alone that can be decoded.
+    """
+
+    def look(_position: int, path: Path) -> bool:
+        if decode:
+            return is_one_color(np.asarray(decode(path)))
+        with open_image(path):
+            return False
+
+    return for_each_file(root, listing, look, threads, Terminal(), "looking at")[0]
+
+
+def read_images(
+    root: Path, listing: Listing, size: int, threads: int, console: Terminal
+) -> tuple[np.ndarray, Listing]:
+    """The images uint8 [m, size, size, 3] of those files that are images, and their Listing."""
+    images = np.empty((len(listing.files), size, size, 3), dtype=np.uint8)
+
+    def read(position: int, path: Path) -> bool:
+        images[position] = decode(path, size)
+        return is_one_color(images[position])
+
+    started = time.monotonic()
+    listing, decoded = for_each_file(root, listing, read, threads, console, "decoding")
+    seconds = time.monotonic() - started
+    console.line(f"decoded {decoded.sum()} images in {seconds:.1f} s, {threads} threads")
+    return images if decoded.all() else images[decoded], listing
+
+
+def for_each_file(
+    root: Path,
+    listing: Listing,
+    look: Callable[[int, Path], bool],
+    threads: int,
+    console: Terminal,
+    doing: str,
+) -> tuple[Listing, np.ndarray]:
+    """Call `look` with each file's position and path, in threads; Pillow's decoders leave the GIL.
+
+    Returns the Listing of the files for which it raised nothing, the others among its broken ones,
+    and bool [n], which files those are. A file for which it returns True is nearly of one color.
+    """
+    files, broken, one_color = listing.files, {}, []
+    good = np.ones(len(files), dtype=bool)
+
+    def look_at_portion(positions: range) -> int:
+        for position in positions:
+            path = root / files[position]
+            try:
+                if look(position, path):
+                    one_color.append(files[position])
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow's decoders raise many types
+                if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+                    raise InputError(f"{path}: {error.strerror}: lower --num_workers") from error
+                broken[files[position]] = reason_of(error, path)
+                good[position] = False
+        return len(positions)
+
+    done = 0
+    executor = ThreadPoolExecutor(max(1, threads))
+    try:
+        starts = range(0, len(files), PORTION)
+        portions = [range(start, min(start + PORTION, len(files))) for start in starts]
+        for portion in as_completed([executor.submit(look_at_portion, p) for p in portions]):
+            done += portion.result()
+            if console.due():
+                console.progress(f"{doing}: {done} of {len(files)} images")
+    finally:
+        executor.shutdown(cancel_futures=True)
+    notes = list(listing.notes)
+    if one_color:
+        notes.append(
+            f"{len(one_color)} photos are nearly of one color: {first_ten(sorted(one_color))}"
+        )
+    listing = replace(listing, broken=listing.broken | dict(sorted(broken.items())), notes=notes)
+    return listing.only(good), good

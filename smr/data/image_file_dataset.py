@@ -1,15 +1,14 @@
-"""Photos of any size and number, decoded by worker processes while the networks train (method 1).
+"""Image files of any size and number, decoded by threads while the networks train.
 
-A view is drawn from its pass's seed, its photo and its number alone, and each pass's seed from the
-loader's generator: neither the number of workers nor where a run was resumed changes it.
+A view depends on the seed of its pass, its photo and its number alone, and each pass's seed is the
+next of the loader's generator: neither the number of threads nor a resume changes it.
 """
 
-import os
-import signal
+import errno
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,35 +16,37 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from smr import distributed
-from smr.data.augment import distorted
-from smr.data.decoding import reason_of, upright
-from smr.data.loader import BaseLoader, Rows
-from smr.data.memory_dataset import Normalizer, Views, mirrored
+from smr.data.augment import Views, flip
+from smr.data.decoding import is_one_color, reason_of, upright
+from smr.data.loader import Batches, DatasetInfo, Loader
 from smr.errors import InputError
 from smr.logging.console import Terminal
 
 # ImageNet's constants, which torchvision's weights were trained with.
 IMAGENET_VIEWS = Views((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True)
+# Batches that a pass has in work for each thread.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
 class Frame:
     """How a photo becomes an image: its shorter side scaled to `resize`, a window of `crop` cut.
 
-    `square` leaves the ends of its longer side away first.
+    square: the middle square alone is scaled. random_resized: a training view is a window of random
+    area and aspect ratio, scaled to `crop`.
     """
 
     resize: int
     crop: int
     square: bool = False
+    random_resized: bool = False
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Image files relative to `root`, and how they are served."""
+class ImageFiles:
+    """Image files relative to `root`."""
 
     root: Path
     files: Sequence[str]
@@ -55,20 +56,22 @@ class Photos:
         return len(self.files)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a worker needs for a batch: files, their positions int64 [b], and how many views.
+@dataclass
+class Decoded:
+    """A decoded batch: the positions of its photos int64 [m], uint8 [m, views] whether each view is
+    mirrored, its pixels uint8 [m, views, crop, crop, 3]; by path, reasons and notes."""
 
-    Without views, one window in the middle of each. The last `spare` files are for a batch of which
-    nothing else can be decoded: a rank with no image would leave the others waiting.
-    """
+    rows: Tensor
+    flipped: Tensor
+    pixels: Tensor
+    broken: dict[str, str]
+    notes: dict[str, str]
 
-    paths: list[str]
-    index: np.ndarray
-    views: int
-    seed: int
-    frame: Frame
-    spare: int = 0
+    def to(self, device: torch.device) -> "Decoded":
+        """The batch on a device."""
+        tensors = (self.rows, self.flipped, self.pixels)
+        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Decoded(*moved, self.broken, self.notes)
 
 
 def scaled(path: str | Path, frame: Frame) -> Tensor:
@@ -82,282 +85,260 @@ def scaled(path: str | Path, frame: Frame) -> Tensor:
         left, top = ((length - short) // 2 for length in image.size)
         image = image.crop((left, top, left + short, top + short))
     width, height = (frame.resize * length // short for length in image.size)
-    pixels = torch.from_numpy(np.array(image))
-    if image.size == (width, height):
+    return scaled_to(torch.from_numpy(np.array(image)), height, width)
+
+
+def scaled_to(pixels: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [h, w, 3] scaled to uint8 [height, width, 3], bilinear with antialiasing."""
+    if pixels.shape[:2] == (height, width):
         return pixels
-    # torch's filter is Pillow's, within a level, and several times as fast.
+    # torch's filter equals Pillow's within a level, and is several times as fast.
     channels = pixels[None].permute(0, 3, 1, 2)
     channels = F.interpolate(channels, size=(height, width), mode="bilinear", antialias=True)
     return channels.permute(0, 2, 3, 1)[0]
 
 
-def drawn(seed: int, position: int, view: int) -> np.ndarray:
-    """float64 [3] in [0, 1): how far down and right a view lies, and whether it is mirrored."""
-    return np.random.default_rng((seed, position, view)).random(3)
+def random_numbers(seed: int, position: int, view: int, count: int = 3) -> np.ndarray:
+    """float64 [count] in [0, 1): how far down and right a view lies, whether it is mirrored.
 
-
-def cut(request: Request) -> tuple[Tensor, Tensor, Tensor, dict[str, str]]:
-    """The views of a request, each photo decoded once.
-
-    Returns int64 [m], the positions of the photos that could be decoded; whether each view is to
-    be mirrored, uint8 [m, views]; its pixels, uint8 [m, views, crop, crop, 3]; and path → reason
-    of the others.
+    More than three are the attempts of `resized_window`.
     """
-    side, views = request.frame.crop, max(1, request.views)
-    wanted = len(request.paths) - request.spare
-    flipped = torch.zeros((wanted, views), dtype=torch.uint8)
-    pixels = torch.empty((wanted, views, side, side, 3), dtype=torch.uint8)
-    kept, broken = [], {}
-    files = zip(request.index.tolist(), request.paths, strict=True)
-    for number, (position, path) in enumerate(files):
-        if number >= wanted and kept:
+    return np.random.default_rng((seed, position, view)).random(count)
+
+
+def resized_window(
+    height: int, width: int, places: Sequence[float], attempts: np.ndarray
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a window of torchvision's RandomResizedCrop by default.
+
+    Its area is 8 % to 100 % of the photo's, its aspect ratio 3/4 to 4/3. If no attempt fits into
+    the photo, it is the largest central window.
+
+    Args: in [0, 1): places float64 [2], how far down and right; attempts float64 [10, 2], area and
+    aspect ratio (log-uniform) of each attempt.
+    """
+    for area, ratio in attempts:
+        pixels, ratio = height * width * (0.08 + 0.92 * area), 3 / 4 * (16 / 9) ** ratio
+        high, wide = round((pixels / ratio) ** 0.5), round((pixels * ratio) ** 0.5)
+        if 0 < high <= height and 0 < wide <= width:
+            free = np.array([height - high, width - wide])
+            top, left = (places * (free + 1)).astype(int)
+            return top, left, high, wide
+    high, wide = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return (height - high) // 2, (width - wide) // 2, high, wide
+
+
+def window_of(
+    photo: Tensor, frame: Frame, numbers: Callable[[int], np.ndarray] | None
+) -> tuple[Tensor, bool]:
+    """A view uint8 [crop, crop, 3], not yet mirrored, and whether it is to be.
+
+    Args: numbers returns so many random numbers; None for the window in the middle.
+    """
+    side, (high, wide) = frame.crop, photo.shape[:2]
+    free = np.array([high, wide]) - side
+    if numbers is None:
+        top, left = np.round(free / 2).astype(int)
+        return photo[top : top + side, left : left + side], False
+    *places, mirror = numbers(3)
+    if frame.random_resized:
+        attempts = numbers(23)[3:].reshape(10, 2)
+        top, left, height, width = resized_window(high, wide, places, attempts)
+        photo = scaled_to(photo[top : top + height, left : left + width], side, side)
+        return photo, bool(mirror < 0.5)
+    top, left = (places * (free + 1)).astype(int)
+    return photo[top : top + side, left : left + side], bool(mirror < 0.5)
+
+
+def decode_batch(
+    images: ImageFiles, index: np.ndarray, views: int = 0, seed: int = 0, spare: int = 0
+) -> Decoded:
+    """`views` views of each photo, which is decoded once; without views its middle.
+
+    The last `spare` positions of `index` [b + spare] are used only if no photo of the batch can be
+    decoded: a rank without an image would leave the others waiting.
+    """
+    frame, count = images.frame, len(index) - spare
+    flipped = torch.zeros((count, max(1, views)), dtype=torch.uint8)
+    pixels = torch.empty((*flipped.shape, frame.crop, frame.crop, 3), dtype=torch.uint8)
+    rows, broken, notes = [], {}, {}
+    for number, position in enumerate(index.tolist()):
+        if number >= count and rows:
             break
+        path = f"{images.root}/{images.files[position]}"
         try:
-            photo = scaled(path, request.frame)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise whatever they stumble over
-            broken[path] = reason_of(error)
+            photo = scaled(path, frame)
+        except Exception as error:  # Pillow's decoders raise many types
+            raise_if_exhausted(error)
+            broken[path] = reason_of(error, path)
             continue
-        free = np.array(photo.shape[:2]) - side
-        for view in range(views):
-            top, left = np.round(free / 2).astype(int)
-            if request.views:
-                *places, mirror = drawn(request.seed, position, view)
-                top, left = (places * (free + 1)).astype(int)
-                flipped[len(kept), view] = int(mirror < 0.5)
-            pixels[len(kept), view] = photo[top : top + side, left : left + side]
-        kept.append(position)
-    return torch.tensor(kept, dtype=torch.int64), flipped[: len(kept)], pixels[: len(kept)], broken
+        if is_one_color(photo.numpy()):
+            notes[path] = "is nearly of one color"
+        for view in range(flipped.shape[1]):
+            numbers = partial(random_numbers, seed, position, view) if views else None
+            pixels[len(rows), view], flipped[len(rows), view] = window_of(photo, frame, numbers)
+        rows.append(position)
+    taken = slice(len(rows))
+    return Decoded(
+        torch.tensor(rows, dtype=torch.int64), flipped[taken], pixels[taken], broken, notes
+    )
 
 
-class Decoder(Dataset):
-    """`cut` as torch's DataLoader takes it; it holds nothing, so that workers hold nothing."""
-
-    def __getitem__(self, request: Request):
-        return cut(request)
-
-
-class Passed:
-    """What a DataLoader asks for the requests of its next pass, as it would a sampler."""
-
-    requests: Iterable[Request] = ()
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
+def raise_if_exhausted(error: BaseException) -> None:
+    """Raise InputError, with the flag to change, if memory, threads or file handles ran out."""
+    about = ""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        about = "out of memory: lower --num_workers, --batch_size or --image_size"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        about = f"{error.strerror}: lower --num_workers"
+    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        about = "no more threads can be started: lower --num_workers"
+    if about:
+        raise InputError(f"photos cannot be decoded: {about}") from error
 
 
-def end_quietly_when_told(_worker: int) -> None:
-    """Have a worker end by SIGTERM without an error: who stops all processes told the run too."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
-
-class Team:
-    """Worker processes that serve one pass at a time and stay for the next."""
-
-    def __init__(self, workers: int, pin_memory: bool):
-        # Apart from the team: in a cycle of references the workers would not hear of their end.
-        self.passed = Passed()
-        self.loader = DataLoader(
-            Decoder(),
-            sampler=self.passed,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # else it draws from the one that training draws from
-            worker_init_fn=end_quietly_when_told,
-        )
-
-    def serve(self, requests: Iterable[Request]) -> Iterator[tuple]:
-        """What `cut` makes of each request, in their order. Raises InputError."""
-        self.passed.requests = requests
-        try:
-            yield from self.loader
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            raise InputError(
-                f"a process that decodes photos died ({str(error).splitlines()[0]}): lower "
-                "--num_workers, or give this machine or container more (shared) memory"
-            ) from error
-
-
-def copied_ahead(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """Batches (Tensor, …, other) with their tensors on the device.
-
-    On CUDA a batch is copied, from pinned memory, while the step on the one before runs.
-    """
+def copied_ahead(batches: Iterable[Decoded], device: torch.device) -> Iterator[Decoded]:
+    """The batches on the device; on CUDA a batch is copied while the step before it runs."""
     if device.type != "cuda":
-        for *tensors, other in batches:
-            yield *(tensor.to(device) for tensor in tensors), other
+        yield from batches
         return
     stream, started = torch.cuda.Stream(device), deque()
-    for *tensors, other in batches:
+    for batch in batches:
         with torch.cuda.stream(stream):
-            copies = [tensor.to(device, non_blocking=True) for tensor in tensors]
-            started.append((copies, other, stream.record_event()))
+            copy = batch.to(device)
+            started.append((batch, copy, stream.record_event()))
         if len(started) > 1:
             yield arrived(*started.popleft())
     while started:
         yield arrived(*started.popleft())
 
 
-def arrived(tensors: Sequence[Tensor], other, copied: torch.cuda.Event) -> tuple:
-    """The batch, once it is copied, for the present stream to use."""
-    present = torch.cuda.current_stream(tensors[0].device)
+def arrived(_source: Decoded, batch: Decoded, copied: torch.cuda.Event) -> Decoded:
+    """The batch, for the present stream to use once it is copied from its pinned source."""
+    present = torch.cuda.current_stream(batch.pixels.device)
     present.wait_event(copied)
-    for tensor in tensors:
-        tensor.record_stream(present)  # else its memory could be the next copy's too early
-    return *tensors, other
+    for tensor in (batch.rows, batch.flipped, batch.pixels):
+        tensor.record_stream(present)  # else the next copy could reuse its memory too early
+    return batch
 
 
-class StreamBatches:
-    """Batches of (view, …, column, …) of photos; the arguments are those of `loaders.Batches`.
+class ImageFileLoader(Loader):
+    """A `Loader` of image files.
 
-    Args: trained, share each batch out among the ranks also where it has no augmented views.
-    A photo that cannot be decoded is named once, and is missing in its batch.
+    Args: tests, test set → its files and their labels int64 [n]; info, whose image_size and frame
+    are set here; workers, threads that decode; skip_broken, exclude files that cannot be decoded
+    instead of raising an InputError. The others are those of `Loader`.
     """
 
     def __init__(
         self,
-        loader: "StreamLoader",
-        photos: Photos,
-        index: Tensor,
-        columns: Sequence[Tensor],
-        batch_size: int,
-        views: int,
-        shuffle: bool,
-        strong: bool = False,
-        trained: bool = False,
-    ):
-        self.loader = loader
-        self.photos = photos
-        self.dataset = Rows(index)
-        self.columns = columns
-        self.batch_size = batch_size
-        self.views = views
-        self.shuffle = shuffle
-        self.strong = strong
-        self.trained = trained or views > 0
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def requests(self, index: np.ndarray, seed: int) -> Iterator[Request]:
-        """A pass over the photos at these positions; of several ranks each asks for its part."""
-        photos = self.photos
-        starts = range(0, len(index), self.batch_size)
-        for start in starts if self.trained else distributed.rank_batches(starts):
-            batch = index[start : start + self.batch_size]
-            own = batch[distributed.rank_rows(len(batch))] if self.trained else batch
-            spare = np.setdiff1d(batch, own)
-            rows = np.concatenate([own, spare])
-            paths = [f"{photos.root}/{photos.files[i]}" for i in rows]
-            yield Request(paths, rows, self.views, seed, photos.frame, len(spare))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        loader, index = self.loader, self.dataset.index.cpu().numpy()
-        if not len(index):
-            return
-        seed = loader.new_seed() if self.views or self.shuffle else 0
-        if self.shuffle:
-            index = np.random.default_rng(seed).permutation(index)
-        source = distributed.rank_generator(loader.generator) if self.strong else None
-        with loader.team() as team:
-            batches = team.serve(self.requests(index, seed))
-            for rows, flipped, pixels, broken in copied_ahead(batches, loader.device):
-                loader.name_broken(broken)
-                if len(rows):
-                    drawn = zip(pixels.unbind(1), flipped.unbind(1), strict=True)
-                    views = [mirrored(*view) for view in drawn]
-                    if source:
-                        views += distorted(torch.cat(views), source).split(len(rows))
-                    images = map(loader.finished, views)
-                    yield *images, *(column[rows] for column in self.columns)
-
-
-class StreamLoader(BaseLoader):
-    """A `Loader` over photos on disk.
-
-    Args: tests, test set → its photos and their labels int64 [n]; workers, processes that decode
-    in each of the passes that run side by side (0: this process does it); skip_broken, leave out
-    what cannot be decoded instead of raising an InputError; facts, of config.json, beside those of
-    the photos. The others are those of BaseLoader.
-    """
-
-    def __init__(
-        self,
-        train: Photos,
+        train: ImageFiles,
         train_labels: np.ndarray,
-        tests: Mapping[str, tuple[Photos, np.ndarray]],
+        tests: Mapping[str, tuple[ImageFiles, np.ndarray]],
         views: Views,
-        class_names: list[str],
-        batch_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
+        info: DatasetInfo,
         workers: int = 0,
         skip_broken: bool = False,
-        facts: dict | None = None,
+        **options,
     ):
-        side = train.frame.crop
-        facts = {
-            "image_size": [side, side],
-            "mean": views.mean,
-            "std": views.std,
-            "frame": list(astuple(train.frame)),
-            "data_notes": [],
-        } | (facts or {})
-        super().__init__(
-            *(train, train_labels, tests, class_names, batch_size, seed, device, facts),
-            files=train.files,
-        )
-        self.normalized = Normalizer(views, side, device, channels_last)
-        workers = distributed.rank_workers(workers)
-        self.new_team = partial(Team, workers, pin_memory=self.device.type == "cuda")
-        self.idle_teams: list[Team] = []
+        frame = train.frame
+        info.image_size = [frame.crop, frame.crop]
+        info.frame = [frame.resize, frame.crop, frame.square]  # of photos that are not augmented
+        files = list(train.files)
+        super().__init__(train, train_labels, tests, views, info, files=files, **options)
+        self.workers = max(1, distributed.rank_workers(workers))
+        on_gpu = self.device.type == "cuda"
+        self.decode = pinned(decode_batch) if on_gpu else decode_batch
+        set_device = {"initializer": torch.cuda.set_device, "initargs": (self.device,)}
+        self.threads = ThreadPoolExecutor(self.workers, "decode", **(set_device if on_gpu else {}))
         self.skip_broken = skip_broken
-        self.broken: dict[str, str] = {}
+        self.named: set[str] = set()
 
     def thumbnails(self, index: np.ndarray) -> np.ndarray:
         """The middle of the training photos at these positions, uint8 [k, crop, crop, 3]."""
-        photos = self.train_images
-        paths = [f"{photos.root}/{photos.files[i]}" for i in index]
-        kept, _, pixels, _ = cut(Request(paths, np.arange(len(index)), 0, 0, photos.frame))
-        shown = np.zeros((len(index), *pixels.shape[2:]), dtype=np.uint8)
-        shown[kept.numpy()] = pixels[:, 0].numpy()
+        side = self.train_images.frame.crop
+        shown = np.zeros((len(index), side, side, 3), dtype=np.uint8)
+        for number, position in enumerate(index):
+            batch = decode_batch(self.train_images, np.array([position]))
+            if len(batch.rows):
+                shown[number] = batch.pixels[0, 0].numpy()
         return shown
 
     def new_seed(self, generator: torch.Generator | None = None) -> int:
-        """A pass's seed, the next of the loader's generator, or of another."""
+        """A pass's seed, the next of the loader's generator or of another."""
         generator = generator or self.generator
         return int(torch.randint(2**62, (), generator=generator, device=self.device))
 
-    @contextmanager
-    def team(self) -> Iterator[Team]:
-        """A team for a pass: one that is idle, or a new one where all serve another pass."""
-        team = self.idle_teams.pop() if self.idle_teams else self.new_team()
+    def start_pass(self, batches: Batches) -> tuple[np.ndarray, int]:
+        """The positions in the order of this pass, and the seed of its views."""
+        index = batches.dataset.cpu().numpy()
+        seed = self.new_seed() if batches.views or batches.shuffle else 0
+        if batches.shuffle:
+            index = np.random.default_rng(seed).permutation(index)
+        return index, seed
+
+    def serve(
+        self, batches: Batches, order: np.ndarray, seed: int
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Positions of this rank's photos, and their views uint8 [b, crop, crop, 3].
+
+        A photo that cannot be decoded is named once, and missing in its batch.
+        """
+        requests = self.requests(batches, order, seed)
+        for batch in copied_ahead(self.decode_ahead(requests), self.device):
+            self.name_photos(batch)
+            if len(batch.rows):
+                views = zip(batch.pixels.unbind(1), batch.flipped.unbind(1), strict=True)
+                yield batch.rows, [flip(*view) for view in views]
+
+    def requests(self, batches: Batches, order: np.ndarray, seed: int) -> Iterator[tuple]:
+        """The arguments of `decode_batch`; of several ranks each decodes its part."""
+        starts = range(0, len(order), batches.batch_size)
+        for start in starts if batches.split_rows else distributed.rank_batches(starts):
+            batch = order[start : start + batches.batch_size]
+            own = batch[distributed.rank_rows(len(batch))] if batches.split_rows else batch
+            spare = np.setdiff1d(batch, own)
+            yield batches.images, np.concatenate([own, spare]), batches.views, seed, len(spare)
+
+    def decode_ahead(self, requests: Iterable[tuple]) -> Iterator[Decoded]:
+        """The decoded batches in order, some of them decoded ahead. Raises InputError."""
+        started: deque[Future] = deque()
         try:
-            yield team
+            for request in requests:
+                started.append(self.threads.submit(self.decode, *request))
+                if len(started) > AHEAD * self.workers:
+                    yield started.popleft().result()
+            while started:
+                yield started.popleft().result()
+        except (MemoryError, RuntimeError) as error:
+            raise_if_exhausted(error)
+            raise
         finally:
-            self.idle_teams.append(team)
+            for future in started:
+                future.cancel()
 
-    def finished(self, pixels: Tensor) -> Tensor:
-        """uint8 [b, side, side, 3] as the networks take it: float32 [b, 3, side, side]."""
-        return self.normalized(pixels.flatten(2))
-
-    def name_broken(self, broken: dict[str, str]) -> None:
-        """Name each photo, path → reason, the first time. Raises InputError unless skip_broken."""
-        for path, reason in broken.items():
+    def name_photos(self, batch: Decoded) -> None:
+        """Print each problem of a photo once. Raises InputError unless skip_broken."""
+        for path, reason in batch.broken.items():
             if not self.skip_broken:
                 raise InputError(
-                    f"{path}: cannot be decoded ({reason}); mend or remove it, or leave such "
-                    "photos out with --skip_broken"
+                    f"{path}: cannot be decoded ({reason}); repair or remove it, or exclude such "
+                    "photos with --skip_broken"
                 )
-            if path not in self.broken:
+            if path not in self.named:
                 Terminal().line(f"left out {path}, which cannot be decoded ({reason})")
-        self.broken |= broken
+        for path, note in batch.notes.items():
+            if path not in self.named:
+                Terminal().line(f"note: {path} {note}")
+        self.named |= {*batch.broken, *batch.notes}
 
-    def _batches(self, images, index, columns, batch_size, views, shuffle, strong=False):
-        return StreamBatches(self, images, index, columns, batch_size, views, shuffle, strong)
+
+def pinned(decode: Callable[..., Decoded]) -> Callable[..., Decoded]:
+    """The same with its tensors in pinned memory, from which a GPU copies in the background."""
+
+    def decode_pinned(*request) -> Decoded:
+        batch = decode(*request)
+        tensors = (batch.rows, batch.flipped, batch.pixels)
+        return Decoded(*(tensor.pin_memory() for tensor in tensors), batch.broken, batch.notes)
+
+    return decode_pinned

@@ -1,23 +1,34 @@
-"""Which image files there are and what their names and folders say of them; opens none."""
+"""Image files in folders: their names, labels and the parts of a dataset; opens no image."""
 
 import os
 import posixpath
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from smr.data.corrections_log import dropped_folders
 from smr.errors import InputError
 
-# What people call the folders of class folders.
-TRAINING, TESTING = ("training", "train"), ("testing", "test", "val")
+# The usual names of the folders that hold class folders, in lower case.
+TRAINING = ("training", "train")
+TESTING = ("testing", "test", "validation", "valid", "val", "evaluation", "eval", "dev")
 OWN_PHOTOS = "photos of your own in class folders: train_animal10N.py --dataset folder"
-# Where correct_labels.py puts what a person dropped: no class where classes lie beside it.
-DROPPED_FOLDER = "dropped"
-# So many times larger a class is than another before a note says so.
+# correct_labels.py moves the photos there that a person dropped, and says so in a log.
+# What systems leave in folders, in lower case: thumbnails, archives' metadata, trash.
+JUNK = {
+    *("@eadir", "__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "#recycle"),
+    *("$recycle.bin", "lost+found", "system volume information"),
+}
+PHOTO_SUFFIXES = {
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"),
+    *(".heif", ".jp2", ".ppm", ".pgm"),
+}
+# A note tells if one class is so many times larger than another.
 UNEVEN = 10
 
 
@@ -25,28 +36,29 @@ UNEVEN = 10
 class Listing:
     """Image files relative to the data's root, [n], with their labels, int64 [n].
 
-    `broken` says of each file that is none, or out of place, why.
+    broken: file → why it is no image or has no label. notes: lines for the log.
     """
 
     files: list[str]
     labels: np.ndarray
     broken: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def only(self, chosen: np.ndarray) -> "Listing":
         """The files of bool `chosen` [n]."""
         files = [self.files[i] for i in np.flatnonzero(chosen)]
-        return Listing(files, self.labels[chosen], self.broken)
+        return replace(self, files=files, labels=self.labels[chosen])
 
 
-def listing_of(found: list[tuple[int, tuple, str]], broken: dict[str, str]) -> Listing:
+def sorted_listing(rows: list[tuple[int, tuple, str]], broken: dict[str, str]) -> Listing:
     """The Listing of these (label, sort key, name), in ascending order."""
-    found = sorted(found)
-    labels = np.array([label for label, *_ in found], dtype=np.int64)
-    return Listing([name for *_, name in found], labels, broken)
+    rows = sorted(rows)
+    labels = np.array([label for label, *_ in rows], dtype=np.int64)
+    return Listing([name for *_, name in rows], labels, broken)
 
 
-def lines_of(path: Path, about: str) -> list[str]:
-    """The lines of a data set's own list. Raises InputError, with `about`: where to get it."""
+def read_lines(path: Path, about: str) -> list[str]:
+    """The lines of a dataset's own list. Raises InputError, with `about`: where to get it."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
@@ -56,29 +68,41 @@ def lines_of(path: Path, about: str) -> list[str]:
 
 
 def names_and_labels(path: Path, about: str) -> list[tuple[str, int]]:
-    """(name, label) of a list's lines `name label`. Raises InputError; `about`, see `lines_of`."""
-    found = []
-    for number, line in enumerate(lines_of(path, about), start=1):
+    """(name, label) of the lines `name label` of a list. Raises InputError; about: `read_lines`."""
+    rows = []
+    for number, line in enumerate(read_lines(path, about), start=1):
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal():
             raise InputError(f"{path}: line {number} is '{line[:80]}', expected a path and a label")
-        found.append((name, int(label)))
-    return found
+        rows.append((name, int(label)))
+    return rows
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
-    """What a folder holds, without hidden files, in natural order. Raises InputError."""
+    """A folder's content without hidden files and junk, in natural order. Raises InputError."""
     try:
-        with os.scandir(folder) as found:
-            shown = [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(folder) as content:
+            shown = [entry for entry in content if not is_ignored(entry.name)]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    for entry in shown:
-        if not entry.name.isprintable():
-            raise InputError(f"{folder}: the name {entry.name!a} is not readable; rename it")
     return sorted(shown, key=lambda entry: natural_order(entry.name))
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a name is hidden or junk."""
+    return name.startswith(".") or name.casefold() in JUNK
+
+
+def is_readable(name: str) -> bool:
+    """Whether a name is text: valid UTF-8 without control characters."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
+def printable(name: str) -> str:
+    """The name, with escapes for what is not readable."""
+    return name if is_readable(name) else ascii(name)[1:-1]
 
 
 def natural_order(name: str) -> tuple:
@@ -88,62 +112,172 @@ def natural_order(name: str) -> tuple:
 
 
 def first_ten(names: Sequence[str]) -> str:
-    """The first ten names, and dots where there are more."""
+    """The first ten names, and dots if there are more."""
     return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
-def has_class_folders(folder: Path) -> bool:
-    """Whether there are folders in it."""
-    return folder.is_dir() and any(entry.is_dir() for entry in entries(folder))
-
-
-def find_part(root: Path, names: Sequence[str]) -> str | None:
-    """The first of root's folders of these names that holds class folders; None if none does."""
-    return next((name for name in names if has_class_folders(root / name)), None)
-
-
 def same_name(name: str) -> str:
-    """What two spellings of a class's name share: cat and Cat, and ü in one or two characters."""
+    """Equal for two spellings of a class's name: cat and Cat, ü in one or two characters."""
     return unicodedata.normalize("NFC", name).casefold().strip()
 
 
-def class_names(root: str | Path) -> list[str]:
-    """The classes of root/training/<class>/, or of root/<class>/ itself, in natural order.
+def subfolders(folder: Path) -> list[str]:
+    """The names of a folder's folders; none if it is no folder."""
+    return [entry.name for entry in entries(folder) if entry.is_dir()] if folder.is_dir() else []
 
-    Raises InputError.
+
+def holds_photos(folder: Path) -> bool:
+    """Whether files in a folder, or in those inside, have the name of a photo."""
+    return any(is_photo(name) for name in files_inside(folder, {}, ""))
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything but folders and junk in a folder or in those inside."""
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        if not all(is_ignored(name) for name in (*files, *links)):
+            return True
+        folders[:] = [name for name in folders if not is_ignored(name)]
+    return False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where a folder's class folders lie: root/training/ and root/testing/, "" for root itself,
+    None if there is no test part; the class folders' names; notes on what is not used."""
+
+    training: str
+    testing: str | None
+    class_names: list[str]
+    notes: list[str]
+
+
+def find_parts(root: Path) -> Parts:
+    """The parts of a folder of photos, by the usual names in upper or lower case.
+
+    Raises InputError if the folder can be read in two ways.
     """
     root = Path(root)
     refuse_a_part(root)
-    folder = root / (
-        find_part(root, TRAINING) or ("training" if (root / "training").is_dir() else "")
+    folders = subfolders(root)
+    ours = sorted(dropped_folders(root) & set(folders))
+    folders = [name for name in folders if name not in ours]
+    with_classes = [name for name in folders if subfolders(root / name)]
+    training, testing = (
+        [name for word in words for name in with_classes if name.casefold() == word]
+        for words in (TRAINING, TESTING)
     )
-    if not has_class_folders(folder):
-        held = [entry.name for entry in entries(folder)]
+    notes = [f"{name}/ holds the photos that corrections dropped" for name in ours]
+    if junk := junk_names(root):
+        notes.append(f"ignored: {first_ten(junk)}")
+    if len(training) > 1:
         raise InputError(
-            f"{folder}: no class folders; expected {folder / '<class>' / '<images>'}, a folder for "
-            f"each class; found {first_ten(held) or 'nothing'}"
+            f"{root}: {training[0]}/ and {training[1]}/ are both training parts; keep one"
         )
-    names = [entry.name for entry in class_entries(root, folder) if entry.is_dir()]
-    if len(names) < 2:
-        raise InputError(f"{folder}: only the class '{names[0]}'; expected at least 2 folders")
-    spellings: dict[str, str] = {}
-    for name in names:
-        if (other := spellings.setdefault(same_name(name), name)) != name:
-            raise InputError(f"{folder}: are '{other}' and '{name}' one class? Rename one of them")
-    return names
+    if testing and not training:
+        raise InputError(
+            f"{root}: {testing[0]}/ holds class folders, but there is no training/ beside it; "
+            f"found {first_ten(folders)}"
+        )
+    if not training:
+        empty = [name for name in folders if not holds_files(root / name)]
+        classes = [name for name in folders if name not in empty]
+        check_classes(root, root, classes)
+        refuse_parts_as_classes(root, classes)
+        return Parts("", None, classes, notes + unused(empty, "empty folders"))
+    part, test = training[0], testing[0] if testing else None
+    beside = [name for name in folders if name not in (part, test, *testing[1:])]
+    photos = [entry.name for entry in entries(root) if entry.is_file() and is_photo(entry.name)]
+    if strange := [f"{name}/" for name in beside if holds_photos(root / name)] + photos:
+        raise InputError(
+            f"{root}: {part}/ is the training part, but photos lie beside it: "
+            f"{first_ten(strange)}; move them into {part}/ or elsewhere"
+        )
+    inside = subfolders(root / part)
+    empty = [name for name in inside if not holds_files(root / part / name)]
+    classes = [name for name in inside if name not in empty]
+    check_classes(root, root / part, classes)
+    notes += unused([*testing[1:], *beside], "folders that are not used")
+    return Parts(
+        part, test, classes, notes + unused([f"{part}/{name}" for name in empty], "empty folders")
+    )
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file has the name of a photo."""
+    return Path(name).suffix.lower() in PHOTO_SUFFIXES
+
+
+def unused(names: Sequence[str], words: str) -> list[str]:
+    """A note on folders, if there are any."""
+    return [f"{words}: {', '.join(f'{name}/' for name in names)}"] if names else []
+
+
+def junk_names(folder: Path) -> list[str]:
+    """The junk in a folder and in those inside, each name once with its number."""
+    counts: dict[str, int] = defaultdict(int)
+    for _, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if name.casefold() in JUNK:
+                counts[name] += 1
+        folders[:] = [name for name in folders if not is_ignored(name)]
+    return [name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()]
 
 
 def refuse_a_part(root: Path) -> None:
-    """Raise InputError for a folder of training images whose test images lie beside it."""
+    """Raise InputError for a training or test part whose other part lies beside it."""
     name, parent = root.resolve().name, root.resolve().parent
-    for own, other in ((TRAINING, TESTING), (TESTING, TRAINING)):
-        if name in own and (beside := find_part(parent, other)):
-            raise InputError(f"{root}: give the folder above it, which holds {name}/ and {beside}/")
+    for own, others in ((TRAINING, TESTING), (TESTING, TRAINING)):
+        if name.casefold() not in own or not subfolders(root):
+            continue
+        beside = [other for other in subfolders(parent) if other.casefold() in others]
+        if beside := [other for other in beside if subfolders(parent / other)]:
+            raise InputError(
+                f"{root}: give the folder above it, which holds {name}/ and {beside[0]}/"
+            )
 
 
-def class_entries(root: Path, folder: Path) -> list[os.DirEntry]:
-    """What `folder` holds, but for the photos that a person dropped, which lie in `root` itself."""
-    return [e for e in entries(folder) if folder != root or e.name != DROPPED_FOLDER]
+def check_classes(root: Path, folder: Path, names: list[str]) -> None:
+    """Raise InputError if these folders are no two classes or more."""
+    content = [printable(entry.name) for entry in entries(folder)]
+    tables = [name for name in content if Path(name).suffix.lower() in (".csv", ".tsv")]
+    hint = f"; labels from a table: --labels {folder / tables[0]}" if tables else ""
+    if not names:
+        raise InputError(
+            f"{folder}: no class folders; expected {folder / '<class>' / '<images>'}, a folder for "
+            f"each class; found {first_ten(content) or 'nothing'}{hint}"
+        )
+    if len(names) < 2:
+        inside = subfolders(folder / names[0])
+        if len(inside) > 1:
+            hint = f"; give {folder / names[0]}, which holds {first_ten(inside)}{hint}"
+        raise InputError(
+            f"{folder}: only the class '{names[0]}'; expected at least 2 folders, one for each "
+            f"class; found {first_ten(content)}{hint}"
+        )
+    spellings: dict[str, str] = {}
+    for name in names:
+        if not is_readable(name):
+            raise InputError(f"{folder}: the name {name!a} is not readable; rename it")
+        if (other := spellings.setdefault(same_name(name), name)) != name:
+            raise InputError(f"{folder}: are '{other}' and '{name}' one class? Rename one of them")
+
+
+def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
+    """Raise InputError if two folders hold the same folders: parts of a dataset, not classes."""
+    holders: dict[str, str] = {}
+    shared: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in names:
+        for inner in subfolders(root / name):
+            if (other := holders.setdefault(same_name(inner), name)) != name:
+                shared[other, name].append(inner)
+    for (one, other), inner in shared.items():
+        if len(inner) > 1:
+            raise InputError(
+                f"{root}: {one}/ and {other}/ both hold {first_ten(inner)}: parts of a dataset or "
+                "classes? Name the parts training/ and testing/, or put each class's photos into "
+                "one folder"
+            )
 
 
 def list_class_folders(
@@ -151,25 +285,27 @@ def list_class_folders(
 ) -> Listing:
     """The files of root/part/<class>/ and of the folders inside, by label and natural order.
 
-    Args: part, "" for root itself; labels, the label of each class's name, however it is spelt.
-    Raises InputError on another folder, with `otherwise`: what to do.
+    Args: part, "" for root itself; labels, of each class's name in any spelling. Raises InputError
+    on another folder that holds files, with `otherwise`: what to do.
     """
-    found, broken = [], {}
-    spelt = {same_name(name): label for name, label in labels.items()}
-    for folder in class_entries(root, root / part):
-        name = posixpath.join(part, folder.name)
-        if not folder.is_dir():
-            broken[name] = "in no class folder"
+    rows, broken = [], {}
+    by_spelling = {same_name(name): label for name, label in labels.items()}
+    for entry in entries(root / part):
+        name = posixpath.join(part, entry.name)
+        if not entry.is_dir():
+            broken[printable(name)] = "in no class folder"
             continue
-        if same_name(folder.name) not in spelt:
+        label = by_spelling.get(same_name(entry.name))
+        if label is None:
+            ours = name in dropped_folders(root)
+            if ours or not holds_files(Path(entry.path)):
+                continue
             raise InputError(
-                f"{folder.path}: no class has this name, only {first_ten(list(labels))}; "
-                f"{otherwise}"
+                f"{entry.path}: no class has this name, only {first_ten(list(labels))}; {otherwise}"
             )
-        label = spelt[same_name(folder.name)]
-        for file in files_inside(Path(folder.path), broken, name):
-            found.append((label, natural_order(file.removeprefix(f"{name}/")), file))
-    return listing_of(found, broken)
+        for file in files_inside(Path(entry.path), broken, name):
+            rows.append((label, natural_order(file.removeprefix(f"{name}/")), file))
+    return sorted_listing(rows, broken)
 
 
 def files_inside(
@@ -178,8 +314,10 @@ def files_inside(
     """Each file's name, `prefix` before it, in a folder and those inside; adds to `broken`."""
     above |= {os.path.realpath(folder)}
     for entry in entries(folder):
-        name = f"{prefix}/{entry.name}"
-        if entry.is_dir():
+        name = posixpath.join(prefix, entry.name)
+        if not is_readable(entry.name):
+            broken[printable(name)] = "its name is not readable"
+        elif entry.is_dir():
             if os.path.realpath(entry.path) in above:
                 broken[name] = "a link to a folder that it lies in"
             else:
@@ -190,10 +328,10 @@ def files_inside(
             broken[name] = "no file"
 
 
-def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def validation_split(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Bool [n], a test part: `fraction` of each class that has two images or more.
 
-    Raises InputError where that is no image at all.
+    Raises InputError if that is no image at all.
     """
     draw = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
@@ -207,17 +345,17 @@ def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def refuse_broken(root: Path, *parts: Listing, skip_broken: bool) -> list[str]:
-    """A note on the files that are left out; an InputError where leaving out is not allowed."""
+    """A note on the files that are excluded. Raises InputError unless skip_broken."""
     broken = [f"{name} ({why})" for part in parts for name, why in part.broken.items()]
     if not broken:
         return []
-    found = f"{len(broken)} of {len(broken) + sum(len(part.files) for part in parts)} files"
+    count = f"{len(broken)} of {len(broken) + sum(len(part.files) for part in parts)} files"
     if not skip_broken:
         raise InputError(
-            f"{root}: {found} cannot be read as images: {first_ten(broken)}; mend or remove them, "
-            "or leave them out with --skip_broken"
+            f"{root}: {count} cannot be read as images: {first_ten(broken)}; repair or remove "
+            "them, or exclude them with --skip_broken"
         )
-    return [f"left out {found}, which cannot be read as images: {', '.join(broken)}"]
+    return [f"left out {count}, which cannot be read as images: {first_ten(broken)}"]
 
 
 def class_notes(root: Path, train: Listing, test: Listing, classes: Sequence[str]) -> list[str]:
@@ -236,6 +374,6 @@ def class_notes(root: Path, train: Listing, test: Listing, classes: Sequence[str
     if counts[most] > UNEVEN * counts[least]:
         notes.append(
             f"classes are uneven, from {counts[least]:,} images of {classes[least]} to "
-            f"{counts[most]:,} of {classes[most]}: a small class's labels are judged badly"
+            f"{counts[most]:,} of {classes[most]}: label issues of a small class are less reliable"
         )
     return notes

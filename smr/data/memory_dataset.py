@@ -1,123 +1,154 @@
-"""An image set as one uint8 tensor on the training device, and its views (method 1).
+"""Datasets in memory: all images as one uint8 tensor on the training device."""
 
-Crop, flip and normalize are a few batched tensor operations, the same on CPU and GPU.
-"""
-
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smr import distributed
+from smr.data.augment import Views
+from smr.data.loader import Batches, DatasetInfo, Loader
 
-@dataclass(frozen=True)
-class Views:
-    """How images are served: per-channel mean and std of images scaled to [0, 1], and for
-    training views a zero padding that is cropped back at random and a random flip. `window` is
-    the side served of larger square images, anywhere in training, else in the middle; 0: all."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    padding: int = 0
-    flip: bool = False
-    window: int = 0
-
-    def for_tests(self) -> "Views":
-        """The same normalization of images that are never augmented."""
-        return replace(self, padding=0, flip=False)
+# Images of a batch in a pass without gradients, if none has more pixels than this: a GPU is kept
+# busy, and no more memory is used than by a training step at B = 128.
+SCORING_BATCH, SCORING_PIXELS = 1000, 64 * 64
 
 
-def mirrored(images: Tensor, flipped: Tensor) -> Tensor:
-    """Images uint8 [b, height, width, 3] where integer `flipped` [b] is 0, mirrored where 1."""
-    # Bitwise, five times as fast as a choice.
-    mask = (-flipped[:, None, None, None]).to(torch.uint8)
-    return ((images.flip(2) ^ images) & mask).bitwise_xor_(images)
+@dataclass
+class ImageData:
+    """Images uint8 [n, height, width, 3] with labels int64 [n] in 0..classes-1.
 
-
-class Normalizer:
-    """Rows of pixels, uint8 [b, height, 3·width], normalized: float32 [b, 3, height, width]."""
-
-    def __init__(self, views: Views, width: int, device: torch.device | str, channels_last: bool):
-        self.width = width
-        self.channels_last = channels_last
-        # x/255 → (x - mean)/std as one multiply and one add, over whole rows of pixels.
-        mean, std = torch.tensor(views.mean), torch.tensor(views.std)
-        self.scale = (1 / (255 * std)).repeat(width).to(device)
-        self.shift = (-mean / std).repeat(width).to(device)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        images = rows.float().mul_(self.scale).add_(self.shift)
-        images = images.unflatten(2, (self.width, 3)).permute(0, 3, 1, 2)
-        return images if self.channels_last else images.contiguous()
-
-
-class ImageSet:
-    """Images uint8 [n, height, width, 3] on a device, served normalized as float32 [b, 3, h, w].
-
-    channels_last gives the served batches' memory format, never their values.
+    clean_labels: the training labels before noise, None if unknown. files: names of the training
+    images, if they are files. The others: see `DatasetInfo`.
     """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: list[str]
+    clean_labels: np.ndarray | None = None
+    files: list[str] | None = None
+    test_labels_are_noisy: bool = False
+    notes: list[str] = field(default_factory=list)
+    dropped_images: list[int] = field(default_factory=list)
+    labels_in_paths: bool = False
+
+
+class MemoryImages:
+    """Images uint8 [n, height, width, 3] on a device, padded for random crops."""
+
+    def __init__(self, images: np.ndarray, padding: int = 0, device: torch.device | str = "cpu"):
+        self.padding = padding
+        stored = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        pad = (0, 0, padding, padding, padding, padding)
+        # Without padding no copy: it would double the memory of a large dataset.
+        self.padded = F.pad(stored, pad) if padding else stored
+        _, self.height, self.width, _ = stored.shape
+        self.rows, self.columns = (
+            torch.arange(side, device=device) for side in (self.height, self.width)
+        )
+
+    def __len__(self) -> int:
+        return len(self.padded)
+
+    def plain(self, index: Tensor) -> Tensor:
+        """The images at `index` [b], uint8 [b, height, width, 3]."""
+        pad, height, width = self.padding, self.height, self.width
+        return self.padded[index][:, pad : pad + height, pad : pad + width]
+
+    def cropped(self, index: Tensor, down: Tensor, right: Tensor, flipped: Tensor) -> Tensor:
+        """Crops at these offsets [b] in the padded images, mirrored where `flipped` [b] is 1."""
+        _, high, wide, _ = self.padded.shape
+        rows = (index * high + down)[:, None] + self.rows
+        columns = torch.where(flipped[:, None] == 1, self.columns.flip(0), self.columns)
+        pixels = rows[:, :, None] * wide + (right[:, None] + columns)[:, None]
+        crops = self.padded.view(-1, 3).index_select(0, pixels.flatten())
+        return crops.view(*pixels.shape, 3)
+
+
+class MemoryLoader(Loader):
+    """A `Loader` of images in memory. Args: log, an open text file for a line about each split."""
 
     def __init__(
         self,
-        images: np.ndarray,
+        data: ImageData,
         views: Views,
+        batch_size: int,
+        seed: int,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
+        log=None,
     ):
-        pad = self.padding = views.padding
-        self.flip = views.flip
-        stored = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-        # Without padding the images themselves: a copy of a large set costs what the set does.
-        self.padded = F.pad(stored, (0, 0, pad, pad, pad, pad)) if pad else stored
-        self.count, *sides, _ = stored.shape
-        self.height, self.width = (views.window or side for side in sides)
-        # The rows, and the columns, by which what is held is larger than what is served.
-        self.margin = self.padded.shape[1] - self.height
-        # The crop that begins at each pixel of the set, as an overlapping view [pixels, height,
-        # 3·width].
-        across = self.padded.shape[2]
-        pixels = self.padded.numel() // 3 - (self.height - 1) * across - self.width + 1
-        self.crops = self.padded.flatten().as_strided(
-            (max(pixels, 0), self.height, 3 * self.width), (3, 3 * across, 1)
+        images = MemoryImages(data.train_images, views.padding, device)
+        test_images = MemoryImages(data.test_images, device=device)
+        self.views = views
+        info = DatasetInfo(
+            data.class_names,
+            image_size=[images.height, images.width],
+            data_notes=data.notes,
+            test_labels_are_noisy=data.test_labels_are_noisy,
+            labels_in_paths=data.labels_in_paths,
+            dropped_images=data.dropped_images,
         )
-        self.normalized = Normalizer(views, self.width, device, channels_last)
+        super().__init__(
+            images,
+            data.train_labels,
+            {"test": (test_images, data.test_labels)},
+            views,
+            info,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            channels_last=channels_last,
+            clean_labels=data.clean_labels,
+            files=data.files,
+            log=log,
+        )
 
-    def __len__(self) -> int:
-        return self.count
+    def thumbnails(self, index: np.ndarray) -> np.ndarray:
+        """The training images at these positions, uint8 [k, h, w, 3]."""
+        return self.train_images.plain(torch.as_tensor(index, device=self.device)).cpu().numpy()
 
-    @property
-    def device(self) -> torch.device:
-        return self.padded.device
+    def start_pass(self, batches: Batches) -> tuple[Tensor, int]:
+        """The positions in the order of this pass; 0, no seed."""
+        index = batches.dataset
+        if batches.shuffle:
+            draw = {"generator": self.generator, "device": self.device}
+            index = index[torch.randperm(len(index), **draw)]
+        return index, 0
 
-    @property
-    def stored(self) -> Tensor:
-        """The images as they came, uint8 [n, height, width, 3]: a view of what is held."""
-        pad, (_, high, across, _) = self.padding, self.padded.shape
-        return self.padded[:, pad : high - pad, pad : across - pad]
+    def serve(
+        self, batches: Batches, order: Tensor, seed: int
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Positions of this rank's images, and their views uint8 [b, h, w, 3]."""
+        groups = order.split(batches.batch_size)
+        if not batches.views:
+            for rows in distributed.rank_batches(groups):
+                yield rows, [batches.images.plain(rows)]
+            return
+        for rows in groups:
+            own = distributed.rank_rows(len(rows))
+            yield rows[own], [self.augmented(rows, own) for _ in range(batches.views)]
 
-    def plain(self, index: Tensor) -> Tensor:
-        """The images of int64 `index` [b], not augmented (method 1: `test` and `eval`)."""
-        middle = round(self.margin / 2)
-        return self.normalized(self._cropped(index, middle, middle))
+    def augmented(self, index: Tensor, own: slice) -> Tensor:
+        """A view, uint8 [b, h, w, 3], of the `own` ones of these images.
 
-    def drawn(self, index: Tensor, generator: torch.Generator, own: slice) -> Tensor:
-        """The pixels of one view of each image, uint8 [b, height, 3·width], to be `normalized`.
-
-        Each has its own crop and its own flip (method 1: `train`), drawn for all of `index` [n],
-        made of the `own` ones, so that ranks draw alike.
+        Crop and flip are drawn for all of `index`, so that the ranks' generators stay equal.
         """
-        draw = {"generator": generator, "device": self.device}
-        offsets = torch.randint(self.margin + 1, (2, len(index)), **draw)
-        rows = self._cropped(index[own], *offsets[:, own])
-        if self.flip:
-            images = rows.unflatten(2, (self.width, 3))
-            rows = mirrored(images, torch.randint(2, (len(index),), **draw)[own]).flatten(2)
-        return rows
+        draw = {"generator": self.generator, "device": self.device}
+        offsets = torch.randint(2 * self.views.padding + 1, (2, len(index)), **draw)[:, own]
+        flipped = torch.zeros_like(index)
+        if self.views.flip:
+            flipped = torch.randint(2, (len(index),), **draw)
+        return self.train_images.cropped(index[own], *offsets, flipped[own])
 
-    def _cropped(self, index: Tensor, down: Tensor | int, right: Tensor | int) -> Tensor:
-        """uint8 [b, height, 3·width] from these pixels of the padded images on."""
-        _, high, across, _ = self.padded.shape
-        first = (index * high + down) * across + right
-        # On a CPU index_select is three times as fast; elsewhere it may first copy the whole view.
-        return self.crops.index_select(0, first) if first.is_cpu else self.crops[first]
+    def _scoring_batch_size(self, count: int) -> int:
+        """Many small images at once, but at least a batch for each rank."""
+        height, width = self.info.image_size
+        if height * width <= SCORING_PIXELS:
+            return min(SCORING_BATCH, distributed.rank_share(count))
+        return self.batch_size

@@ -1,34 +1,89 @@
-"""Lists of labels in the place of a data set's own, as `--noise_file` takes them (method 1).
+"""Labels from a file instead of the dataset's own, as `--noise_file` takes them.
 
-JSON, a label for each training image, null for one that is not trained on.
+JSON, NumPy, torch or CSV: a label for each training image; null in JSON excludes the image.
 """
 
+import csv
 import json
+import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from smr.data.cifar_files import checked_labels
-from smr.data.image_folder import Listing
-from smr.data.loader import ImageData
+from smr.data.cifar_files import Refused, checked_labels, load_archive, read_npy
+from smr.data.image_folder import Listing, first_ten
+from smr.data.memory_dataset import ImageData
 from smr.errors import InputError
 
 # In an array of labels: the image is not trained on.
 DROPPED = -1
+LABEL_COLUMNS = ("label", "labels", "noisy_label", "given", "target", "class", "y")
+INDEX_COLUMNS = ("index", "id", "idx")
+EXPECTED = "expected a list of whole numbers: .json, .npy, .npz with 'label', .pt or .csv"
 
 
-def read_label_list(path: str | Path, count: int, classes: int) -> np.ndarray:
-    """int64 [count] from a JSON list, as DivideMix and SMR write; DROPPED where it has null.
-
-    Raises InputError.
-    """
+def read_noise_file(path: str | Path):
+    """The content of a file of labels, a list or a dict of columns. Raises InputError."""
+    path = Path(path)
     try:
-        labels = json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.suffix.lower() in (".pt", ".pth"):
+            return load_archive(path)
+        if path.suffix.lower() == ".npy":
+            return read_npy(path)
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as content:
+                return {name: content[name] for name in content.files}
+        text = path.read_text(encoding="utf-8-sig")
+        return read_table(text) if path.suffix.lower() in (".csv", ".txt") else json.loads(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except Refused as error:
+        raise InputError(f"{path}: no file of labels: {error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: expected a plain list of labels") from error
+        raise InputError(f"{path}: not JSON: {EXPECTED}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {EXPECTED}") from error
+
+
+def read_table(text: str) -> list | dict:
+    """The columns of a CSV file as numbers; a list if it has one column without a name."""
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if rows and all(len(row) == 1 and row[0].strip().isdecimal() for row in rows):
+        return [int(row[0]) for row in rows]
+    names, *rows = rows or [[]]
+    columns = zip(*rows, strict=True)
+    numbers = ([int(c) if c.strip().isdecimal() else c for c in column] for column in columns)
+    return {name.strip().lower(): column for name, column in zip(names, numbers, strict=False)}
+
+
+def read_label_list(
+    path: str | Path, count: int, classes: int, whole: int | None = None
+) -> np.ndarray:
+    """int64 [count] from a file of labels; DROPPED for null.
+
+    Args: whole, the number of training images of which these are the first `count`: a list of all
+    of them is accepted too. Raises InputError.
+    """
+    labels, order = read_noise_file(path), None
+    if isinstance(labels, dict):
+        columns = [name for name in LABEL_COLUMNS if name in labels]
+        if not columns:
+            hint = ""
+            if "clean_label" in labels:
+                hint = "; the human labels of CIFAR-N: name them with --noise_mode, such as worst"
+            raise InputError(
+                f"{path}: no column of labels among {first_ten(list(map(str, labels)))}; "
+                f"{EXPECTED}{hint}"
+            )
+        order = next((labels[name] for name in INDEX_COLUMNS if name in labels), None)
+        labels = labels[columns[0]]
+    labels = as_list(labels)
+    if order is not None and isinstance(labels, list):
+        labels = in_order(labels, as_list(order), path)
+    if isinstance(labels, list) and whole and len(labels) == whole:
+        labels = labels[:count]
     nulls = []
     if isinstance(labels, list):
         nulls = [i for i, label in enumerate(labels) if label is None]
@@ -40,51 +95,69 @@ def read_label_list(path: str | Path, count: int, classes: int) -> np.ndarray:
     return checked
 
 
+def as_list(values):
+    """A tensor or an array as a list; anything else as it is."""
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def in_order(labels: list, index: list, path: str | Path) -> list:
+    """The labels of images 0, 1, … by the column of their indices. Raises InputError."""
+    if len(labels) != len(index) or sorted(index, key=str) != sorted(range(len(index)), key=str):
+        raise InputError(f"{path}: its index is not 0 to {len(labels) - 1}, each once")
+    ordered = dict(zip(index, labels, strict=True))
+    return [ordered[i] for i in range(len(labels))]
+
+
 def label_list(labels: list[int], dropped: list[int]) -> list[int | None]:
-    """The labels of the images that are trained on, with null in the place of each dropped one."""
+    """The labels of the images that are trained on, with null for each dropped one."""
     whole: list[int | None] = list(labels)
     for position in sorted(dropped):
         whole.insert(position, None)
     return whole
 
 
-def dropped_facts(labels: np.ndarray) -> dict:
-    """What config.json tells of the images that these labels drop: their positions."""
-    dropped = np.flatnonzero(labels == DROPPED).tolist()
-    return {"dropped_images": dropped} if dropped else {}
+def agreement_notes(labels: np.ndarray, clean: np.ndarray, classes: int) -> list[str]:
+    """A note if labels of a file agree with the true ones no better than random labels would."""
+    agreement = float((labels == clean)[labels != DROPPED].mean())
+    chance = 1 / classes
+    if agreement > chance + 3 * (chance * (1 - chance) / len(labels)) ** 0.5:
+        return []
+    return [
+        f"the labels of --noise_file agree with the true labels on {100 * agreement:.1f} % of the "
+        "images, no more than random labels do: is it of this dataset, in the same order?"
+    ]
 
 
-def dropped_notes(labels: np.ndarray) -> list[str]:
-    """A line for the log where these labels drop images."""
-    dropped = np.count_nonzero(labels == DROPPED)
-    return [f"--noise_file drops {dropped} training images"] if dropped else []
+def drop_notes(dropped: Sequence[int]) -> list[str]:
+    """A line for the log if labels exclude images."""
+    return [f"--noise_file drops {len(dropped)} training images"] if len(dropped) else []
 
 
-def without_dropped(data: ImageData) -> ImageData:
-    """The data without the training images that its labels drop."""
-    labels = data.train_labels
-    kept = labels != DROPPED
-    if kept.all():
+def with_labels(data: ImageData, labels: np.ndarray) -> ImageData:
+    """The data with other training labels, without the images that these drop."""
+    chosen = labels != DROPPED
+    dropped = np.flatnonzero(~chosen).tolist()
+    notes = data.notes + drop_notes(dropped)
+    data = replace(data, train_labels=labels, dropped_images=dropped, notes=notes)
+    if not dropped:
         return data
     return replace(
         data,
-        train_images=data.train_images[kept],
-        train_labels=labels[kept],
-        clean_labels=None if data.clean_labels is None else data.clean_labels[kept],
-        files=data.files and [data.files[i] for i in np.flatnonzero(kept)],
-        notes=data.notes + dropped_notes(labels),
+        train_images=data.train_images[chosen],
+        train_labels=labels[chosen],
+        clean_labels=None if data.clean_labels is None else data.clean_labels[chosen],
+        files=data.files and [data.files[i] for i in np.flatnonzero(chosen)],
     )
 
 
-def relabeled(
-    listing: Listing, path: str | Path, classes: int, notes: list[str]
-) -> tuple[Listing, dict]:
-    """The image files with the labels of a list, without those that it drops; `dropped_facts`.
+def relabeled(listing: Listing, path: str | Path, classes: int) -> tuple[Listing, list[int]]:
+    """The files with the labels of a file, "" for their own, and the positions that it drops.
 
-    Without a list, "", as they are. Adds to `notes`. Raises InputError.
+    Raises InputError.
     """
     if not path:
-        return listing, {}
+        return listing, []
     labels = read_label_list(path, len(listing.files), classes)
-    notes += dropped_notes(labels)
-    return replace(listing, labels=labels).only(labels != DROPPED), dropped_facts(labels)
+    dropped = np.flatnonzero(labels == DROPPED).tolist()
+    notes = listing.notes + drop_notes(dropped)
+    return replace(listing, labels=labels, notes=notes).only(labels != DROPPED), dropped

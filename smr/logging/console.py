@@ -95,22 +95,20 @@ def duration(seconds: float) -> str:
 class RunLog:
     """A run's lines.
 
-    Args: truth_known, whether the true labels are; has_splits, whether the method divides the
-    data into labeled and unlabeled images. Columns that no epoch can fill are left out.
+    Args: truth_known, whether the true labels are. Columns that no epoch can fill are left out.
     """
 
-    def __init__(
-        self, config, truth_known: bool, test_sets: Sequence[str], has_splits: bool = True
-    ):
+    def __init__(self, config, truth_known: bool, test_sets: Sequence[str]):
         self.title = title(config)
         self.last_epoch = config.num_epochs
         self.terminal = Terminal()
         self.seconds: list[tuple[str, float]] = []  # kind and wall time of past epochs
         self.notes: set[str] = set()
-        self.uses_unlabeled_loss = config.lambda_u != 0
+        self.uses_unlabeled_loss = getattr(config, "lambda_u", 0) != 0
         unused = set() if self.uses_unlabeled_loss else {"Lu", "w(Lu)"}
         unused |= set() if truth_known else {"AUC", "prec"}
-        unused |= set() if has_splits else {name for name, *_ in COLUMNS[1:]}
+        # A method with a clean probability threshold splits the training set.
+        unused |= set() if hasattr(config, "p_threshold") else {name for name, *_ in COLUMNS[1:]}
         self.columns = [column for column in COLUMNS if column[0] not in unused]
         for name in test_sets:
             self.columns.append((f"{name}%", max(6, len(name) + 1), ".2f", (f"{name}/accuracy",)))

@@ -10,8 +10,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from smr.evaluate import Test
 from smr.gmm_split import Split
-from smr.method import EpochResult
+from smr.methods import TrainedEpoch
 
 Color = tuple[int, int, int]
 INK, PAPER, GRAY, LIGHT = (30, 30, 30), (255, 255, 255), (150, 150, 150), (225, 225, 225)
@@ -93,7 +94,10 @@ def sideways(text: str, size: int, color: Color) -> Image.Image:
 
 
 def epoch_figures(
-    result: EpochResult, is_clean: np.ndarray | None, class_names: Sequence[str]
+    trained: TrainedEpoch,
+    tests: dict[str, Test],
+    is_clean: np.ndarray | None,
+    class_names: Sequence[str],
 ) -> dict[str, np.ndarray]:
     """Tag → figure: each test set's confusion matrix, and each network's losses if it split them.
 
@@ -101,12 +105,12 @@ def epoch_figures(
     """
     figures = {
         f"{test_set}/confusion": matrix(
-            confusion, class_names, f"Confusion, {test_set} images", "label", "predicted"
+            test.confusion, class_names, f"Confusion, {test_set} images", "label", "predicted"
         )
-        for test_set, confusion in result.confusions.items()
+        for test_set, test in tests.items()
     }
-    for k, split in enumerate(result.splits or (), start=1):
-        title = f"Epoch {result.epoch}, network {k}: losses and GMM"
+    for k, split in enumerate(trained.splits, start=1):
+        title = f"Epoch {trained.epoch}, network {k}: losses and GMM"
         clean = None if is_clean is None else is_clean[split.index]
         figures[f"split/net{k}/mixture"] = loss_histogram(split, clean, title)
     return figures
@@ -140,9 +144,9 @@ def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.
             pen.rectangle([x[i] + 1, high, x[i + 1] - 1, low], fill=color)
         base += count
     keys = [(name, color) for name, color, _ in groups]
-    if split.mixture is not None:
+    if split.gmm is not None:
         components = (("clean component", DARK_BLUE), ("noisy component", DARK_RED))
-        densities = gmm_densities(split.mixture, np.linspace(0, 1, 501))
+        densities = gmm_densities(split.gmm, np.linspace(0, 1, 501))
         for (_, color), density in zip(components, densities, strict=True):
             level = np.minimum(density * len(split.losses) / BINS, 1.05 * highest)
             points = zip(np.linspace(left, right, 501), bottom - level * y, strict=True)

@@ -11,20 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
+from smr.config import Config
 from smr.data.loader import Loader
+from smr.evaluate import Test
 from smr.files import write_text
 from smr.gmm_split import statistics_line
 from smr.logging.console import RunLog
 from smr.logging.tensorboard import Board
-from smr.method import EpochResult
+from smr.methods import TrainedEpoch
 
 
-def run_name(config, with_method: bool = True) -> str:
-    """<dataset>_<r>_<noise_mode>_<method>_seed<seed>[_<id>]; data without noise has no r."""
-    noise_mode = getattr(config, "noise_mode", None)
-    noise = f"{config.r!r}_{noise_mode}_" if noise_mode else ""
-    method = f"{config.method}_" if with_method else ""
-    return f"{config.dataset}_{noise}{method}seed{config.seed}" + (config.id and f"_{config.id}")
+def test_metrics(tests: dict[str, Test]) -> dict[str, float]:
+    """The figures of each test set by TensorBoard tag."""
+    return {
+        f"{test_set}/{name}": value
+        for test_set, test in tests.items()
+        for name, value in test.figures.items()
+    }
 
 
 def stats_lines(row: dict) -> str:
@@ -65,17 +68,15 @@ class RunRecord:
     """A run's folder, its log and its metrics.
 
     Args: rows, those of metrics.jsonl that the run resumes from; later ones in the files are
-    dropped; has_splits as in RunLog. Raises OSError.
+    dropped. Raises OSError.
     """
 
-    def __init__(
-        self, folder: Path, config, loader: Loader, rows: list[dict], has_splits: bool = True
-    ):
+    def __init__(self, folder: Path, config: Config, loader: Loader, rows: list[dict]):
         self.folder = folder
         self.config = config
         self.loader = loader
         self.rows = rows
-        self.log = RunLog(config, loader.is_clean is not None, loader.test_sets, has_splits)
+        self.log = RunLog(config, loader.is_clean is not None, loader.test_sets)
         self.board = Board(folder, len(rows))
         self.epoch_ended = time.monotonic()
         self.write_files()
@@ -89,10 +90,10 @@ class RunRecord:
     def best_epochs(self) -> tuple[int, int]:
         """Each network's best epoch, the first of equals.
 
-        Both are the epoch of the best test accuracy, unless `config.select_on` names the test set
+        Both are the epoch of the best test accuracy, unless `config.SELECT_ON` names the test set
         on which each network is selected by its own accuracy.
         """
-        names, select_on = ["test/accuracy"] * 2, getattr(self.config, "select_on", "")
+        names, select_on = ["test/accuracy"] * 2, self.config.SELECT_ON
         if select_on:
             names = [f"{select_on}/net{k}/accuracy" for k in (1, 2)]
         first, second = (int(np.argmax([row[name] for row in self.rows])) for name in names)
@@ -100,7 +101,7 @@ class RunRecord:
 
     def write_files(self) -> None:
         """Write each text file anew, so that no line is ever incomplete, missing or doubled."""
-        titles = getattr(self.config, "test_titles", {})
+        titles = self.config.TEST_TITLES
         contents = {
             "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in self.rows),
             "acc.txt": "".join(accuracy_line(row, titles) for row in self.rows),
@@ -114,23 +115,24 @@ class RunRecord:
         self.epoch_ended = time.monotonic()
         self.log.header()
 
-    def add(self, result: EpochResult, memory: dict[str, float]) -> None:
+    def add(self, trained: TrainedEpoch, tests: dict[str, Test], memory: dict[str, float]) -> None:
         """Add an epoch, with these `memory/` metrics, to the log, the files and TensorBoard.
 
         `time/seconds` is the wall time since the epoch before was added. The copy of that one's
         checkpoint is in it.
         """
         now = time.monotonic()
-        metrics = result.metrics | memory | {"time/seconds": now - self.epoch_ended}
+        metrics = trained.metrics | test_metrics(tests) | memory
+        metrics |= {"time/seconds": now - self.epoch_ended}
         self.epoch_ended = now
         accuracies = [*self.accuracies, metrics["test/accuracy"]]
         metrics["test/best_accuracy"] = max(accuracies)
         metrics["test/mean_of_last_ten"] = float(np.mean(accuracies[-10:]))
-        self.rows.append({"epoch": result.epoch, "kind": result.kind} | metrics)
-        self.log.summary(result.epoch, result.kind, metrics)
+        self.rows.append({"epoch": trained.epoch, "kind": trained.kind} | metrics)
+        self.log.summary(trained.epoch, trained.kind, metrics)
         with self.disk_errors_logged():
             self.write_files()
-            self.board.add_epoch(self.rows, result, self.config.num_epochs, self.loader)
+            self.board.add_epoch(self.rows, trained, tests, self.config.num_epochs, self.loader)
 
     @contextmanager
     def disk_errors_logged(self) -> Iterator[None]:
@@ -140,8 +142,11 @@ class RunRecord:
         except OSError as error:
             self.log.line(f"the metrics were not written ({error.strerror}); the run continues")
 
-    def finish(self, pictures: dict[str, np.ndarray]) -> None:
-        """Log the final figures and, with these pictures by tag, add them to TensorBoard."""
+    def finish(self, pictures: dict[str, np.ndarray], selected: float | None = None) -> None:
+        """Log the final figures and, with these pictures by tag, add them to TensorBoard.
+
+        Args: selected, the test accuracy of the networks that were selected on another test set.
+        """
         accuracies, last_ten = self.accuracies, self.accuracies[-10:]
         self.log.line(memory_line(self.rows[-1]))
         self.log.line(
@@ -149,11 +154,17 @@ class RunRecord:
             f"last {accuracies[-1]:.2f} %, "
             f"mean of the last {len(last_ten)} epochs {np.mean(last_ten):.2f} %"
         )
+        if selected is not None:
+            epochs = " and ".join(map(str, self.best_epochs))
+            self.log.line(
+                f"selected by {self.config.SELECT_ON} accuracy: networks of epochs {epochs}, test "
+                f"accuracy {selected:.2f} %"
+            )
         with self.disk_errors_logged():
             self.board.finish(self.config, pictures)
         names = "label_issues.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt"
         self.log.line(f"in {self.folder}: {names}, last.pt")
-        if self.loader.facts.get("labels_in_paths"):
+        if self.loader.info.labels_in_paths:
             decide, file = "decide in labels.html and save", "corrections.csv"
             if not self.config.review:
                 decide, file = "edit the classes in labels.csv", f"{self.folder}/labels.csv"

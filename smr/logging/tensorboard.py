@@ -9,8 +9,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from smr.data.loader import Loader
+from smr.evaluate import Test
 from smr.logging import figures
-from smr.method import EpochResult
+from smr.methods import TrainedEpoch
 
 # Epochs between figures, which are read less often than curves and cost more.
 FIGURE_PERIOD = 10
@@ -60,19 +61,24 @@ class Board:
         self.writer = writer
 
     def add_epoch(
-        self, rows: list[dict], result: EpochResult, last_epoch: int, loader: Loader
+        self,
+        rows: list[dict],
+        trained: TrainedEpoch,
+        tests: dict[str, Test],
+        last_epoch: int,
+        loader: Loader,
     ) -> None:
         """Add the rows of metrics.jsonl not written yet and, every tenth epoch, its figures."""
         with self.writing() as writer:
             for row in rows[self.rows_written :]:
                 for tag, value in curves(row).items():
                     writer.add_scalar(tag, value, row["epoch"])
-            if result.epoch % FIGURE_PERIOD == 0 or result.epoch == last_epoch:
-                add_histograms(writer, result, loader.is_clean)
+            if trained.epoch % FIGURE_PERIOD == 0 or trained.epoch == last_epoch:
+                add_histograms(writer, trained, loader.is_clean)
                 add_images(
                     writer,
-                    figures.epoch_figures(result, loader.is_clean, loader.class_names),
-                    result.epoch,
+                    figures.epoch_figures(trained, tests, loader.is_clean, loader.class_names),
+                    trained.epoch,
                 )
         self.rows_written = len(rows)
 
@@ -108,9 +114,11 @@ def curves(row: dict) -> dict[str, float]:
     return values
 
 
-def add_histograms(writer: SummaryWriter, result: EpochResult, is_clean: np.ndarray | None) -> None:
+def add_histograms(
+    writer: SummaryWriter, trained: TrainedEpoch, is_clean: np.ndarray | None
+) -> None:
     """Each network's scaled losses, those of clean and noisy labels separately if known."""
-    for k, split in enumerate(result.splits or (), start=1):
+    for k, split in enumerate(trained.splits, start=1):
         groups = {"losses": np.ones(len(split.losses), dtype=bool)}
         if is_clean is not None:
             clean = is_clean[split.index]
@@ -118,7 +126,7 @@ def add_histograms(writer: SummaryWriter, result: EpochResult, is_clean: np.ndar
         for name, chosen in groups.items():
             if chosen.any():
                 tag, losses = f"split/net{k}/{name}", split.losses[chosen]
-                writer.add_histogram(tag, losses, result.epoch, bins=figures.BINS)
+                writer.add_histogram(tag, losses, trained.epoch, bins=figures.BINS)
 
 
 def add_images(writer: SummaryWriter, pictures: dict[str, np.ndarray], epoch: int) -> None:

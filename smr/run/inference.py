@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from smr import networks
 from smr.data.decoding import decode
 from smr.data.image_file_dataset import Frame, scaled
-from smr.method import Pair
 from smr.run import checkpoints
+from smr.training import Pair
 
 
 class Predictor(nn.Module):

@@ -1,362 +1,381 @@
-"""The course of a run, the same for all scripts: open its folder, train, keep, finish, resume."""
+"""A run: its configuration, folder and checkpoints, and what each epoch writes."""
 
-import argparse
-import hashlib
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from smr import distributed, networks
-from smr.data.loader import SCORING_BATCH, Loader
+from smr import devices, distributed, features, networks
+from smr.config import Config, configure, parse, resumed, shown_flags
+from smr.data.fingerprint import content_fingerprint
+from smr.data.loader import Loader
+from smr.data.memory_dataset import SCORING_BATCH
 from smr.data.noise_file import label_list
-from smr.errors import InputError, NonFiniteLoss, RankLost
+from smr.errors import InputError, NonFiniteLoss
+from smr.evaluate import Test, evaluate
 from smr.files import write_json, write_text
-from smr.label_issues import report as labels
+from smr.label_issues import report
 from smr.logging.console import Terminal, title
-from smr.logging.metrics_file import RunRecord, run_name
-from smr.method import EpochResult, Pair, new_pair, test, train
-from smr.recipe import Recipe, recipe_of
-from smr.run import checkpoints, devices, options
-from smr.run.run_dir import clear_folder, ended, locked, refuse_a_run
-from smr.run.saving import Saver, copied
+from smr.logging.metrics_file import RunRecord
+from smr.methods import Method, TrainedEpoch, new_method
+from smr.run import checkpoints, run_dir
+from smr.training import Pair, new_pair
+
+# What the networks start from, if a checkpoint holds them.
+FROM_CHECKPOINT = {"pretrained": False, "weights": ""}
 
 
-@dataclass(frozen=True)
-class Script:
-    """What differs between the scripts.
+class Run:
+    """A run of a training script, between its command line and its exit status.
 
-    resolve(given, device) → the configuration; make_loader(config, device) → the data;
-    build_network(config) → one untrained network.
+    A script uses it in this order: `config`, `load`, `new_pair`, `new_method`, `epochs` with
+    `log` and `save` in each, `report_label_issues`. With --evaluate there is no epoch to train.
+
+    Args: usage, the script's docstring; argv, the command line. Raises InputError.
     """
 
-    name: str
-    resolve: Callable[[dict, torch.device], dict]
-    make_loader: Callable[[dict, torch.device], Loader]
-    build_network: Callable[[dict], torch.nn.Module]
+    def __init__(self, config_class: type[Config], usage: str, argv: list[str] | None):
+        self.given, self.action = parse(config_class, usage, argv)
+        self.config_class, self.script = config_class, script_of(config_class)
+        # The checkpoint to start from, and the rows of metrics.jsonl until then.
+        self.state: dict | None = None
+        self.rows: list[dict] = []
+        self.frozen: features.FrozenBackbone | None = None
+        # Rank 0 writes; the other ranks have no record.
+        self.record: RunRecord | None = None
+        self.exit_stack = ExitStack()
 
+    def __enter__(self) -> "Run":
+        with self.exit_stack:
+            values, self.checkpoint_path, self.state = distributed.from_rank_zero(self.open)
+            self.folder = self.checkpoint_path.parent
+            self.config = configure(self.config_class, **values)
+            gpuid = distributed.local_rank() if distributed.launched() else self.config.gpuid
+            self.device = devices.find_device(self.config.device, gpuid)
+            if distributed.world_size() > 1 and self.device.type == "mps":
+                raise InputError("torchrun: several processes train on CUDA or with --device cpu")
+            self.exit_stack = self.exit_stack.pop_all()
+        return self
 
-def main(script: Script, parser: options.Parser, argv: list[str] | None) -> int:
-    """Run a script's command line; the exit status: 0 done, 1 failed, 2 refused, 128+n signal n."""
-    args = parser.parse_args(argv)
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        with options.one_line_errors(script.name), distributed.process_group():
-            if args.evaluate:
-                return evaluate(script, args)
-            return start_or_resume(script, args)
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        name = signal.Signals(number).name
-        if distributed.is_rank_zero():
-            print(f"{script.name}: stopped by {name}; --resume goes on", file=sys.stderr)
-        return 128 + number
-    except RankLost as error:
-        print(f"{script.name}: {error}; --resume goes on", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __exit__(self, *_) -> None:
+        self.exit_stack.close()
 
+    def open(self) -> tuple[dict, Path, dict | None]:
+        """The configuration's values, the checkpoint's path, and its content or None.
 
-def interrupt(number: int, _frame) -> None:
-    """Have a signal stop the process as Ctrl-C does; the last whole epoch's checkpoint stands."""
-    raise KeyboardInterrupt(number)
+        Locks the run folder.
+        """
+        action = self.action
+        if action.evaluate:
+            path = checkpoints.path_of(action.evaluate)
+            state = checkpoints.load(path)
+            return asdict(self.config_of(state, path)), path, state
+        if isinstance(action.resume, str):
+            path = checkpoints.path_of(action.resume)
+        else:
+            config = configure(self.config_class, **self.given)
+            path = Path(config.output) / run_dir.run_name(config) / "last.pt"
+        self.exit_stack.enter_context(run_dir.locked(path.parent))
+        if action.resume and path.exists():
+            state = checkpoints.load_training_state(path)
+            return asdict(self.config_of(state, path)), path, state
+        run_dir.refuse_to_lose(path.parent, action)
+        return asdict(config), path, None
 
+    def config_of(self, state: dict, path: Path) -> Config:
+        """The configuration of a checkpoint's run with the flags of the command line."""
+        if state["script"] != self.script:
+            raise InputError(f"{path}: a run of {state['script']}; use that script")
+        with checkpoints.fitting(path, "its configuration does not fit"):
+            return resumed(self.config_class, state, self.given, str(path))
 
-def start_or_resume(script: Script, args: argparse.Namespace) -> int:
-    """Find the run's folder, hold it, and train there; the exit status. Raises InputError."""
-    with ExitStack() as held:
-        folder, config, state = distributed.from_rank_zero(lambda: opened(script, args, held))
-        return run(script, config, options.given_flags(args), device_of(config), folder, state)
+    def load(self, make_loader: Callable[[Config, torch.device], Loader]) -> Loader:
+        """The loader of the configuration. Seeds Python, NumPy and torch, for the networks."""
+        self.loader = distributed.one_by_one(partial(make_loader, self.config, self.device))
+        fingerprint = content_fingerprint(self.loader, self.config.data_path)
+        self.data_sha256 = f"{self.loader.info.noise_sha256} {fingerprint}"
+        if len(set(distributed.all_gather(self.data_sha256))) > 1:
+            raise InputError("torchrun: the machines hold different training data")
+        devices.seed_everything(self.config.seed)
+        return self.loader
 
+    def freeze_backbone(self, build_network: Callable[[Config], nn.Module]) -> Loader:
+        """With --freeze_backbone on, a loader of the photos' features in the place of the photos.
 
-def opened(
-    script: Script, args: argparse.Namespace, held: ExitStack
-) -> tuple[Path, dict, dict | None]:
-    """Find the run's folder and hold it; the folder, the configuration, and the state to go on
-    from, None to start anew.
+        The backbone runs once over each photo. The features, and the backbone for a resume, are in
+        the run folder's features/. Raises InputError.
+        """
+        config = self.config
+        if not config.freeze_backbone:
+            return self.loader
+        devices.prepare_process(self.device, config.amp)
+        folder = self.folder / features.FOLDER
+        weights, start = folder / "backbone.pt", config
+        if weights.exists():
+            start = from_checkpoint(config)
+        network = distributed.one_by_one(partial(build_network, start))
+        self.frozen = features.FrozenBackbone(network, networks.head_of(network))
+        if weights.exists():
+            with checkpoints.fitting(weights, "holds another network than these flags make"):
+                network.load_state_dict(torch.load(weights, weights_only=True))
+        elif distributed.is_rank_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.save(network.state_dict(), weights)
+        key = {
+            "data": self.data_sha256,
+            "weights": self.frozen.checksum(),
+            "views": config.feature_views,
+            "seed": config.seed,
+        }
+        backbone = network.to(self.device, memory_format=torch.channels_last)
+        self.loader = features.extract(
+            backbone, self.loader, config.feature_views, folder, key, config.amp
+        )
+        devices.seed_everything(config.seed)  # the same draws whether they were computed or read
+        return self.loader
 
-    Raises InputError.
-    """
-    given = options.given_flags(args)
-    if isinstance(args.resume, str):
-        path = checkpoints.path_of(args.resume)
-    else:
-        config = script.resolve(given, device_of(given))
-        path = Path(config["output"]) / run_name(config) / "last.pt"
-        older = path.parent.with_name(run_name(config, with_method=False)) / path.name
-        if args.resume and older.exists() and not path.exists():
-            path = older
-    held.enter_context(locked(path.parent))
-    if args.resume and path.exists():
-        state = checkpoints.load_training_state(path)
-        return path.parent, go_on(script, state, given, path), state
-    refuse_a_run(path.parent, args)
-    return path.parent, config, None
+    def new_pair(self, build_network: Callable[[Config], nn.Module]) -> Pair:
+        """Two networks and their optimizers, compiled if the configuration says so."""
+        config = self.config
+        devices.prepare_process(self.device, config.amp)
+        start = from_checkpoint(config) if self.state else config
 
+        def build() -> nn.Module:
+            network = self.frozen.new_head() if self.frozen else build_network(start)
+            return networks.sync_batch_norm(network) if config.sync_bn else network
 
-def device_of(flags: dict) -> torch.device:
-    """The device that these flags, or the defaults, name; under torchrun the rank's own.
+        # One rank after the other: pre-trained weights are downloaded once.
+        self.pair = new_pair(partial(distributed.one_by_one, build), config, self.device)
+        if config.compile:
+            torch.compiler.reset()  # of another pair in this process
+            # Views and large images; the peer's two views and a warm-up batch; a mixed batch.
+            batch_sizes = {config.batch_size, config.batch_size // distributed.world_size()}
+            sizes = [factor * size for factor in (1, 2, 4) for size in batch_sizes]
+            for network in self.pair.networks:
+                devices.compile_network(network, [*sizes, SCORING_BATCH])
+        return self.pair
 
-    Raises InputError.
-    """
-    wanted = options.DEFAULTS | flags
-    if distributed.launched():
-        wanted["gpuid"] = distributed.local_rank()
-    device = devices.find_device(wanted["device"], wanted["gpuid"])
-    if distributed.world_size() > 1 and device.type == "mps":
-        raise InputError("torchrun: several processes train on CUDA or with --device cpu")
-    return device
+    def new_method(self, pair: Pair, loader: Loader) -> Method:
+        """The method of the configuration, and with --resume its state and the networks'."""
+        self.method = new_method(self.config, pair, loader)
+        if self.state:
+            distributed.one_by_one(self.restore)
+        if distributed.is_rank_zero() and not self.action.evaluate:
+            if not self.rows:
+                run_dir.clear(self.folder)
+            self.record = RunRecord(self.folder, self.config, self.loader, self.rows)
+            self.exit_stack.callback(self.record.close)
+            self.method.log = self.record.log
+        return self.method
 
+    def restore(self) -> None:
+        """Restore the checkpoint, all of it or, with --evaluate, what there is to test."""
+        state, path = self.with_heads(self.state), self.checkpoint_path
+        if not self.action.evaluate:
+            checkpoints.restore(state, self.pair, self.method, self.loader, self.data_sha256, path)
+            self.rows = state["rows"]
+            self.state = {"world_size": state["world_size"]}  # the networks hold the rest now
+            return
+        checkpoints.refuse_other_data(state, self.data_sha256, path)
+        checkpoints.restore_networks(state, self.pair, path)
+        if "method" in state:
+            with checkpoints.fitting(path, "a damaged checkpoint"):
+                self.method.load_state_dict(state["method"])
 
-def go_on(script: Script, state: dict, given: dict, path: Path) -> dict:
-    """The configuration of a checkpoint's run with the given flags. Raises InputError."""
-    if state["script"] != script.name:
-        raise InputError(f"{path}: a run of {state['script']}; use that script")
-    with checkpoints.fitting(path, "its configuration does not fit"):
-        device = device_of(state["config"] | given)
-        flags = options.continued(state, given, device, str(path))
-        try:
-            return script.resolve(flags, device)
-        except InputError as error:
-            raise InputError(f"{path}: its configuration does not fit: {error}") from error
+    def with_heads(self, state: dict) -> dict:
+        """A checkpoint's state, with the heads of whole networks if the backbone is frozen."""
+        if not self.frozen:
+            return state
+        heads = [self.frozen.head_state(network) for network in state["networks"]]
+        return state | {"networks": heads}
 
+    def epochs(self) -> Iterator[int]:
+        """The epochs to train; before the first one, the log's first lines and a checkpoint."""
+        self.was_complete = distributed.from_rank_zero(
+            lambda: len(self.rows) > self.config.num_epochs and run_dir.has_ended(self.folder)
+        )
+        if self.action.evaluate or self.was_complete:
+            return
+        first = len(self.rows)
+        if self.record:
+            self.begin()
+        yield from range(first, self.config.num_epochs + 1)
 
-def run(
-    script: Script,
-    config: dict,
-    given: dict,
-    device: torch.device,
-    folder: Path,
-    state: dict | None,
-) -> int:
-    """Train from the start or from a checkpoint's state; the exit status.
+    def begin(self) -> None:
+        """Write what a run writes before its first epoch. Raises OSError."""
+        loader = self.loader
+        self.write_config()
+        self.introduce()
+        if not self.rows:
+            if loader.clean_labels is not None:
+                labels = label_list(loader.noisy_labels.tolist(), loader.info.dropped_images)
+                write_text(self.folder / "noisy_labels.json", json.dumps(labels))
+            checkpoints.save(self.training_state(-1), self.folder / "last.pt")
+        self.writer = checkpoints.BackgroundWriter(self.record.log.line)
+        self.exit_stack.callback(self.writer.close)
+        self.record.header()
 
-    Args: given, the flags of the command line, for the log. Raises OSError where the run folder
-    takes no files at the start.
-    """
-    loader = distributed.one_by_one(partial(script.make_loader, config, device))
-    devices.seed_everything(config["seed"])
-    recipe, facts = recipe_of(config), data_facts(loader)
-    pair = make_pair(script, config | (options.FROM_CHECKPOINT if state else {}), device)
-    sha256, rows = facts["noise_sha256"], state["rows"] if state else []
-    distributed.from_rank_zero(partial(refuse_unlike, distributed.all_gather(sha256)))
-    ranks_before = state.get("ranks", 1) if state else distributed.world_size()
-    if state:
-        restore = partial(checkpoints.restore, state, pair, loader, sha256, folder / "last.pt")
-        distributed.one_by_one(restore)
-        state.clear()  # the networks hold it now: no second copy for the whole run
-    done = len(rows) > recipe.num_epochs
-    if distributed.from_rank_zero(lambda: done and ended(folder)):
-        Terminal().line(f"finished at epoch {recipe.num_epochs}; a larger --num_epochs goes on")
-        return 0
-    if not distributed.is_rank_zero():
-        return accompany(pair, loader, recipe, config, len(rows))
-    if not rows:
-        clear_folder(folder)
-    record = RunRecord(folder, config, loader, rows, has_splits=config["method"] != "ce")
-    state_after = partial(
-        checkpoints.training_state, script.name, pair, loader, config, sha256, rows
-    )
-    machine = {"versions": devices.versions(), "hardware": devices.hardware(device)}
-    described = config | facts | machine | {"world_size": distributed.world_size()}
-    write_json(folder / "config.json", described)
-    introduce(record, facts, given, device, ranks_before)
-    if not rows:
-        if loader.clean_labels is not None:
-            noisy = label_list(loader.noisy_labels.tolist(), facts.get("dropped_images", []))
-            write_text(folder / "noisy_labels.json", json.dumps(noisy))
-        checkpoints.save(state_after(-1), folder / "last.pt")
-    record.header()
-    results = train(pair, loader, recipe, len(rows), record.log.progress, record.log.note)
-    try:
-        follow(record, results, state_after, config["save_every"], device)
-        drawn = report_labels(pair, loader, config, folder, record.log.line)
-        record.finish(drawn)
-        described["ended"] = True
-        if recipe.select_on:
-            accuracy = test_selected(pair, loader, recipe, folder)
-            described["selected_accuracy"] = accuracy
-            record.log.line(
-                f"selected by {recipe.select_on} accuracy: networks of epochs "
-                f"{' and '.join(map(str, record.best_epochs))}, test accuracy {accuracy:.2f} %"
+    def training_state(self, epoch: int) -> dict:
+        """`checkpoints.training_state` of this run."""
+        return checkpoints.training_state(
+            script=self.script,
+            epoch=epoch,
+            config=self.config,
+            loader=self.loader,
+            pair=self.pair,
+            method=self.method,
+            data_sha256=self.data_sha256,
+            rows=self.rows,
+        )
+
+    def write_config(self, **results: object) -> None:
+        """Write config.json: flags, dataset, versions, and at the end results."""
+        machine = {
+            "versions": devices.versions(),
+            "hardware": devices.hardware(self.device),
+            "world_size": distributed.world_size(),
+        }
+        described = asdict(self.config) | asdict(self.loader.info) | machine | results
+        write_json(self.folder / "config.json", described)
+
+    def log(self, trained: TrainedEpoch, tests: dict[str, Test]) -> None:
+        """Add an epoch to the console, metrics.jsonl, acc.txt, stats.txt and TensorBoard."""
+        if self.record:
+            self.record.add(trained, tests, devices.peak_memory(self.device))
+
+    def save(self, epoch: int) -> None:
+        """Write last.pt when it is due, and best.pt when the epoch is the best, in a thread."""
+        if not self.record:
+            return
+        best_epochs = self.record.best_epochs
+        due = (epoch + 1) % self.config.save_every == 0 or epoch == self.config.num_epochs
+        self.writer.wait()  # before the next copy: one copy is in memory at most
+        if due or epoch in best_epochs:
+            state = checkpoints.copied(self.training_state(epoch))
+            whole = self.frozen.whole_state if self.frozen else None
+            write = checkpoints.write_checkpoints
+            self.writer.start(partial(write, state, self.folder, best_epochs, due, whole))
+
+    def report_label_issues(self) -> None:
+        """Write the label issues and the last figures; with --evaluate, test the checkpoint."""
+        if self.was_complete:
+            Terminal().line(
+                f"complete at epoch {self.config.num_epochs}; a larger --num_epochs continues it"
             )
-        write_json(folder / "config.json", described)
-        return 0
-    except NonFiniteLoss as error:
-        record.log.line(f"stopped: {error}; the last checkpoint stands; try a smaller --lr")
-        return 1
-    finally:
-        record.close()
+            return
+        if self.action.evaluate:
+            self.print_test()
+        elif self.record:
+            self.writer.wait()
+        line = self.record.log.line if self.record else Terminal().line
+        pictures = self.write_lists(line)
+        if self.action.evaluate:
+            return
+        results = {"ended": True}
+        if self.config.SELECT_ON:
+            results["selected_accuracy"] = self.test_selected()
+        if self.record:
+            self.record.finish(pictures, results.get("selected_accuracy"))
+            self.write_config(**results)
 
+    def write_lists(self, line: Callable[[str], None]) -> dict:
+        """Compute the label issues, and on rank 0 write them; returns the pictures by tag."""
+        try:
+            issues = report.compute_label_issues(
+                self.pair, self.loader, self.method, self.config.amp
+            )
+        except NonFiniteLoss as error:
+            line(f"labels.csv was not written: {error}")
+            return {}
+        if not distributed.is_rank_zero():
+            return {}
+        root = Path(self.config.data_path)
+        return report.report(issues, self.loader, self.folder, line, root, self.config.review)
 
-def refuse_unlike(checksums: list[str]) -> None:
-    """Raise InputError where the ranks' labels, by their checksums, are not the same."""
-    if len(set(checksums)) > 1:
-        raise InputError("torchrun's machines hold different training data")
+    def test_selected(self) -> float:
+        """The test accuracy of the networks in best.pt, each of its own best epoch (method 9)."""
+        path = self.folder / "best.pt"
+        state = distributed.from_rank_zero(partial(checkpoints.load, path))
+        checkpoints.restore_networks(self.with_heads(state), self.pair, path)
+        figures, _ = evaluate(self.pair.networks, self.loader.run("test"), self.config)
+        return figures["accuracy"]
 
+    def print_test(self) -> None:
+        """Print the test figures of the checkpoint, beside the accuracy that it stores."""
+        epochs = self.state.get("epochs", [self.state["epoch"]])
+        for test_set in self.loader.test_sets:
+            batches = self.loader.run(test_set)
+            figures, _ = evaluate(self.pair.networks, batches, self.config)
+            stored = ""
+            if test_set == "test" and len(epochs) == 1:
+                stored = f" (stored {self.state['accuracy']:.2f} %)"
+            Terminal().line(
+                f"{self.checkpoint_path}, epoch {' and '.join(map(str, epochs))}: "
+                f"{test_set} accuracy {figures['accuracy']:.2f} %{stored}, "
+                f"network 1 {figures['net1/accuracy']:.2f} %, "
+                f"network 2 {figures['net2/accuracy']:.2f} %; "
+                f"macro precision {figures['precision']:.2f} %, recall {figures['recall']:.2f} %, "
+                f"F1 {figures['f1']:.2f} %"
+            )
 
-def accompany(pair: Pair, loader: Loader, recipe: Recipe, config: dict, first_epoch: int) -> int:
-    """Do another rank's part of the run that the first one records; the exit status."""
-    try:
-        for _ in train(pair, loader, recipe, first_epoch, note=lambda _: None):
-            pass
-        report_labels(pair, loader, config, Path(), print)
-        if recipe.select_on:
-            test_selected(pair, loader, recipe, Path())
-        return 0
-    except NonFiniteLoss:  # the first rank has met the same, and says so
-        return 1
-
-
-def follow(
-    record: RunRecord,
-    results: Iterable[EpochResult],
-    state_after: Callable[[int], dict],
-    save_every: int,
-    device: torch.device,
-) -> None:
-    """Record each epoch and keep checkpoints, written meanwhile. Raises NonFiniteLoss."""
-    with Saver(record.log.line) as saver:
-        for result in results:
-            record.add(result, devices.peak_memory(device))
-            epoch, best = result.epoch, record.best_epochs
-            due = (epoch + 1) % save_every == 0 or epoch == record.config.num_epochs
-            saver.wait()  # before the next copy: no more than one is held
-            if due or epoch in best:
-                state = copied(state_after(epoch))
-                saver.start(partial(checkpoints.keep, state, record.folder, best, due))
-                del state  # which the thread frees once it is written
-
-
-def test_selected(pair: Pair, loader: Loader, recipe: Recipe, folder: Path) -> float:
-    """The test accuracy of the networks in best.pt, each of its own best epoch (method 9)."""
-    path = folder / "best.pt"
-    checkpoints.restore_networks(
-        distributed.from_rank_zero(lambda: checkpoints.load(path)), pair, path
-    )
-    return test(pair.networks, loader.run("test"), recipe)[0]["accuracy"]
-
-
-def make_pair(script: Script, config: dict, device: torch.device) -> Pair:
-    """The two networks and their optimizers, compiled where the configuration says so."""
-    devices.prepare_process(device, config["amp"])
-    # In turn: trained weights are fetched once.
-    build_network = partial(distributed.one_by_one, partial(new_network, script, config))
-    pair = new_pair(build_network, recipe_of(config), device, config["channels_last"])
-    if config["compile"]:
-        torch.compiler.reset()  # of another pair in this process
-        # Views, and large images scored; the peer's two views, and a warm-up batch; a mixed batch.
-        whole = config["batch_size"]
-        sizes = [
-            factor * b for factor in (1, 2, 4) for b in {whole, whole // distributed.world_size()}
-        ]
-        sizes.append(SCORING_BATCH)
-        for network in pair.networks:
-            devices.compile_network(network, sizes)
-    return pair
-
-
-def new_network(script: Script, config: dict) -> torch.nn.Module:
-    """One untrained network, whose BN is that of one process or, by --sync_bn, of all ranks."""
-    network = script.build_network(config)
-    return networks.joint_statistics(network) if config.get("sync_bn") else network
-
-
-def data_facts(loader: Loader) -> dict:
-    """What config.json tells of the data; the realized noise rate where clean labels are known.
-
-    noise_sha256 is that of the labels as a JSON list: two runs with the same saw the same noise.
-    """
-    given = json.dumps(loader.noisy_labels.tolist())
-    facts = loader.facts | {"noise_sha256": hashlib.sha256(given.encode()).hexdigest()}
-    if loader.is_clean is not None:
-        facts["noise_rate"] = 1 - float(loader.is_clean.mean())
-    return facts
-
-
-def introduce(
-    record: RunRecord, facts: dict, given: dict, device: torch.device, ranks_before: int
-) -> None:
-    """The lines at the start of a run's log."""
-    line, config = record.log.line, record.config
-    height, width = facts["image_size"]
-    line(
-        f"{title(config)}: {facts['train_images']} training and {facts['test_images']} "
-        f"test images of {height}x{width}, {len(facts['class_names'])} classes"
-    )
-    line("classes: " + ", ".join(facts["class_names"]))
-    for note in facts["data_notes"]:
-        line(f"data: {note}")
-    for words in options.contradictions(config, facts["train_images"]):
-        line(f"note: {words}")
-    if "noise_rate" in facts:
+    def introduce(self) -> None:
+        """The first lines of the log."""
+        line, config, info = self.record.log.line, self.config, self.loader.info
+        height, width = info.image_size
         line(
-            f"training labels: noise rate {100 * facts['noise_rate']:.2f} %, "
-            f"sha256 {facts['noise_sha256']}"
+            f"{title(config)}: {info.train_images} training and {info.test_images} test images "
+            f"of {height}x{width}, {len(info.class_names)} classes"
         )
-    flags = "  ".join(f"--{flag} {options.shown(flag, given[flag])}" for flag in given)
-    line(f"flags: {flags or 'none'}; the recipe's values of all others are in config.json")
-    line(f"device: {devices.hardware(device)}; run folder: {record.folder}")
-    if (now := distributed.world_size()) > 1:
-        joint = config.get("sync_bn", False)
-        statistics = "of all their rows" if joint else "each one's own, averaged after each pass"
-        line(f"{now} processes share each batch; BN statistics are {statistics}")
-    if record.rows:
-        line(f"resumed after epoch {len(record.rows) - 1}")
-    if now != ranks_before:
-        line(f"note: processes before {ranks_before}, now {now}: figures differ within noise")
+        line("classes: " + ", ".join(info.class_names))
+        for note in info.data_notes:
+            line(f"data: {note}")
+        for note in contradictions(config, info.train_images):
+            line(f"note: {note}")
+        if info.noise_rate is not None:
+            line(
+                f"training labels: noise rate {100 * info.noise_rate:.2f} %, "
+                f"sha256 {info.noise_sha256}"
+            )
+        flags = shown_flags(config, self.given) or "none"
+        line(f"flags: {flags}; config.json has the values of all others")
+        line(f"device: {devices.hardware(self.device)}; run folder: {self.folder}")
+        if (now := distributed.world_size()) > 1:
+            statistics = "over all of them" if config.sync_bn else "of each, averaged every epoch"
+            line(f"{now} processes share each batch; batch norm statistics {statistics}")
+        if self.rows:
+            line(f"resumed after epoch {len(self.rows) - 1}")
+        before = self.state["world_size"] if self.state else now
+        if now != before:
+            line(f"note: {before} processes before, {now} now: figures differ within noise")
 
 
-def evaluate(script: Script, args: argparse.Namespace) -> int:
-    """Test the checkpoint of --evaluate alone, against its stored accuracy; the exit status."""
-    path = checkpoints.path_of(args.evaluate)
-    state = distributed.from_rank_zero(partial(checkpoints.load, path))
-    config = distributed.from_rank_zero(
-        partial(go_on, script, state, options.given_flags(args), path)
-    )
-    device = device_of(config)
-    loader, line = (
-        distributed.one_by_one(partial(script.make_loader, config, device)),
-        Terminal().line,
-    )
-    checkpoints.refuse_other_labels(state, data_facts(loader)["noise_sha256"], path)
-    pair = make_pair(script, config | options.FROM_CHECKPOINT, device)
-    recipe = recipe_of(config)
-    distributed.one_by_one(partial(checkpoints.restore_networks, state, pair, path))
-    if "histories" in state:
-        distributed.one_by_one(partial(checkpoints.restore_histories, state, pair, loader, path))
-    epochs = state.get("epochs", [state["epoch"]])
-    for test_set in loader.test_sets:
-        figures, _ = test(pair.networks, loader.run(test_set), recipe)
-        stored = ""
-        if test_set == "test" and len(epochs) == 1:
-            stored = f" (stored {state['accuracy']:.2f} %)"
-        line(
-            f"{path}, epoch {' and '.join(map(str, epochs))}: "
-            f"accuracy {figures['accuracy']:.2f} %{stored}, "
-            f"network 1 {figures['net1/accuracy']:.2f} %, "
-            f"network 2 {figures['net2/accuracy']:.2f} %; "
-            f"macro precision {figures['precision']:.2f} %, recall {figures['recall']:.2f} %, "
-            f"F1 {figures['f1']:.2f} %"
+def script_of(config_class: type[Config]) -> str:
+    """The file name of the script that defines a configuration class."""
+    return Path(sys.modules[config_class.__module__].__file__).name
+
+
+def from_checkpoint(config: Config) -> Config:
+    """The configuration of networks whose weights a checkpoint will replace."""
+    return replace(config, **{k: v for k, v in FROM_CHECKPOINT.items() if hasattr(config, k)})
+
+
+def contradictions(config: Config, train_images: int) -> list[str]:
+    """Notes on values of a configuration that defeat each other."""
+    last, notes = config.num_epochs, []
+    if getattr(config, "warm_up", 0) > last:
+        notes.append(f"the warm-up lasts to the last epoch, {last}: no epoch splits the labels")
+    if late := [str(epoch) for epoch, _ in config.lr_steps if epoch > last]:
+        notes.append(f"learning-rate steps at {', '.join(late)} are after the last epoch, {last}")
+    if config.batch_size > train_images:
+        notes.append(f"a batch of {config.batch_size} is larger than the {train_images} images")
+    if config.method == "dividemix" and (k := config.recalibrate_every):
+        notes.append(
+            f"dividemix has no recalibration: --recalibrate_every {k} makes it another method"
         )
-    report_labels(pair, loader, config, path.parent, line)
-    return 0
-
-
-def report_labels(
-    pair: Pair, loader: Loader, config: dict, folder: Path, line: Callable[[str], None]
-) -> dict:
-    """`labels.report` of a run with this configuration; ranks but the first judge alone."""
-    root = Path(config["data_path"])
-    if not distributed.is_rank_zero():
-        with suppress(NonFiniteLoss):
-            labels.judge(pair, loader, recipe_of(config))
-        return {}
-    return labels.report(pair, loader, recipe_of(config), folder, line, root, config["review"])
+    return notes

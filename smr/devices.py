@@ -97,7 +97,7 @@ def keep_freed_memory() -> None:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory that the device has; 0 where nobody says."""
+    """Bytes of memory of the device; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):  # Windows

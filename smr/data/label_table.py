@@ -1,0 +1,123 @@
+"""Labels from a CSV file beside a folder of images, in any of the usual forms."""
+
+import csv
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+
+from smr.data.image_folder import Listing, files_inside, first_ten, is_photo, natural_order
+from smr.errors import InputError
+
+# Names of columns in lower case, the first that is there: ours, Label Studio's, FiftyOne's, others.
+FILE_COLUMNS = (
+    *("file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_path"),
+    *("image_file", "image_name", "img", "image_id"),
+)
+LABEL_COLUMNS = (
+    *("label", "class_name", "label_name", "class", "choice", "ground_truth.label", "category"),
+    *("ground_truth", "labels", "target", "given", "y"),
+)
+# Label Studio's prefix of an uploaded file.
+UPLOAD_PREFIX = re.compile("^[0-9a-f]{8}-")
+
+
+def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str]]:
+    """The images in `root` that a CSV file labels, in ascending order of label, and the classes.
+
+    Labels are names, or numbers in ascending order. A file is named by its path, by the end of
+    its path, or by its name with or without suffix. Raises InputError.
+    """
+    path, root = Path(path), Path(root)
+    rows = read_rows(path)
+    names = sorted({label for _, label in rows}, key=natural_order)
+    if len(names) < 2:
+        raise InputError(f"{path}: labels of {len(names)} classes; expected at least 2")
+    broken: dict[str, str] = {}
+    files = list(files_inside(root, broken, ""))
+    places = places_of(files)
+    labels: dict[str, str] = {}
+    missing: list[str] = []
+    for name, label in rows:
+        candidates = find_file(name, places)
+        if len(candidates) > 1:
+            raise InputError(
+                f"{path}: '{name}' names {len(candidates)} files: {first_ten(candidates)}; give "
+                "their paths"
+            )
+        if not candidates:
+            missing.append(name)
+        elif labels.setdefault(candidates[0], label) != label:
+            raise InputError(f"{path}: {name} has the labels {labels[candidates[0]]} and {label}")
+    if not labels:
+        raise InputError(
+            f"{path}: none of its {len(rows)} files is in {root}: {first_ten(missing)}; "
+            f"found {first_ten(files) or 'nothing'}"
+        )
+    broken = {name: why for name, why in broken.items() if is_photo(name)}
+    broken |= dict.fromkeys(missing, f"listed in {path.name}, but not there")
+    extra = sorted(name for name in files if is_photo(name) and name not in labels)
+    notes = [f"labels of {len(labels)} images from {path.name}, {len(names)} classes"]
+    if extra:
+        notes.append(f"{len(extra)} images without a label in {path.name}: {first_ten(extra)}")
+    numbers = {name: number for number, name in enumerate(names)}
+    ordered = sorted(labels, key=lambda file: (numbers[labels[file]], natural_order(file)))
+    values = np.array([numbers[labels[file]] for file in ordered], dtype=np.int64)
+    return Listing(ordered, values, broken, notes), names
+
+
+def read_rows(path: Path) -> list[tuple[str, str]]:
+    """(file, label) of each row that has a label. Raises InputError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; save it as CSV UTF-8") from error
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    table = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    columns = {name.strip().lower(): name for name in table.fieldnames or [] if name}
+    file, label = (
+        next((columns[name] for name in names if name in columns), None)
+        for names in (FILE_COLUMNS, LABEL_COLUMNS)
+    )
+    label = label or next((columns[name] for name in columns if name.endswith(".label")), None)
+    if not file or not label:
+        raise InputError(
+            f"{path}: columns {first_ten(list(columns))}; expected 'file' and 'label' in its first "
+            "line"
+        )
+    rows = [(row[file] or "", (row[label] or "").strip()) for row in table]
+    if several := next((value for _, value in rows if value.startswith(("{", "["))), None):
+        raise InputError(f"{path}: several labels of an image: {several[:80]}")
+    return [(name.strip(), value) for name, value in rows if name.strip() and value]
+
+
+def places_of(files: Sequence[str]) -> dict[str, list[str]]:
+    """The end of each file's path, of any length, with and without its suffix → the files."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        parts = file.split("/")
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            places[end].append(file)
+            places[posixpath.splitext(end)[0]].append(file)
+    return places
+
+
+def find_file(name: str, places: dict[str, list[str]]) -> list[str]:
+    """The files that a cell may mean: those of the longest end of its path that is known."""
+    name = unquote(name.split("?d=")[-1]).replace("\\", "/")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    ends = ["/".join(parts[start:]) for start in range(len(parts))]
+    for end in ends:
+        if end in places:
+            whole = [file for file in places[end] if file == end]
+            return whole or places[end]
+    uploaded = UPLOAD_PREFIX.sub("", parts[-1]) if parts else ""
+    return places.get(uploaded, [])

@@ -1,0 +1,258 @@
+"""A frozen backbone: its features of every photo once, and a loader that serves them as images.
+
+The heads that train on them are last layers of the network. A whole network is the backbone with a
+trained head in its place, and loads like any other.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smr import devices, distributed
+from smr.data.augment import Views
+from smr.data.loader import Batches, Loader
+from smr.errors import InputError
+from smr.evaluate import predict_batches
+from smr.files import atomic_write, write_json
+from smr.logging.console import Terminal, duration
+
+# Photos that the backbone takes at once.
+CHUNK = 32
+# In the run folder.
+FOLDER = "features"
+# The part of the memory that features may take.
+MEMORY_SHARE = 0.5
+
+
+class Features:
+    """float16 [n, views, d]; view 0 is the plain view, the others are augmented."""
+
+    def __init__(self, values: Tensor):
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class FeatureLoader(Loader):
+    """The photos of another loader as features: its images are float32 [b, d].
+
+    An augmented view of a photo is one of its augmented feature views, chosen at random.
+    """
+
+    def __init__(self, photos: Loader, train: Tensor, tests: dict[str, Tensor]):
+        super().__init__(
+            Features(train),
+            photos.noisy_labels.cpu().numpy(),
+            {
+                name: (Features(values[:, None]), photos.tests[name][1].cpu().numpy())
+                for name, values in tests.items()
+            },
+            Views(photos.info.mean, photos.info.std),
+            replace(photos.info),
+            batch_size=photos.batch_size,
+            seed=0,
+            device=photos.device,
+            clean_labels=photos.clean_labels,
+            files=photos.files,
+        )
+        self.generator.set_state(photos.generator.get_state())
+        self.normalize = Tensor.float
+        self.thumbnails = photos.thumbnails
+
+    def run(self, mode: str, *args, **options):
+        """The modes of `Loader.run`; 'whole' serves every view of every training photo."""
+        if mode == "whole":
+            return EveryView(self)
+        return super().run(mode, *args, **options)
+
+    def start_pass(self, batches: Batches) -> tuple[Tensor, int]:
+        """The positions in the order of this pass; 0, no seed."""
+        index = batches.dataset
+        if batches.shuffle:
+            draw = {"generator": self.generator, "device": self.device}
+            index = index[torch.randperm(len(index), **draw)]
+        return index, 0
+
+    def serve(
+        self, batches: Batches, order: Tensor, seed: int
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Positions of this rank's photos, and their views' features [b, d]."""
+        values = batches.images.values
+        groups = order.split(batches.batch_size)
+        if not batches.views:
+            for rows in distributed.rank_batches(groups):
+                yield rows, [values[rows, 0]]
+            return
+        for rows in groups:
+            own = distributed.rank_rows(len(rows))
+            yield rows[own], [self.random_view(values, rows)[own] for _ in range(batches.views)]
+
+    def random_view(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Features [b, d] of an augmented view of each of these photos; plain if there is none."""
+        views = values.shape[1]
+        draw = {"generator": self.generator, "device": self.device}
+        return values[rows, torch.randint(min(1, views - 1), views, (len(rows),), **draw)]
+
+    def _scoring_batch_size(self, count: int) -> int:
+        return distributed.rank_share(count)
+
+
+class EveryView:
+    """(features, noisy labels, index) of all views of all training photos, a view at a time."""
+
+    def __init__(self, loader: FeatureLoader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return self.loader.train_images.values.shape[1]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        values, labels = self.loader.train_images.values, self.loader.noisy_labels
+        for view in range(len(self)):
+            for rows in distributed.rank_batches(self.loader.train_index.split(10_000)):
+                yield values[rows, view].float(), labels[rows], rows
+
+
+def extract(
+    backbone: nn.Module, photos: Loader, views: int, folder: Path, key: dict, amp: bool = False
+) -> FeatureLoader:
+    """The features of all photos: those in `folder`, if they have the same key, or computed.
+
+    Args: views, augmented views of each training photo, beside the plain one; key, all that the
+    features depend on, in JSON's types. An interrupted extraction resumes at the pass that was
+    interrupted. Raises InputError if the features do not fit into memory.
+    """
+    prepare_folder(folder, key)
+    names = ["train_0", *photos.test_sets, *(f"train_{v}" for v in range(1, views + 1))]
+    counts = {name: len(photos.tests[name][0]) for name in photos.test_sets}
+    count = len(photos.noisy_labels)
+    progress = Progress(sum(counts.get(name, count) for name in names))
+    state, features = photos.generator.get_state(), {}
+    for number, name in enumerate(names):
+        path, size = folder / f"{name}.npy", counts.get(name, count)
+        if not path.exists():
+            # Each pass has a seed of its own, so that a resumed extraction draws the same views.
+            photos.generator.manual_seed(number)
+            mode = name if name in counts else "whole" if name == "train_0" else "warmup"
+            values = pass_features(backbone, photos.run(mode), size, amp, progress)
+            refuse_too_large(2 * values.shape[1] * progress.total, photos.device)
+            if distributed.is_rank_zero():
+                with atomic_write(path) as file:
+                    np.save(file, values.numpy())
+            distributed.all_gather(None)  # the other ranks read what rank 0 wrote
+        features[name] = torch.from_numpy(np.load(path)).to(photos.device)
+    photos.generator.set_state(state)
+    train = torch.stack([features[f"train_{v}"] for v in range(views + 1)], dim=1)
+    return FeatureLoader(photos, train, {name: features[name] for name in photos.test_sets})
+
+
+def prepare_folder(folder: Path, key: dict) -> None:
+    """Make the folder of features; delete those of another key."""
+    if not distributed.is_rank_zero():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    described = folder / "key.json"
+    same = described.exists() and json.loads(described.read_text(encoding="utf-8")) == key
+    for path in () if same else folder.glob("*.npy"):
+        path.unlink()
+    write_json(described, key)
+
+
+def pass_features(
+    backbone: nn.Module, batches: Batches, count: int, amp: bool, progress: "Progress"
+) -> Tensor:
+    """float16 [count, d] on the CPU: the backbone's output for the photo at each index."""
+    parts, positions = [], []
+    for (output,), _, index in predict_batches([backbone], in_chunks(batches), amp):
+        parts.append(output.half().cpu())
+        positions.append(index.cpu())
+        progress.add(len(index) * distributed.world_size())
+    parts, positions = (
+        torch.cat(distributed.all_gather_tensors(each, torch.device("cpu")))
+        for each in (parts, positions)
+    )
+    values = torch.zeros((count, parts.shape[1]), dtype=torch.float16)
+    values[positions] = parts  # a photo that cannot be decoded has zeros
+    return values
+
+
+def in_chunks(batches: Batches) -> Iterator[tuple[Tensor, ...]]:
+    """The batches in smaller ones: heads train on larger batches than photos fit into memory."""
+    for batch in batches:
+        yield from zip(*(column.split(CHUNK) for column in batch), strict=True)
+
+
+def refuse_too_large(size: int, device: torch.device) -> None:
+    """Raise InputError if so many bytes of features do not fit into the device's memory."""
+    memory = devices.memory_of(device)
+    if memory and size > MEMORY_SHARE * memory:
+        raise InputError(
+            f"--freeze_backbone on: the features take {size / 2**30:.1f} GiB of "
+            f"{memory / 2**30:.1f} GiB; use fewer --feature_views, a --network with fewer "
+            "features, or --freeze_backbone off"
+        )
+
+
+class Progress:
+    """The progress line of an extraction, over all passes."""
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+        self.started, self.terminal = time.monotonic(), Terminal()
+
+    def add(self, photos: int) -> None:
+        """Add photos that are done."""
+        self.done += photos
+        if self.terminal.due():
+            rate = self.done / (time.monotonic() - self.started)
+            left = duration((self.total - self.done) / rate)
+            self.terminal.progress(
+                f"features: {self.done:,} of {self.total:,} views  {rate:.0f} images/s, {left} left"
+            )
+
+
+class FrozenBackbone:
+    """A network without its last layer, and how trained last layers make it whole again.
+
+    Args: network, float [b, classes] of images [b, 3, h, w]; head, the name of its last layer.
+    Raises InputError if that is no linear layer.
+    """
+
+    def __init__(self, network: nn.Module, head: str):
+        layer = network.get_submodule(head)
+        if not isinstance(layer, nn.Linear):
+            raise InputError("--freeze_backbone on: this --network does not end in a linear layer")
+        self.head, self.classes, self.features = head, layer.out_features, layer.in_features
+        network.set_submodule(head, nn.Identity())
+        self.backbone = network.requires_grad_(False)
+
+    def new_head(self) -> nn.Linear:
+        """A fresh last layer: float [b, classes] of features [b, d]."""
+        return nn.Linear(self.features, self.classes)
+
+    def whole_state(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of the whole network with this head's."""
+        own = {f"{self.head}.{name}": value for name, value in head.items()}
+        return {name: value.cpu() for name, value in self.backbone.state_dict().items()} | own
+
+    def head_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The head's part of a state dict of the head or of the whole network."""
+        prefix = f"{self.head}."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        return own or state
+
+    def checksum(self) -> str:
+        """SHA-256 of the weights."""
+        digest = hashlib.sha256()
+        for name, value in self.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

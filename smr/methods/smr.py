@@ -1,0 +1,161 @@
+"""SMR: mixup warm-up, GMM co-divide, MixMatch, recalibration (Zhang et al., Mathematics 2024)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from losses import LAMBDA_U
+from smr.config import flag
+from smr.errors import NonFiniteLoss
+from smr.evaluate import sample_losses
+from smr.gmm_split import SampleLosses, Split, append_losses, gmm_split
+from smr.methods.base import Method
+from smr.training import cross_entropy_epoch, mixmatch_epoch, mixup_epoch
+
+WARM_UP, SEMI_SUPERVISED, RECALIBRATION = "warm-up", "semi-supervised", "recalibration"
+
+
+class SMR(Method):
+    """Two networks that split the training set for each other (docs/method.md, sections 3 to 5)."""
+
+    @dataclass
+    class Flags:
+        """DivideMix's published constants for CIFAR, kept by SMR, and SMR's own two parts."""
+
+        warm_up: int = flag(low=0, help="epochs of warm-up, before noisy labels are memorized")
+        warmup_loss: str = flag(
+            fallback="mixup",
+            choices=("mixup", "ce"),
+            shown_default="mixup; dividemix ce",
+            help="loss of the warm-up",
+        )
+        recalibrate_every: int = flag(
+            low=0,
+            metavar="K",
+            help="a cross-entropy epoch every K epochs after the warm-up, 0 for never; dividemix 0",
+        )
+        alpha: float = flag(
+            fallback=4.0,
+            above=0,
+            help="of mixup's Beta(alpha, alpha); a larger one mixes more evenly",
+        )
+        T: float = flag(0.5, above=0, help="sharpening temperature of soft labels")
+        p_threshold: float = flag(
+            0.5, low=0, high=1, help="clean probability above which an image is labeled"
+        )
+        lambda_u: float = flag(
+            fallback=LAMBDA_U, low=0, shown_default="the published value", help="weight of Lu"
+        )
+        augment: str = flag(
+            "weak",
+            choices=("weak", "strong"),
+            help="strong: after the warm-up, the mixed images are strongly augmented; targets "
+            "still come from weakly augmented views",
+        )
+
+    def __init__(self, config, pair, loader, log=None):
+        super().__init__(config, pair, loader, log)
+        self.histories: list[list[SampleLosses]] = [[], []]
+
+    def kind_of_epoch(self, epoch: int) -> str:
+        """Warm-up, semi-supervised or recalibration (method 3)."""
+        k = self.config.recalibrate_every
+        if epoch < self.config.warm_up:
+            return WARM_UP
+        if k and (epoch + 1) % k == 0 and epoch > self.config.warm_up:
+            return RECALIBRATION
+        return SEMI_SUPERVISED
+
+    def train(self, epoch: int) -> tuple[list[dict[str, float]], tuple[Split, ...]]:
+        """One epoch of method 3."""
+        kind, splits = self.kind_of_epoch(epoch), ()
+        if kind == WARM_UP:
+            train_network = self.warm_up
+        elif kind == RECALIBRATION:
+            train_network = self.recalibrate
+        else:
+            # Both splits are made before either network is trained.
+            splits = self.co_divide()
+
+            def train_network(k: int, progress: Callable) -> dict[str, float]:
+                return self.mixmatch(k, splits[1 - k], epoch, progress)
+
+        return self.for_each_network(epoch, train_network), splits
+
+    def warm_up(self, k: int, progress: Callable) -> dict[str, float]:
+        """An epoch of the robust mixup loss, or of CE as in DivideMix (method 3, 6)."""
+        network, optimizer = self.pair.trained[k], self.pair.optimizers[k]
+        batches = self.loader.run("warmup")
+        if self.config.warmup_loss == "mixup":
+            return mixup_epoch(network, optimizer, batches, self.config, progress)
+        penalty = self.config.entropy_penalty
+        return cross_entropy_epoch(network, optimizer, batches, self.config, progress, penalty)
+
+    def recalibrate(self, k: int, progress: Callable) -> dict[str, float]:
+        """An epoch of CE on all given labels (method 3)."""
+        network, optimizer = self.pair.trained[k], self.pair.optimizers[k]
+        batches = self.loader.run("recalibrate")
+        return cross_entropy_epoch(network, optimizer, batches, self.config, progress)
+
+    def co_divide(self) -> tuple[Split, ...]:
+        """Each network's split of the images by the GMM of its losses (method 4).
+
+        Raises NonFiniteLoss.
+        """
+        for k, (network, history) in enumerate(
+            zip(self.pair.networks, self.histories, strict=True)
+        ):
+            losses = sample_losses(network, self.loader.run("eval_train"), self.config.amp)
+            if not torch.isfinite(losses.losses).all():
+                raise NonFiniteLoss(f"network {k + 1}, scoring: a sample's loss is not finite")
+            append_losses(history, losses, self.config.r)
+        r, seed, p_threshold = self.config.r, self.config.seed, self.config.p_threshold
+        return tuple(gmm_split(history, r, seed, p_threshold) for history in self.histories)
+
+    def mixmatch(self, k: int, split: Split, epoch: int, progress: Callable) -> dict[str, float]:
+        """Network k's semi-supervised epoch on its peer's split (method 5)."""
+        if not split.labeled.any():
+            self.log.note(
+                f"network {k + 1}: the clean set is empty; training with cross-entropy for this "
+                "epoch"
+            )
+            return self.recalibrate(k, progress)
+        if split.labeled.all():
+            self.log.note(f"network {k + 1}: the noisy set is empty; training on labeled images")
+        labeled, unlabeled = self.loader.run(
+            "train",
+            split.labeled,
+            split.clean_probability,
+            split.index,
+            with_true_labels=self.loader.is_clean is not None,
+            strong=self.config.augment == "strong",
+        )
+        return mixmatch_epoch(
+            self.pair.trained[k],
+            peer=self.pair.networks[1 - k],
+            optimizer=self.pair.optimizers[k],
+            labeled=labeled,
+            unlabeled=unlabeled,
+            epoch=epoch,
+            config=self.config,
+            progress=progress,
+        )
+
+    def loss_histories(self) -> list[list[SampleLosses]]:
+        return self.histories
+
+    def state_dict(self) -> dict:
+        return {"histories": [[(h.index, h.losses) for h in each] for each in self.histories]}
+
+    def load_state_dict(self, state: dict) -> None:
+        device, count = self.loader.noisy_labels.device, len(self.loader.noisy_labels)
+        first, second = (
+            [SampleLosses(index.to(device), losses.to(device)) for index, losses in history]
+            for history in state["histories"]
+        )
+        for each in first + second:
+            fits = each.index.shape == each.losses.shape and each.index.max() < count
+            if not fits or not torch.isfinite(each.losses).all():
+                raise ValueError(f"its losses are not of these {count} images")
+        self.histories = [first, second]

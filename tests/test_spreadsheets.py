@@ -1,0 +1,150 @@
+"""Lists that Excel, LibreOffice or pandas wrote back: what a person changed counts, no more."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from smr.data.loader import ImageData, NoisyLoader
+from smr.data.memory_dataset import Views
+from smr.errors import InputError
+from smr.label_issues import report
+from smr.label_issues.corrections import Correction, read_corrections, read_run
+from smr.label_issues.scores import LabelIssues
+from smr.label_issues.spreadsheet import may_be
+
+NAMES = ["5.1", "5.10", "00000", "1-2", "Käse", "NA", "true"]
+# What Excel makes of such cells in English and in German, where ; separates.
+ENGLISH = {"5.10": "5.1", "00000": "0", "1-2": "02-Jan", "true": "TRUE"}
+GERMAN = {"5.1": "05. Jan", "5.10": "05. Okt", "00000": "0", "1-2": "01. Feb", "true": "WAHR"}
+PER_CLASS = 11
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with eleven images of each class."""
+    labels = np.repeat(np.arange(len(NAMES)), PER_CLASS)
+    images = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    files = [f"training/{NAMES[label]}/{i}.png" for i, label in enumerate(labels)]
+    data = ImageData(images, labels, images[:2], labels[:2], NAMES, None, files)
+    loader = NoisyLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
+    pred_probs = np.eye(len(NAMES), dtype=np.float32)[labels]
+    issues = LabelIssues(np.arange(len(labels)), labels, pred_probs, np.ones((2, len(labels))))
+    report.write_list(issues, loader, tmp_path, None)
+    (tmp_path / "config.json").write_text(json.dumps({"train_images": len(labels)}))
+    return read_run(tmp_path)
+
+
+def rewritten(run, forms: dict[str, str], changes: dict[int, tuple[int, str]], **form) -> list:
+    """The corrections of labels.csv after a spreadsheet: index → (column, text) were typed."""
+    raw = (run.folder / "labels.csv").read_bytes()
+    assert raw.startswith(b"\xef\xbb\xbf")  # without which Excel shows KÃ¤se
+    header, *rows = csv.reader(io.StringIO(raw.decode("utf-8-sig")))
+    rows = [[forms.get(cell, cell) for cell in row] for row in rows]
+    for index, (column, text) in changes.items():
+        rows[index][column] = text
+    text = io.StringIO()
+    csv.writer(text, delimiter=form.get("delimiter", ",")).writerows([header, *rows])
+    (run.folder / "edited.csv").write_bytes(
+        text.getvalue().encode(form.get("encoding", "utf-8-sig"))
+    )
+    return read_corrections(run.folder / "edited.csv", run)[0]
+
+
+@pytest.mark.parametrize(
+    ("forms", "form"),
+    [
+        ({}, {}),
+        (ENGLISH, {}),
+        (GERMAN, {"delimiter": ";"}),
+        (ENGLISH, {"delimiter": "\t", "encoding": "utf-16"}),
+    ],
+)
+def test_one_edit_is_one_correction_whatever_a_spreadsheet_does_to_the_others(run, forms, form):
+    assert rewritten(run, forms, {}, **form) == []
+    changes = {0: (2, "4"), 12: (3, "Käse"), 23: (3, forms.get("1-2", "1-2"))}
+    expected = [Correction(0, 4), Correction(12, 4), Correction(23, 3)]
+    assert rewritten(run, forms, changes, **form) == expected
+
+
+def test_a_name_that_may_be_two_classes_is_asked_for_and_a_verbatim_one_is_taken(run):
+    with pytest.raises(InputError, match=r"'5.1' \(0\) or '5.10' \(1\)"):
+        rewritten(run, ENGLISH, {40: (3, "5.1")})
+    assert rewritten(run, {}, {40: (3, "5.1"), 12: (3, "5.1")}) == [
+        Correction(12, 0),
+        Correction(40, 0),
+    ]
+
+
+def test_a_name_rewritten_as_another_class_is_named_in_a_note(run):
+    rewritten(run, ENGLISH, {})
+    _, (note,) = read_corrections(run.folder / "edited.csv", run)
+    assert "'5.1' for '5.10' in 11 rows" in note
+
+
+def test_pandas_writes_back_what_is_read_as_unchanged(run):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_csv(run.folder / "labels.csv")
+    table.loc[3, "given"] = 4
+    table.to_csv(run.folder / "edited.csv", index=False)
+    assert read_corrections(run.folder / "edited.csv", run)[0] == [Correction(3, 4)]
+    rows = range(PER_CLASS, 3 * PER_CLASS)  # numbers alone: 5.10 becomes 5.1, 00000 becomes 0.0
+    table = pandas.read_csv(run.folder / "labels.csv").iloc[rows]
+    table["given_name"] = table["given_name"].astype(float)
+    table["given"] = table["given"].astype(float)
+    table.to_csv(run.folder / "edited.csv", index=False)
+    assert read_corrections(run.folder / "edited.csv", run)[0] == []
+
+
+def page_rows(run, *rows: str) -> list:
+    header = "index,file,given,corrected,action,label\n"
+    path = run.folder / "corrections.csv"
+    path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8-sig")
+    return read_corrections(path, run)[0]
+
+
+def test_the_pages_corrections_are_read_by_number_where_excel_rewrote_names(run):
+    assert page_rows(
+        run,
+        "44,training/Käse/44.png,Käse,5.1,other,1",
+        "45,training/Käse/45.png,Käse,02-Jan,take,3",
+        "11,training/5.10/11.png,5.1,5.1,keep,1",
+        "46,training/Käse/46.png,Käse,NA,other,4",  # by hand: the name, not the page's number
+    ) == [Correction(44, 1), Correction(45, 3), Correction(46, 5)]
+    with pytest.raises(InputError, match=r"row 2: '5.1' may be"):
+        page_rows(
+            run,
+            "44,training/Käse/44.png,Käse,5.1,other,",
+            "11,training/5.10/11.png,5.1,,drop,",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        *(("5.10", "5.1"), ("00000", "0"), ("1e3", "1.00E+03"), ("1,000", "1000"), ("7", "7.0")),
+        *(("123456789012", "1.23457E+11"), ("1-2", "02-Jan"), ("1/2", "2026-01-02")),
+        *(
+            ("MARCH1", "01. Mrz"),
+            ("Jan 2020", "Jan-20"),
+            ("10:30", "10:30:00"),
+            ("5.10", "05. Okt"),
+        ),
+        *(("None", ""), ("true", "WAHR"), ("-x", "#NAME?"), ("Cat ", "cat")),
+    ],
+)
+def test_what_spreadsheets_make_of_names(name, cell):
+    assert may_be(name, cell)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        *(("5.1", "5.2"), ("1-2", "2-1"), ("1-2", "03-Jan"), ("100001", "100002"), ("cat", "")),
+        *(("cat", "dog"), ("car 2", "cat 2"), ("1-2", "1-2-3-4-5-6-7"), ("cat", "#NAME?")),
+    ],
+)
+def test_another_name_is_another(name, cell):
+    assert not may_be(name, cell)

@@ -1,0 +1,150 @@
+"""Train two networks with SMR on your own photos, and list the labels that are wrong.
+
+    python train_folder.py --data_path photos
+
+photos/<class>/*, or photos/training/<class>/* and photos/testing/<class>/*. The hyperparameters
+follow from the number of photos; the log says which were chosen.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dataloader_folder import VAL_FRACTION, folder_dataloader, list_folder
+from smr.config import DATA, FREE, flag, shown_flags
+from smr.data.image_file_dataset import ImageFileLoader
+from smr.errors import InputError
+from smr.evaluate import test
+from smr.photos import PhotoConfig, build_network
+from smr.run.command import command
+from smr.run.run import Run
+
+# Linear heads on frozen features: chosen on CIFAR-10 photos with human and uniform label noise
+# (docs/labels.md).
+FROZEN = {
+    "num_epochs": 30,
+    "batch_size": 128,
+    "lr": 0.02,
+    "lr_steps": ((20, 0.1),),
+    "weight_decay": 0.05,
+    "warm_up": 8,
+    "recalibrate_every": 10,
+    "alpha": 4.0,
+}
+# A whole network: Clothing1M's, published for human labels and a pre-trained network.
+WHOLE = {"lr": 0.002, "weight_decay": 1e-3, "warm_up": 1, "alpha": 0.5}
+HYPERPARAMETERS = {
+    "folder": {
+        "image_size": 128,
+        "network": "resnet18",  # small: two CPU cores take minutes for its features
+        "pretrained": True,
+    }
+}
+# Epochs for this many photos. Fewer photos need more epochs for as many steps, yet they repeat
+# themselves: the square root is between as many epochs and as many steps.
+USUAL_PHOTOS, USUAL_EPOCHS = 2000, 6
+CHOSEN = (
+    *("num_epochs", "batch_size", "lr", "lr_steps", "network", "freeze_backbone", "image_size"),
+)
+
+
+@dataclass
+class FolderConfig(PhotoConfig):
+    """The flags of a photo folder."""
+
+    dataset: str = flag("folder", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one")
+    labels_csv: str = flag(
+        "",
+        group=DATA,
+        metavar="FILE",
+        resume=FREE,
+        aliases=("--labels",),
+        help="a CSV with the columns file and label, if the photos are not in class folders",
+    )
+    val_fraction: float | None = flag(
+        group=DATA,
+        above=0,
+        high=0.5,
+        shown_default=f"{VAL_FRACTION}",
+        help="fraction held out as test images, without a folder of test photos",
+    )
+
+    HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
+
+    def hyperparameters(self, device: torch.device) -> dict:
+        """Clothing1M's, with the values that follow from the number of photos."""
+        if not self.data_path:
+            raise InputError("--data_path DIR is missing: the folder with DIR/<class>/*")
+        folder = list_folder(self.data_path, self.val_fraction, self.seed, self.labels_csv)
+        self.set_num_class(len(folder.class_names), self.data_path)
+        values = super().hyperparameters(device)
+        if device.type == "cuda":
+            values["image_size"] = 224
+        # Without pre-trained weights there is nothing to freeze.
+        trained = values["pretrained"] if self.pretrained is None else self.pretrained
+        values["freeze_backbone"] = bool(trained or self.weights)
+        frozen = values["freeze_backbone"] if self.freeze_backbone is None else self.freeze_backbone
+        count = len(folder.train.files)
+        return values | (FROZEN if frozen else whole_hyperparameters(count, self.num_epochs))
+
+    def check(self, device: torch.device) -> None:
+        super().check(device)
+        if self.noise_file:
+            raise InputError("--noise_file: the folders are the labels; see also --labels FILE.csv")
+
+
+def whole_hyperparameters(count: int, num_epochs: int | None) -> dict:
+    """The hyperparameters of whole networks on `count` training photos."""
+    if num_epochs is None:
+        num_epochs = min(max(round(USUAL_EPOCHS * (USUAL_PHOTOS / count) ** 0.5), 4), 40)
+    batch_size = 32
+    while batch_size > 8 and count < 16 * batch_size:
+        batch_size //= 2
+    return WHOLE | {
+        "num_epochs": num_epochs,
+        "batch_size": batch_size,
+        "lr_steps": ((max(1, -(-num_epochs // 2)), 0.1),),
+        # Clothing1M's every 10 of 80 epochs, but never every other epoch.
+        "recalibrate_every": max(3, num_epochs // 8),
+    }
+
+
+def make_loader(config: FolderConfig, device: torch.device) -> ImageFileLoader:
+    """The photos, with their folders or a CSV as labels."""
+    loader = folder_dataloader(
+        config.data_path,
+        frame=config.frame(square=True),
+        val_fraction=config.val_fraction,
+        labels_csv=config.labels_csv,
+        check_images=config.check_images,
+        **config.loader_options(device),
+    )
+    chosen = shown_flags(config, CHOSEN)
+    loader.info.data_notes.append(
+        f"hyperparameters for {loader.info.train_images} photos: {chosen}"
+    )
+    return loader
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Train, test, log and save epoch by epoch, then report the label issues."""
+    with Run(FolderConfig, __doc__, argv) as run:
+        config = run.config
+        loader = run.load(make_loader)  # photos; their folders are the labels
+        loader = run.freeze_backbone(build_network)  # --freeze_backbone on: their features
+        pair = run.new_pair(build_network)  # two networks, each with its SGD
+        method = run.new_method(pair, loader)  # --method: smr, dividemix, ce, elr
+        for epoch in run.epochs():
+            # Warm-up; or GMM co-divide, then MixMatch; or recalibration: smr/methods/smr.py.
+            trained = method.train_epoch(epoch)
+            tests = test(pair.networks, loader, config)
+            run.log(trained, tests)  # console, metrics.jsonl, acc.txt, stats.txt, TensorBoard
+            run.save(epoch)  # last.pt, best.pt
+        run.report_label_issues()  # labels.csv, labels.html
+
+
+if __name__ == "__main__":
+    sys.exit(main())
