@@ -19,6 +19,7 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import smr
+from smr.config import parse
 from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
 
@@ -153,6 +154,12 @@ def tiny_config(**changes) -> smr.Config:
     fixed = {name: changes.pop(name) for name in OF_THE_SCRIPT if name in changes}
     script = type("TinyConfig", (TinyConfig,), fixed)
     return smr.configure(script, **{"seed": 1, "device": "cpu"} | changes)
+
+
+def config_of(script: type[smr.Config], *argv: str) -> smr.Config:
+    """The configuration of a script's command line, on a CPU."""
+    given, _ = parse(script, "", list(argv))
+    return smr.configure(script, **{"device": "cpu"} | given)
 
 
 def tiny_pair(config: smr.Config, build_network=TinyNet) -> smr.Pair:
