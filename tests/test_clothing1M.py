@@ -2,26 +2,24 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, tiny_pair, tiny_recipe
+from helpers import Spy, TinyNet, config_of, tiny_config, tiny_pair
+from helpers import train as train_epochs
 from photo_sets import write_clothing, write_imbalanced_clothing
-from runs import assert_same, assert_same_run, rows_of
-from smr.recipe import recipe_of
+from runs import assert_same, assert_same_run, rows_of, watched_disk
 from torch import nn
 
 import compare_runs
 import smr
 import train_clothing1M
 from dataloader_clothing1M import balanced_sample, clothing_dataloader, read_part
-from losses import NegEntropy
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
-from smr.run import options
-from smr.run import run as session
+from smr.run.checkpoints import NETWORK_PARTS, write_checkpoints
+from train_clothing1M import ClothingConfig
 
 TINY = (
     *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--pretrained", "off"),
@@ -75,12 +73,12 @@ def test_the_last_batches_of_a_sample_hold_all_classes(imbalanced, mode):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_recalibration_epoch_on_an_imbalanced_set_does_not_forget_classes(imbalanced, seed):
     loader = clothing_dataloader(imbalanced, 8, 0, 175, Frame(8, 8), seed=seed)
-    recipe = tiny_recipe(batch_size=8, lr=0.02)
+    config = tiny_config(batch_size=8, lr=0.02)
     torch.manual_seed(seed)
-    pair = tiny_pair(recipe, lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 14)))
+    pair = tiny_pair(config, lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 14)))
     for network, optimizer in zip(pair.networks, pair.optimizers, strict=True):
-        smr.cross_entropy_epoch(network, optimizer, loader.run("recalibrate"), recipe)
-    accuracy = smr.test(pair.networks, loader.run("test"), recipe)[0]["accuracy"]
+        smr.cross_entropy_epoch(network, optimizer, loader.run("recalibrate"), config)
+    accuracy = smr.evaluate(pair.networks, loader.run("test"), config)[0]["accuracy"]
     assert accuracy > 60  # 21 to 34 in the order of choosing
 
 
@@ -121,20 +119,20 @@ def test_recalibration_is_on_one_plain_sample_for_both_networks(root):
     assert positions(loader.run("recalibrate")) != positions(first)
 
 
-def test_each_network_trains_on_what_the_other_one_scored(root, monkeypatch):
-    loader, asked = loader_of(root), []
-    run = loader.run
+def test_each_network_trains_on_what_the_other_one_scored(root):
+    asked = []
 
-    def noting(mode, pred=(), prob=(), index=None, **options):
-        batches = run(mode, pred, prob, index, **options)
-        served = batches.dataset if mode == "eval_train" else index
-        asked.append((mode, None if served is None else sorted(np.asarray(served).tolist())))
-        return batches
+    class Noting(Spy):
+        def run(self, mode, pred=(), prob=(), index=None, **options):
+            batches = self.loader.run(mode, pred, prob, index, **options)
+            served = batches.dataset if mode == "eval_train" else index
+            asked.append((mode, None if served is None else sorted(np.asarray(served).tolist())))
+            return batches
 
-    monkeypatch.setattr(loader, "run", noting)
-    recipe = tiny_recipe(warm_up=0, num_epochs=0, batch_size=7, lambda_u=0.0)
-    pair = tiny_pair(recipe, lambda: TinyNet(14))
-    list(smr.train(pair, loader, recipe, note=lambda _: None))
+    loader = Noting(loader_of(root))
+    config = tiny_config(warm_up=0, num_epochs=0, batch_size=7, lambda_u=0.0)
+    pair = tiny_pair(config, lambda: TinyNet(14))
+    list(train_epochs(pair, loader, config))
     (_, scored_by_1), (_, scored_by_2), first, second = asked[:4]
     assert scored_by_1 != scored_by_2
     assert first == ("train", scored_by_2) and second == ("train", scored_by_1)
@@ -202,30 +200,16 @@ def test_a_photo_without_label_or_with_a_strange_one_is_refused(tmp_path):
         loader_of(tmp_path)
 
 
-def test_the_recipe_is_the_published_one():
-    given = options.given_flags(train_clothing1M.new_parser().parse_args([]))
-    config = train_clothing1M.resolve(given, torch.device("cpu"))
-    wanted = {
+def test_the_hyperparameters_are_the_published_ones():
+    config = config_of(ClothingConfig)
+    expected = {
         **{"num_epochs": 80, "num_batches": 1000, "batch_size": 32, "lr": 0.002, "alpha": 0.5},
         **{"lr_steps": ((40, 0.1),), "weight_decay": 1e-3, "warm_up": 1, "recalibrate_every": 10},
         **{"lambda_u": 0.0, "labeled_rows_only": True, "image_size": 224, "resize": 256},
-        **{"network": "resnet50", "pretrained": True, "num_class": 14, "select_on": "val"},
+        **{"network": "resnet50", "pretrained": True, "num_class": 14, "SELECT_ON": "val"},
+        "entropy_penalty": True,  # of DivideMix's warm-up, always
     }
-    assert {name: config[name] for name in wanted} == wanted
-
-
-@pytest.mark.parametrize("flags", [[], ["--noise_file", "list.json"]])
-def test_dividemix_always_has_the_negative_entropy_penalty_in_its_warm_up(root, flags, monkeypatch):
-    parsed = train_clothing1M.new_parser().parse_args(["--method", "dividemix", *flags])
-    config = train_clothing1M.resolve(options.given_flags(parsed), torch.device("cpu"))
-    recipe, losses = replace(recipe_of(config), batch_size=7), []
-    penalty = NegEntropy.__call__
-    monkeypatch.setattr(
-        NegEntropy, "__call__", lambda self, x: losses.append(1) or penalty(self, x)
-    )
-    pair = tiny_pair(recipe, lambda: TinyNet(14))
-    smr.warm_up_epoch(pair.networks[0], pair.optimizers[0], loader_of(root).run("warmup"), recipe)
-    assert len(losses) == 4
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 def train(root, output, *flags) -> int:
@@ -234,16 +218,17 @@ def train(root, output, *flags) -> int:
 
 
 def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_alike(
-    root, tmp_path, monkeypatch, capsys
+    root, tmp_path, capsys
 ):
-    states, keep = [], session.checkpoints.keep
+    states = {}
 
-    def noting(state, *about):
-        states.append(state["networks"])
-        return keep(state, *about)
+    def after(path):
+        if path.name == "last.pt":
+            state = torch.load(path, weights_only=True)
+            states[state["epoch"]] = state["networks"]
 
-    monkeypatch.setattr(session.checkpoints, "keep", noting)
-    assert train(root, tmp_path / "whole", "--num_epochs", "4", "--lr", "0.05") == 0
+    with watched_disk(after=after):
+        assert train(root, tmp_path / "whole", "--num_epochs", "4", "--lr", "0.05") == 0
     log = capsys.readouterr().out
     folder = tmp_path / "whole" / "clothing1M_smr_seed123"
     rows = rows_of(folder)
@@ -279,13 +264,13 @@ def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_al
 
 
 def test_networks_of_different_best_epochs_are_kept_apart(tmp_path):
-    parts = dict.fromkeys((*session.checkpoints.NETWORK_PARTS, "ranks"))
+    parts = dict.fromkeys((*NETWORK_PARTS,))
     torch.save(parts | {"networks": ["a0", "b0"]}, tmp_path / "best.pt")
     second = parts | {"epoch": 1, "networks": ["a1", "b1"]}  # the best of network 2 alone
-    assert session.checkpoints.keep(second, tmp_path, best_epochs=(0, 1), last=False) == []
+    assert write_checkpoints(second, tmp_path, best_epochs=(0, 1), last=False) == []
     kept = torch.load(tmp_path / "best.pt")
     assert kept["networks"] == ["a0", "b1"] and kept["epochs"] == (0, 1)
     (tmp_path / "best.pt").unlink()  # as where the disk was full at epoch 0
-    session.checkpoints.keep(second, tmp_path, best_epochs=(0, 1), last=False)
+    write_checkpoints(second, tmp_path, best_epochs=(0, 1), last=False)
     kept = torch.load(tmp_path / "best.pt")
     assert kept["networks"] == ["a1", "b1"] and "epochs" not in kept
