@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers import config_of
 from photo_sets import write_imagenet, write_webvision
 from PIL import Image
 from runs import rows_of
@@ -16,7 +17,7 @@ import train_webvision
 from dataloader_webvision import read_classes, read_imagenet, read_webvision, webvision_dataloader
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
-from smr.run import options
+from train_webvision import WebVisionConfig
 
 TINY = (
     *("--num_class", "6", "--network", "preact_resnet18", "--width", "2", "--image_size", "32"),
@@ -109,13 +110,12 @@ def test_missing_photos_and_classes_are_named(tmp_path, root):
         read_webvision(tmp_path / "set", 2)
 
 
-def resolved(*arguments) -> dict:
-    given = options.given_flags(train_webvision.new_parser().parse_args(arguments))
-    return train_webvision.resolve(given, torch.device("cpu"))
+def resolved(*arguments: str) -> WebVisionConfig:
+    pytest.importorskip("timm")
+    return config_of(WebVisionConfig, *arguments)
 
 
-def test_the_recipes_are_those_of_the_papers(monkeypatch):
-    monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
+def test_the_hyperparameters_are_those_of_the_papers():
     smr, mix = resolved(), resolved("--method", "dividemix")
     shared = {"batch_size": 32, "lr": 0.01, "weight_decay": 5e-4, "alpha": 0.5, "lambda_u": 0}
     shared |= {"warm_up": 1, "resize": 320, "num_class": 50, "T": 0.5, "p_threshold": 0.5}
@@ -127,15 +127,14 @@ def test_the_recipes_are_those_of_the_papers(monkeypatch):
         (mix, {"warmup_loss": "ce", "recalibrate_every": 0}),
     ):
         wanted = shared | own
-        assert {name: config[name] for name in wanted} == wanted
+        assert {name: getattr(config, name) for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("method", ["smr", "dividemix", "ce"])
 def test_dividemix_alone_has_random_resized_crops_and_both_test_sets_the_same_frame(
-    root, imagenet, method, monkeypatch
+    root, imagenet, method
 ):
     flags = ("--data_path", str(root), "--imagenet_path", str(imagenet), "--num_class", "6")
-    monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
     config = resolved("--method", method, *flags, "--num_workers", "0")
     loader = train_webvision.make_loader(config, torch.device("cpu"))
     frame = Frame(320, 299, random_resized=method == "dividemix")
@@ -151,8 +150,7 @@ def widths_seen(batches) -> list[float]:
 
 
 @pytest.mark.parametrize("method", ["smr", "dividemix"])
-def test_training_views_of_dividemix_alone_have_random_scales(tmp_path, method, monkeypatch):
-    monkeypatch.setattr(train_webvision.photos, "settle", lambda config: None)
+def test_training_views_of_dividemix_alone_have_random_scales(tmp_path, method):
     write_webvision(tmp_path, classes=2, train=6, val=1)
     red = np.broadcast_to(np.linspace(0, 255, 320), (320, 320))
     photo = Image.fromarray(np.stack([red, 0 * red, 0 * red], axis=2).astype(np.uint8))
