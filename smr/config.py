@@ -89,7 +89,9 @@ class Config:
 
     dataset: str = flag(group=DATA, help="which dataset")
     data_path: str = flag(group=DATA, metavar="DIR", resume=FREE, help="folder of the dataset")
-    num_class: int = flag(group=DATA, low=2, help="number of classes")
+    num_class: int = flag(
+        group=DATA, low=2, shown_default="the dataset's", help="number of classes"
+    )
 
     id: str = flag(
         "",
@@ -388,7 +390,10 @@ def parse(
     add("--evaluate", metavar="PATH", help="test this checkpoint, or a run folder's last one")
     args = vars(parser.parse_args(argv))
     action = Action(*(args.pop(name) or default for name, default in vars(Action()).items()))
-    return {name: value for name, value in args.items() if value is not None}, action
+    given = {name: value for name, value in args.items() if value is not None}
+    if "gpuid" in given and distributed.launched():
+        parser.error("argument --gpuid: torchrun's processes take a GPU each")
+    return given, action
 
 
 RESUME_HELP = "continue the run of this command line, or the one at PATH"

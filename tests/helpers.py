@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import smr
 from smr.data.augment import Views
@@ -191,6 +194,16 @@ class Spy:
 
     def __getattr__(self, name):
         return getattr(self.loader, name)
+
+
+@contextmanager
+def fake_rank(rank: int, world_size: int = 2) -> Iterator[None]:
+    """This process is a rank of several, of which the others only pretend."""
+    init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        yield
+    finally:
+        destroy_process_group()
 
 
 def plain_images(loader, mode: str = "eval_train") -> Tensor:

@@ -4,13 +4,17 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_cifar
+from smr.methods import METHODS, SMR
 
 SHORT_RUN = (
     *("--dataset", "digits", "--train_images", "200", "--width", "2", "--batch_size", "32"),
@@ -28,6 +32,40 @@ KINDS = [
 def run_short(output: Path, *flags: str) -> int:
     """A short run in this process; its exit status."""
     return train_cifar.main([*SHORT_RUN, "--output", str(output), *flags])
+
+
+@contextmanager
+def at_step(epoch: int, network: int, step: int, call: Callable[[], None]) -> Iterator[None]:
+    """Call this after a training step of runs of --method smr."""
+
+    class Watched(SMR):
+        def for_each_network(self, this_epoch, train_network):
+            def train(k, progress):
+                def watched(this_step, *rest):
+                    progress(this_step, *rest)
+                    if (this_epoch, k + 1, this_step) == (epoch, network, step):
+                        call()
+
+                return train_network(k, watched)
+
+            return super().for_each_network(this_epoch, train)
+
+    with mock.patch.dict(METHODS, {"smr": Watched}):
+        yield
+
+
+@contextmanager
+def watched_disk(before=lambda path: None, after=lambda path: None) -> Iterator[None]:
+    """Call these with the path of each file before and after an atomic write puts it there."""
+    replace = os.replace
+
+    def watched(source, target):
+        before(Path(target))
+        replace(source, target)
+        after(Path(target))
+
+    with mock.patch("os.replace", watched):
+        yield
 
 
 def start(output: Path, *flags: str) -> multiprocessing.Process:
@@ -84,37 +122,37 @@ def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 
-def assert_same(found, wanted, where: str = "") -> None:
+def assert_same(found, expected, where: str = "") -> None:
     """Bit for bit, tensors and arrays too."""
-    assert type(found) is type(wanted), where
-    if isinstance(wanted, dict):
-        assert list(found) == list(wanted), where
-        for key in wanted:
-            assert_same(found[key], wanted[key], f"{where}/{key}")
-    elif isinstance(wanted, (list, tuple)):
-        assert len(found) == len(wanted), where
-        for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_same(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert_same(one, other, f"{where}/{i}")
-    elif isinstance(wanted, (torch.Tensor, np.ndarray)):
-        assert found.shape == wanted.shape and bool((found == wanted).all()), where
+    elif isinstance(expected, (torch.Tensor, np.ndarray)):
+        assert found.shape == expected.shape and bool((found == expected).all()), where
     else:
-        assert found == wanted, where
+        assert found == expected, where
 
 
-def assert_same_run(found: Path, wanted: Path, events: bool = True) -> None:
+def assert_same_run(found: Path, expected: Path, events: bool = True) -> None:
     """Everything that two runs leave behind is the same, but for times.
 
     Args: events, TensorBoard's too, whose files of one process and one second are in no order.
     """
-    assert rows_of(found) == rows_of(wanted)
-    known = (wanted / "noisy_labels.json").exists()  # where the true labels are
+    assert rows_of(found) == rows_of(expected)
+    known = (expected / "noisy_labels.json").exists()  # where the true labels are
     for name in ("acc.txt", "stats.txt", "labels.csv", *(["noisy_labels.json"] if known else [])):
-        assert (found / name).read_text() == (wanted / name).read_text(), name
+        assert (found / name).read_text() == (expected / name).read_text(), name
     for name in ("last.pt", "best.pt"):
-        one, other = (torch.load(folder / name, weights_only=True) for folder in (found, wanted))
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (found, expected))
         for state in (one, other):
             state.pop("rows", None)
             for flag in ("output", "save_every", "num_epochs", "num_workers"):
                 state["config"].pop(flag, None)
         assert_same(one, other, name)
-    assert not events or events_of(found) == events_of(wanted)
+    assert not events or events_of(found) == events_of(expected)

@@ -5,9 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers import TinyConfig, tiny_config
-from torch.distributed import destroy_process_group, init_process_group
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from helpers import TinyConfig, fake_rank, tiny_config
 
 from smr import devices
 from smr.config import DATA, FREE, GROWS, configure, flag, flags_of, parse, resumed, speed_defaults
@@ -299,10 +297,8 @@ def test_values_that_defeat_each_other_are_noted():
 
 @pytest.fixture
 def two_ranks():
-    """This process is the first of two, of which the second only pretends."""
-    init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield
-    destroy_process_group()
+    with fake_rank(0):
+        yield
 
 
 @pytest.fixture

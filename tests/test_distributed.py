@@ -9,14 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, state_copy, tiny_loader, tiny_pair, tiny_recipe
+from helpers import TinyNet, fake_rank, state_copy, tiny_config, tiny_loader, tiny_pair
 from photo_sets import write_clothing
 from runs import (
     PRELOADED,
@@ -30,25 +29,25 @@ from runs import (
     run_short,
     without_times,
 )
-from smr.run.devices import seed_everything
 from test_docs import blocks_of, text_of
 from test_image_file_dataset import loader_of, write
 from torch import Tensor
 from torch.testing import assert_close
 
-import smr.training as passes
+import smr
 import train_cifar
 from dataloader_clothing1M import clothing_dataloader
-from smr import distributed, method
+from smr import distributed
+from smr.config import parse
 from smr.data.image_file_dataset import Frame
+from smr.devices import seed_everything
 from smr.errors import InputError, NonFiniteLoss
-from smr.label_issues import report as labels
-from smr.run import checkpoints, options
+from smr.label_issues.report import compute_label_issues
+from smr.run import checkpoints
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 COUNTS = (2, 3)
 IMAGES, WRONG = 41, 10  # batches of 16, 16 and 9; labeled and unlabeled ones of 8, 8 and some
-STEP = tiny_recipe(lr=1.0, warm_up=1)
+STEP = tiny_config(lr=1.0, warm_up=1)
 
 
 def launch(count: int, target, *arguments) -> list[multiprocessing.Process]:
@@ -151,10 +150,10 @@ def warm_up_step(network, pair, rows: int, count: int) -> dict:
     """A warm-up step of so many images, as `count` ranks pair them."""
     batches = Served([own(images_and_labels(rows, seed=1))])
     with reversed_pairs(parts(rows, count)):
-        return passes.warm_up_epoch(network, pair.optimizers[0], batches, STEP)
+        return smr.mixup_epoch(network, pair.optimizers[0], batches, STEP)
 
 
-def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, recipe) -> dict:
+def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, config) -> dict:
     """A semi-supervised step of so many labeled and unlabeled images, as `count` ranks do it."""
     x1, given, _ = images_and_labels(rows, seed=1)
     (u1, *_), (u2, *_) = (images_and_labels(guessed, seed) for seed in (2, 3))
@@ -165,12 +164,12 @@ def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, rec
     ]
     batches = Served([labeled]), Served([own((u1, u2))])
     with reversed_pairs(mixed):
-        return passes.semi_supervised_epoch(
-            network, pair.networks[1], pair.optimizers[0], *batches, 20, recipe
+        return smr.mixmatch_epoch(
+            network, pair.networks[1], pair.optimizers[0], *batches, 20, config
         )
 
 
-LABELLED_ALONE = replace(STEP, lambda_u=0.0, labeled_rows_only=True)
+LABELED_ROWS = tiny_config(lr=1.0, warm_up=1, lambda_u=0.0, labeled_rows_only=True)
 STEPS = {
     "warm-up": (warm_up_step, 8),
     "warm-up, uneven": (warm_up_step, 7),
@@ -184,10 +183,10 @@ def steps(count: int) -> dict[str, dict]:
     """Each of STEPS, as `count` ranks do it."""
     found = {}
     for name, (epoch, *sizes) in STEPS.items():
-        recipes = (STEP, LABELLED_ALONE) if epoch is semi_supervised_step else ((),)
-        for recipe in recipes:
-            more = (recipe,) if recipe else ()
-            found[f"{name}{', labeled alone' * (recipe is LABELLED_ALONE)}"] = step_of(
+        configs = (STEP, LABELED_ROWS) if epoch is semi_supervised_step else ((),)
+        for config in configs:
+            more = (config,) if config else ()
+            found[f"{name}{', labeled alone' * (config is LABELED_ROWS)}"] = step_of(
                 epoch, *sizes, count, *more
             )
     return found
@@ -205,34 +204,47 @@ def served() -> dict[str, list]:
     }
 
 
-def trained() -> dict:
+class Training:
+    """A tiny run of a method, and its state as a checkpoint holds it."""
+
+    def __init__(self, name: str = "smr"):
+        self.loader, self.config = tiny_loader(IMAGES, wrong=WRONG), tiny_config(method=name)
+        seed_everything(0)
+        self.pair = tiny_pair(self.config)
+        self.method = smr.new_method(self.config, self.pair, self.loader)
+
+    def state(self, epoch: int) -> dict:
+        state = checkpoints.training_state(
+            "", epoch, self.config, self.loader, self.pair, self.method, data_sha256="", rows=[]
+        )
+        del state["config"], state["images"]
+        return copy.deepcopy(state)
+
+
+def trained(name: str = "smr") -> dict:
     """A tiny run, and what it left where all ranks should be in step."""
-    recipe, loader = tiny_recipe(), tiny_loader(IMAGES, wrong=WRONG)
-    seed_everything(0)
-    pair = tiny_pair(recipe)
-    results, states = [], []
-    for result in method.train(pair, loader, recipe):
-        results.append(result)
-        state = checkpoints.training_state("", pair, loader, {}, "", [], result.epoch)
-        states.append(copy.deepcopy(state))
+    run, results, states = Training(name), [], []
+    for epoch in range(run.config.num_epochs + 1):
+        results.append(run.method.train_epoch(epoch))
+        states.append(run.state(epoch))
     return {
         "metrics": without_times([result.metrics for result in results]),
-        "splits": [split.labeled for result in results for split in result.splits or ()],
+        "splits": [split.labeled for result in results for split in result.splits],
         "states": states,
     }
 
 
 def resumed(states: list[dict]) -> dict:
-    """The last state of the tiny run that goes on from the second epoch's, the first rank's."""
-    recipe, loader = tiny_recipe(), tiny_loader(IMAGES, wrong=WRONG)
-    pair = tiny_pair(recipe)
-    checkpoints.restore(distributed.from_rank_zero(lambda: states[1]), pair, loader, "", Path())
-    for _ in method.train(pair, loader, recipe, 2):
-        pass
-    return checkpoints.training_state("", pair, loader, {}, "", [], recipe.num_epochs)
+    """The last state of the tiny run resumed from rank 0's second epoch."""
+    run = Training()
+    state = distributed.from_rank_zero(lambda: states[1])
+    checkpoints.restore(state, run.pair, run.method, run.loader, "", Path())
+    for epoch in range(2, run.config.num_epochs + 1):
+        run.method.train_epoch(epoch)
+    return run.state(run.config.num_epochs)
 
 
-STILL = replace(STEP, lr=1e-30)  # so that a step moves nothing but BN's statistics
+STILL = tiny_config(lr=1e-30, warm_up=1)  # so that a step moves nothing but BN's statistics
 
 
 def statistics(of_part: Callable[[Tensor], slice]) -> dict[str, Tensor]:
@@ -241,7 +253,7 @@ def statistics(of_part: Callable[[Tensor], slice]) -> dict[str, Tensor]:
     pair = tiny_pair(STILL)
     whole = [images_and_labels(8, seed) for seed in (1, 2)]
     batches = [tuple(column[of_part(column)] for column in batch) for batch in whole]
-    passes.cross_entropy_epoch(pair.trained[0], pair.optimizers[0], batches, STILL)
+    smr.cross_entropy_epoch(pair.trained[0], pair.optimizers[0], batches, STILL)
     return dict(pair.networks[0].named_buffers())
 
 
@@ -257,16 +269,18 @@ def who_came_before(folder: Path) -> list[str]:
     return distributed.one_by_one(come)
 
 
-def judged(networks: list[dict], images: int = IMAGES) -> dict:
-    """What networks make of images, in eval mode."""
-    recipe, loader = tiny_recipe(), tiny_loader(images, wrong=WRONG)
-    pair = tiny_pair(recipe)
+def predicted(networks: list[dict], images: int = IMAGES) -> dict:
+    """The sample losses, the test and the label issues of these networks, in eval mode."""
+    config, loader = tiny_config(), tiny_loader(images, wrong=WRONG)
+    pair = tiny_pair(config)
     for network, state in zip(pair.networks, networks, strict=True):
         network.load_state_dict(state)
-    scores = passes.sample_losses(pair.networks[0], loader.run("eval_train"))
-    figures, confusion = method.test(pair.networks, loader.run("test"), recipe)
-    found = vars(labels.judge(pair, loader, recipe))
-    return {"scores": vars(scores), "test": [figures, confusion], "judged": dict(found)}
+    losses = smr.sample_losses(pair.networks[0], loader.run("eval_train"))
+    figures, confusion = smr.evaluate(pair.networks, loader.run("test"), config)
+    issues = compute_label_issues(pair, loader, smr.new_method(config, pair, loader), config.amp)
+    arrays = {name: getattr(issues, name) for name in ("index", "labels", "pred_probs")}
+    arrays["clean_probability"] = issues.clean_probability
+    return {"losses": vars(losses), "test": [figures, confusion], "issues": arrays}
 
 
 def met(words_of: type[Exception], work) -> str:
@@ -281,7 +295,7 @@ def broken_step() -> None:
     pair, batches = tiny_pair(STEP), [images_and_labels(4, seed) for seed in (1, 2, 3)]
     if not is_not_last():
         batches[1][0].fill_(torch.nan)
-    passes.cross_entropy_epoch(pair.trained[0], pair.optimizers[0], batches, STEP)
+    smr.cross_entropy_epoch(pair.trained[0], pair.optimizers[0], batches, STEP)
 
 
 def is_not_last() -> bool:
@@ -305,11 +319,12 @@ def work(count: int, folder: Path) -> dict:
         "steps": steps(count),
         "served": served(),
         "run": run,
+        "elr": trained("elr"),
         "resumed": resumed(run["states"]),
         "statistics": statistics(lambda column: distributed.rank_rows(len(column))),
         "before": who_came_before(folder),
-        "judged": judged(run["states"][-1]["networks"]),
-        "judged a batch": judged(run["states"][-1]["networks"], 8),
+        "predicted": predicted(run["states"][-1]["networks"]),
+        "predicted a batch": predicted(run["states"][-1]["networks"], 8),
         "broken": met(NonFiniteLoss, broken_step),
         "refused": met(InputError if first else SystemExit, refused),
     }
@@ -340,7 +355,7 @@ def test_bn_s_statistics_are_the_mean_of_each_rank_s_own(found):
         assert_close(value.float(), mean, rtol=0, atol=1e-6, msg=name)
 
 
-def test_the_first_rank_s_turn_is_the_first_then_that_of_other_machines_first_ones(found):
+def test_the_rank_0_s_turn_is_the_first_then_that_of_other_machines_first_ones(found):
     first, second, *third = (of_rank["before"] for of_rank in found)
     assert first == [] and "was here 0" in second
     for of_other_machine in third:
@@ -369,9 +384,12 @@ def without_partners(state: dict) -> dict:
     return state | {"random": {k: v for k, v in state["random"].items() if k != "torch"}}
 
 
-def test_all_ranks_train_on_one_split_and_stay_in_step_but_for_their_mixing_partners(found):
-    first, *others = (of_rank["run"] for of_rank in found)
-    assert len(first["splits"]) == 6 and first["metrics"][0]["train/net1/images"] == IMAGES
+@pytest.mark.parametrize(("run", "splits"), [("run", 6), ("elr", 0)], ids=["smr", "elr"])
+def test_all_ranks_train_on_one_split_and_stay_in_step_but_for_their_mixing_partners(
+    found, run, splits
+):
+    first, *others = (of_rank[run] for of_rank in found)
+    assert len(first["splits"]) == splits and first["metrics"][0]["train/net1/images"] == IMAGES
     for other in others:
         assert_same(other["metrics"], first["metrics"])
         assert_same(other["splits"], first["splits"])
@@ -380,20 +398,20 @@ def test_all_ranks_train_on_one_split_and_stay_in_step_but_for_their_mixing_part
             assert not torch.equal(state["random"]["torch"], of_first["random"]["torch"])
 
 
-def test_a_resumed_run_of_ranks_ends_as_the_straight_one(found):
+def test_a_resumed_run_of_ranks_ends_as_the_uninterrupted_one(found):
     for of_rank in found:
-        straight = of_rank["run"]["states"][-1]
+        uninterrupted = of_rank["run"]["states"][-1]
         if len(found) == 2:
-            assert_same(of_rank["resumed"], straight)
+            assert_same(of_rank["resumed"], uninterrupted)
         else:  # the order in which three gradients are added depends on the steps before
-            assert_close(of_rank["resumed"]["networks"], straight["networks"])
-            assert_same(of_rank["resumed"]["random"], straight["random"])
+            assert_close(of_rank["resumed"]["networks"], uninterrupted["networks"])
+            assert_same(of_rank["resumed"]["random"], uninterrupted["random"])
 
 
-def test_ranks_score_test_and_judge_as_one_process_does(found):
+def test_ranks_predict_as_one_process_does(found):
     networks = found[0]["run"]["states"][-1]["networks"]
-    for name, images in (("judged", IMAGES), ("judged a batch", 8)):
-        alone = judged(networks, images)
+    for name, images in (("predicted", IMAGES), ("predicted a batch", 8)):
+        alone = predicted(networks, images)
         for of_rank in found:
             assert_close(of_rank[name], alone, rtol=1e-4, atol=1e-6)  # batches of another size
 
@@ -406,24 +424,22 @@ def test_an_input_error_is_told_by_the_first_rank_alone(found):
     assert [of_rank["refused"] for of_rank in found] == ["no such file"] + ["2"] * (len(found) - 1)
 
 
-def of_two_ranks(monkeypatch, loader_of: Callable, mode: str) -> list[list]:
-    """The batches that each of two ranks has of a mode."""
-    found = []
+def of_two_ranks(loader_of: Callable, mode: str) -> list[list]:
+    """The batches of a mode that each of two ranks has."""
+    batches = []
     for rank in (0, 1):
-        with monkeypatch.context() as patch:
-            patch.setattr(distributed, "world_size", lambda: 2)
-            patch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
-            found.append(list(loader_of().run(mode)))
-    return found
+        with fake_rank(rank):
+            batches.append(list(loader_of().run(mode)))
+    return batches
 
 
-def test_clothing1m_s_plain_recalibration_is_shared_out_by_the_row(tmp_path, monkeypatch):
+def test_clothing1m_s_recalibration_without_augmentation_is_split_by_rows(tmp_path):
     write_clothing(tmp_path, train=3, held=1)
 
     def loader_of():
         return clothing_dataloader(tmp_path, 6, 0, 7, Frame(36, 32))
 
-    first, second = of_two_ranks(monkeypatch, loader_of, "recalibrate")
+    first, second = of_two_ranks(loader_of, "recalibrate")
     assert [len(images) for images, *_ in first] == [len(images) for images, *_ in second]
     shared = [
         tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(first, second, strict=True)
@@ -433,11 +449,11 @@ def test_clothing1m_s_plain_recalibration_is_shared_out_by_the_row(tmp_path, mon
     assert len(whole) == 7  # of an odd number one rank would have a batch, and a step, more
 
 
-def test_photos_are_shared_out_too_and_no_rank_is_left_without_one(tmp_path, monkeypatch):
+def test_photos_are_split_by_rows_too_and_no_rank_is_left_without_one(tmp_path, monkeypatch):
     names = write(tmp_path)
 
     def of_ranks(mode: str, **options) -> list[list]:
-        return of_two_ranks(monkeypatch, partial(loader_of, tmp_path, **options), mode)
+        return of_two_ranks(partial(loader_of, tmp_path, **options), mode)
 
     shared = [
         tuple(map(torch.cat, zip(*parts, strict=True)))
@@ -467,13 +483,14 @@ def test_a_run_goes_on_with_two_processes_and_with_one_again(tmp_path, capsys):
     output, folder, log = tmp_path, tmp_path / RUN_NAME, tmp_path / "log.txt"
     assert run_short(output, "--num_epochs", "0") == 0
     alone = {path.name for path in folder.iterdir()}
-    assert "ranks" not in capsys.readouterr().out
+    assert "processes" not in capsys.readouterr().out
     for process in start_digits(2, output, "--resume", "--num_epochs", "1"):
         assert finish(process) == 0, log.read_text()
     of_ranks = log.read_text()
-    assert "2 processes share each batch; BN statistics are each one's own, averaged" in of_ranks
-    assert "note: processes before 1, now 2: figures differ within noise" in of_ranks
-    for line in ("resumed after epoch 0", "    1 semi-supervised", "label issues: "):
+    for line in (
+        *("2 processes share each batch", "note: 1 processes before, 2 now"),
+        *("resumed after epoch 0", "    1 semi-supervised", "\nlabel issues: "),
+    ):
         assert of_ranks.count(line) == 1, line
     assert json.loads((folder / "config.json").read_text())["world_size"] == 2
     # Beside one more file of TensorBoard's, the files are those of one process.
@@ -487,7 +504,7 @@ def test_a_run_goes_on_with_two_processes_and_with_one_again(tmp_path, capsys):
     assert (folder / "labels.csv").read_text() == lists
 
     assert run_short(output, "--resume", "--num_epochs", "2") == 0
-    assert "note: processes before 2, now 1" in capsys.readouterr().out
+    assert "note: 2 processes before, 1 now" in capsys.readouterr().out
     assert [row["epoch"] for row in rows_of(folder)] == [0, 1, 2]
     assert [step for step, _ in events_of(folder)["test/accuracy"]] == [0, 1, 2]
 
@@ -503,46 +520,20 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_checkpoint_stands(tmp_pat
     processes[killed].kill()
     assert finish(processes[1 - killed], 20) == 1
     assert log.read_text().count("another rank is gone") == 1
-    assert "--resume goes on" in log.read_text().splitlines()[-1]
+    assert "--resume" in log.read_text().splitlines()[-1]
     assert checkpoints.load_training_state(tmp_path / RUN_NAME / "last.pt")["epoch"] >= 0
 
 
-def test_a_run_that_is_there_is_named_once(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "words"), [((), "holds a run"), (("--gpuid", "0"), "argument --gpuid")]
+)
+def test_what_is_refused_is_refused_once_by_rank_0(tmp_path, flags, words):
     folder = tmp_path / RUN_NAME
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    for process in start_digits(2, tmp_path):
+    for process in start_digits(2, tmp_path, *flags):
         assert finish(process) == 2
-    assert (tmp_path / "log.txt").read_text().count("holds a run") == 1
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_gpuid_is_refused_by_the_first_rank(monkeypatch, capsys, rank):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-    monkeypatch.setenv("RANK", str(rank))
-    with pytest.raises(SystemExit, match="2"):
-        train_cifar.main(["--dataset", "digits", "--gpuid", "0"])
-    line = "error: argument --gpuid: torchrun's processes take a card each"
-    assert capsys.readouterr().err.count(line) == (rank == 0)
-
-
-def test_sync_bn_is_for_several_cards(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run_short(tmp_path, "--sync_bn", "on")
-    assert "--sync_bn on: only under torchrun, on several CUDA cards" in capsys.readouterr().err
-    flags = {"augment": "weak", "num_epochs": 1}
-    one_card = {"config": flags | {"compile": True}, "device": "cuda", "ranks": 1}
-    two_cards = {"config": flags | {"sync_bn": True}, "device": "cuda", "ranks": 2}
-    assert options.continued(two_cards, {}, CUDA, "") == flags
-    with monkeypatch.context() as patch:
-        patch.setattr(distributed, "world_size", lambda: 2)
-        assert options.continued(one_card, {}, CUDA, "") == flags
-        assert options.continued(two_cards, {}, CUDA, "")["sync_bn"]
-        assert options.joint_bn({}, CUDA) == {"sync_bn": True, "compile": False}
-        assert options.joint_bn({"sync_bn": False, "compile": True}, CUDA) == {}
-        for given, device in (({"compile": True}, CUDA), ({"sync_bn": True}, CPU)):
-            with pytest.raises(InputError):
-                options.joint_bn(given, device)
+    assert (tmp_path / "log.txt").read_text().count(words) == 1
 
 
 def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
@@ -556,8 +547,8 @@ def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
             text=True,
         )
         commands.append(printed.stdout.split())
-    parsed = [train_cifar.new_parser().parse_args(arguments) for _, _, *arguments in commands]
+    parsed = [parse(train_cifar.CifarConfig, "", arguments) for _, _, *arguments in commands]
     assert {tuple(command[:2]) for command in commands} == {("python", "train_cifar.py")}
-    assert all(args.resume is True for args in parsed)
-    cells = {(args.r, args.noise_mode, args.seed) for args in parsed}
+    assert all(action.resume is True for _, action in parsed)
+    cells = {(flags["r"], flags.get("noise_mode"), flags["seed"]) for flags, _ in parsed}
     assert len(cells) == 15 and (0.4, "asym", 3) in cells and (0.9, None, 1) in cells

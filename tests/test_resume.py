@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or extended goes on as if nothing had happened, bit for bit."""
+"""A run that is killed, stopped or extended resumes bit-exactly."""
 
 import copy
 import os
@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TinyNet, generator, tiny_loader, tiny_recipe
+from helpers import TinyNet, generator, tiny_config, tiny_loader, tiny_pair
 from runs import (
     KINDS,
     RUN_NAME,
     assert_same_run,
+    at_step,
     events_of,
     finish,
     rows_of,
     run_short,
     start,
+    watched_disk,
 )
 from torch import nn
 from torch.optim import SGD
@@ -28,19 +30,16 @@ from torch.testing import assert_close
 
 import smr
 import train_cifar
-from smr import files
-from smr.data import pickles
-from smr.logging.console import RunLog
 from smr.run import checkpoints
-from smr.run import run as session
+from smr.training import MOMENTUM
 
 LAST = len(KINDS) - 1
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """The folder of a run that nothing disturbed, and the seconds that it took."""
-    output = tmp_path_factory.mktemp("straight")
+def reference(tmp_path_factory):
+    """The folder of a run without an interruption, and the seconds that it took."""
+    output = tmp_path_factory.mktemp("uninterrupted")
     started = time.monotonic()
     assert run_short(output) == 0
     return output / RUN_NAME, time.monotonic() - started
@@ -52,8 +51,8 @@ def epochs_shown(log: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_run_hit_by_signals_at_random_moments_ends_as_the_straight_one(straight, tmp_path):
-    folder, seconds = straight
+def test_a_run_killed_at_random_moments_ends_as_one_without_a_stop(reference, tmp_path):
+    folder, seconds = reference
     moments, numbers = random.Random(0), [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
     log = tmp_path / "log.txt"
     for number in numbers:
@@ -72,20 +71,19 @@ class Stopped(BaseException):
     """Ends a run in this process as abruptly as a signal."""
 
 
-def stopping_after(monkeypatch, name: str, times: int) -> None:
-    """Have the run stop once a file of this name has taken its place so many times."""
-    replace, left = os.replace, [times]
+def stopping_after(name: str, times: int):
+    """Have the run stop once a file of this name has been written so many times."""
+    left = [times]
 
-    def stop(source, target):
-        replace(source, target)
-        left[0] -= Path(target).name == name
+    def stop(path):
+        left[0] -= path.name == name
         if not left[0]:
             raise Stopped
 
-    monkeypatch.setattr(files.os, "replace", stop)
+    return watched_disk(after=stop)
 
 
-def test_a_run_stopped_after_any_of_its_files_ends_as_the_straight_one(straight, tmp_path):
+def test_a_run_stopped_after_any_of_its_files_ends_as_one_without_a_stop(reference, tmp_path):
     # A start writes the earlier epochs' files anew, so that metrics.jsonl counts from 1 there.
     for name, times, epoch in (
         ("noisy_labels.json", 1, None),
@@ -96,24 +94,12 @@ def test_a_run_stopped_after_any_of_its_files_ends_as_the_straight_one(straight,
         ("last.pt", 3, 4),
         ("labels.json", 1, LAST),
     ):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-            stopping_after(patch, name, times)
+        with pytest.raises(Stopped), stopping_after(name, times):
             run_short(tmp_path, "--resume")
         last = tmp_path / RUN_NAME / "last.pt"
         assert epoch == (checkpoints.load(last)["epoch"] if last.exists() else None), name
     assert run_short(tmp_path, "--resume") == 0
-    assert_same_run(tmp_path / RUN_NAME, straight[0], events=False)
-
-
-def stop_in_epoch(monkeypatch, stopped: int, number: signal.Signals) -> None:
-    """Have this process get a signal in the midst of an epoch, once."""
-
-    def progress(_, epoch, kind, network, step, *__):
-        if (epoch, network, step) == (stopped, 2, 1):
-            monkeypatch.undo()
-            signal.raise_signal(number)
-
-    monkeypatch.setattr(RunLog, "progress", progress)
+    assert_same_run(tmp_path / RUN_NAME, reference[0], events=False)
 
 
 @pytest.mark.parametrize(
@@ -121,26 +107,26 @@ def stop_in_epoch(monkeypatch, stopped: int, number: signal.Signals) -> None:
     [("SIGTERM", 1, 4, [4, 5]), ("SIGINT", 4, 3, [0, 1, 2, 3, 4, 5])],
 )
 def test_a_stopped_run_goes_on_from_its_last_checkpoint(
-    straight, tmp_path, monkeypatch, capsys, signal_name, save_every, stopped, again
+    reference, tmp_path, capsys, signal_name, save_every, stopped, again
 ):
     number, handler = signal.Signals[signal_name], signal.getsignal(signal.SIGTERM)
     flags = ("--save_every", str(save_every))
-    stop_in_epoch(monkeypatch, stopped, number)
-    assert run_short(tmp_path, *flags) == 128 + number
+    with at_step(stopped, 2, 1, lambda: signal.raise_signal(number)):
+        assert run_short(tmp_path, *flags) == 128 + number
     said = capsys.readouterr()
-    assert said.err == f"train_cifar.py: stopped by {signal_name}; --resume goes on\n"
+    assert said.err.count("\n") == 1 and signal_name in said.err and "--resume" in said.err
     assert epochs_shown(said.out) == list(range(stopped))
     assert [row["epoch"] for row in rows_of(tmp_path / RUN_NAME)] == list(range(stopped))
     assert run_short(tmp_path, *flags, "--resume") == 0
     said = capsys.readouterr().out
     assert epochs_shown(said) == again
     assert (f"resumed after epoch {again[0] - 1}" in said) == bool(again[0])
-    assert_same_run(tmp_path / RUN_NAME, straight[0])
+    assert_same_run(tmp_path / RUN_NAME, reference[0])
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_a_straight_run_leaves_one_line_and_one_point_an_epoch(straight):
-    folder, _ = straight
+def test_a_uninterrupted_run_leaves_one_line_and_one_point_an_epoch(reference):
+    folder, _ = reference
     rows = rows_of(folder)
     assert [(row["epoch"], row["kind"]) for row in rows] == list(enumerate(KINDS))
     assert len((folder / "acc.txt").read_text().splitlines()) == len(KINDS)
@@ -149,8 +135,8 @@ def test_a_straight_run_leaves_one_line_and_one_point_an_epoch(straight):
         assert curves[tag] == [(row["epoch"], pytest.approx(row[tag])) for row in rows]
 
 
-def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(straight):
-    folder, _ = straight
+def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(reference):
+    folder, _ = reference
     last = torch.load(folder / "last.pt", weights_only=True)
     best = torch.load(folder / "best.pt", weights_only=True)
     accuracies = [row["test/accuracy"] for row in rows_of(folder)]
@@ -158,21 +144,23 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(straight)
     assert best["accuracy"] == max(accuracies)
     assert best["epoch"] == accuracies.index(max(accuracies))
     assert set(best) == {
-        *("script", "epoch", "config", "device", "noise_sha256", "networks", "accuracy", "images"),
-        "ranks",
+        *("script", "epoch", "config", "device", "data_sha256", "networks", "accuracy", "images"),
+        "world_size",
     }
     assert best["script"] == "train_cifar.py"
 
 
 def test_evaluate_gives_the_stored_accuracy_of_a_checkpoint_or_of_a_folder_s_last(
-    straight, tmp_path, capsys
+    reference, tmp_path, capsys
 ):
-    folder = Path(shutil.copytree(straight[0], tmp_path / RUN_NAME))  # for labels.csv is written
+    folder = Path(shutil.copytree(reference[0], tmp_path / RUN_NAME))  # for labels.csv is written
     for path, name in ((folder / "best.pt", "best.pt"), (folder, "last.pt")):
         state = torch.load(folder / name, weights_only=True)
         assert train_cifar.main(["--evaluate", str(path)]) == 0
         said, accuracy = capsys.readouterr().out, f"{state['accuracy']:.2f} %"
-        begin = f"{folder / name}, epoch {state['epoch']}: accuracy {accuracy} (stored {accuracy})"
+        begin = (
+            f"{folder / name}, epoch {state['epoch']}: test accuracy {accuracy} (stored {accuracy})"
+        )
         assert said.startswith(begin)
         row = rows_of(folder)[state["epoch"]]
         assert (
@@ -181,45 +169,43 @@ def test_evaluate_gives_the_stored_accuracy_of_a_checkpoint_or_of_a_folder_s_las
             f"macro precision {row['test/precision']:.2f} %, recall {row['test/recall']:.2f} %, "
             f"F1 {row['test/f1']:.2f} %\n"
         ) in said
-    assert (folder / "labels.csv").read_text() == (straight[0] / "labels.csv").read_text()
+    assert (folder / "labels.csv").read_text() == (reference[0] / "labels.csv").read_text()
 
 
-def test_a_run_that_is_resumed_with_more_epochs_is_the_longer_run(straight, tmp_path, monkeypatch):
+def test_a_run_that_is_resumed_with_more_epochs_is_the_longer_run(reference, tmp_path):
     assert run_short(tmp_path, "--num_epochs", "1") == 0
-    folder, read = tmp_path / RUN_NAME, []
-    load_archive = pickles.load_archive
-    monkeypatch.setattr(pickles, "load_archive", lambda p: (read.append(p), load_archive(p))[1])
+    folder = tmp_path / RUN_NAME
     assert train_cifar.main(["--resume", str(folder), "--num_epochs", str(LAST)]) == 0
-    assert read == [folder / "last.pt"]
-    assert_same_run(folder, straight[0])
+    assert_same_run(folder, reference[0])
 
 
 def test_resuming_a_finished_run_trains_no_more_and_changes_none_of_its_results(
-    straight, tmp_path, capsys
+    reference, tmp_path, capsys
 ):
-    folder = Path(shutil.copytree(straight[0], tmp_path / RUN_NAME))
+    folder = Path(shutil.copytree(reference[0], tmp_path / RUN_NAME))
     assert run_short(tmp_path, "--resume") == 0
     assert epochs_shown(capsys.readouterr().out) == []
-    assert_same_run(folder, straight[0])
+    assert_same_run(folder, reference[0])
 
 
-def test_a_run_stopped_while_it_writes_its_lists_writes_them_when_it_is_resumed(
-    tmp_path, monkeypatch, capsys
+def test_a_run_stopped_while_it_writes_its_label_issues_writes_them_when_it_is_resumed(
+    tmp_path, capsys
 ):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
     page = ("--num_epochs", "1", "--review", "3")
-    with monkeypatch.context() as patch:
-        patch.setattr(session.labels.review, "page", interrupted)
+
+    def interrupt(path):
+        if path.name == "labels.html":
+            raise KeyboardInterrupt
+
+    with watched_disk(interrupt):
         assert run_short(tmp_path, *page) == 128 + signal.SIGINT
     folder = tmp_path / RUN_NAME
     assert (folder / "labels.csv").exists() and not (folder / "labels.html").exists()
     capsys.readouterr()
     assert run_short(tmp_path, *page, "--resume") == 0
-    assert "finished" not in capsys.readouterr().out and (folder / "labels.html").exists()
+    assert "complete" not in capsys.readouterr().out and (folder / "labels.html").exists()
     assert run_short(tmp_path, *page, "--resume") == 0
-    assert "finished at epoch 1" in capsys.readouterr().out
+    assert "complete at epoch 1" in capsys.readouterr().out
 
 
 # --- momentum in the other memory format ---
@@ -244,15 +230,19 @@ def steps(network: nn.Module, optimizer: SGD, numbers: range) -> None:
         optimizer.step()
 
 
-def pair_in(channels_last: bool, recipe: smr.Recipe) -> smr.Pair:
-    torch.manual_seed(1)
-    return smr.new_pair(TwoConvolutions, recipe, torch.device("cpu"), channels_last)
+def saved_and_resumed(channels_last: bool) -> tuple[smr.Config, list[smr.Pair]]:
+    """A pair in this memory format, and one in the other."""
+    pairs = []
+    for each in (channels_last, not channels_last):
+        torch.manual_seed(1)
+        pairs.append(tiny_pair(tiny_config(lr=0.05, channels_last=each), TwoConvolutions))
+    return tiny_config(lr=0.05), pairs
 
 
-def after_unfused_sgd(network: nn.Module, recipe: smr.Recipe, numbers: range) -> nn.Module:
+def after_unfused_sgd(network: nn.Module, config: smr.Config, numbers: range) -> nn.Module:
     """A copy of the network in NCHW after these steps of plain SGD."""
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-    sgd = {"lr": recipe.lr, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    sgd = {"lr": config.lr, "momentum": MOMENTUM, "weight_decay": config.weight_decay}
     steps(network, SGD(network.parameters(), **sgd, foreach=False, fused=False), numbers)
     return network
 
@@ -261,14 +251,18 @@ def after_unfused_sgd(network: nn.Module, recipe: smr.Recipe, numbers: range) ->
 def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sgd(
     tmp_path, channels_last
 ):
-    recipe, loader, path = tiny_recipe(lr=0.05), tiny_loader(), tmp_path / "last.pt"
-    saved, resumed = pair_in(channels_last, recipe), pair_in(not channels_last, recipe)
-    wanted = [after_unfused_sgd(network, recipe, range(4)) for network in saved.networks]
+    loader, path = tiny_loader(), tmp_path / "last.pt"
+    config, (saved, resumed) = saved_and_resumed(channels_last)
+    expected = [after_unfused_sgd(network, config, range(4)) for network in saved.networks]
     for network, optimizer in zip(saved.networks, saved.optimizers, strict=True):
         steps(network, optimizer, range(2))
-    state = checkpoints.training_state("train_cifar.py", saved, loader, {}, "labels", [], epoch=-1)
+    method = smr.new_method(config, saved, loader)
+    state = checkpoints.training_state(
+        "train_cifar.py", -1, config, loader, saved, method, data_sha256="labels", rows=[]
+    )
     checkpoints.save(state, path)
-    checkpoints.restore(checkpoints.load_training_state(path), resumed, loader, "labels", path)
+    state = checkpoints.load_training_state(path)
+    checkpoints.restore(state, resumed, method, loader, "labels", path)
     for k, (network, optimizer) in enumerate(
         zip(resumed.networks, resumed.optimizers, strict=True)
     ):
@@ -277,4 +271,4 @@ def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sg
         assert weight.is_contiguous() == channels_last
         steps(network, optimizer, range(2, 4))
         for name, tensor in network.state_dict().items():
-            assert_close(tensor, wanted[k].state_dict()[name], rtol=1e-4, atol=1e-6)
+            assert_close(tensor, expected[k].state_dict()[name], rtol=1e-4, atol=1e-6)

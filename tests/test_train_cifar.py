@@ -4,30 +4,29 @@ import functools
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import re
 import shlex
 import sys
 import tarfile
 import threading
+import time
 
 import pytest
 import torch
-from helpers import TinyNet, run_script, write_cifar
+from helpers import run_script, write_cifar
 from runs import metrics_of, without_times
 from torchvision import datasets
 
 import train_cifar
 from dataloader_cifar import noisy_labels
-from smr.data.memory_dataset import MemoryLoader
+from smr.config import configure, flags_of, parse
 from smr.errors import InputError
-from smr.logging import console
-from smr.run import options
-from smr.run import run as session
+from smr.methods import METHODS, SMR
 
-CPU = torch.device("cpu")
 # Epoch 0 warms up, 1 and 3 are semi-supervised, 2 recalibrates.
-SHORT = "--num_epochs 3 --warm_up 1 --recalibrate_every 3 --width 2 --batch_size 16 --device cpu"
+SHORT = "--num_epochs 3 --warm_up 1 --recalibrate_every 3 --width 1 --batch_size 16 --device cpu"
 KINDS = ["warm-up", "semi-supervised", "recalibration", "semi-supervised"]
 
 
@@ -39,12 +38,6 @@ def run_here(data_path, output, *more: str) -> int:
     """The same in this process: what main() returns."""
     flags = [*SHORT.split(), "--data_path", str(data_path), "--output", str(output)]
     return train_cifar.main([*flags, "--review", "0", *more])
-
-
-@pytest.fixture
-def tiny_network(monkeypatch):
-    """A network that trains in no time in place of the script's."""
-    monkeypatch.setattr(train_cifar, "build_network", lambda config: TinyNet(config["num_class"]))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +66,7 @@ def test_config_holds_all_resolved_values_and_the_noise(finished):
     config = json.loads((finished[1] / "config.json").read_text())
     expected = {
         "dataset": "cifar10", "r": 0.45, "noise_mode": "sym", "seed": 5, "method": "smr",
-        "warm_up": 1, "recalibrate_every": 3, "num_epochs": 3, "width": 2, "batch_size": 16,
+        "warm_up": 1, "recalibrate_every": 3, "num_epochs": 3, "width": 1, "batch_size": 16,
         "lr": 0.02, "weight_decay": 5e-4, "alpha": 4, "T": 0.5, "p_threshold": 0.5, "lambda_u": 25,
         "num_class": 10, "warmup_loss": "mixup", "train_images": 100, "test_images": 40,
     }  # fmt: skip
@@ -128,7 +121,7 @@ def test_text_files_hold_the_published_lines_with_the_counts_of_the_metrics(fini
     assert (folder / "stats.txt").read_text() == "".join(expected)
 
 
-def test_output_tells_the_start_each_epoch_and_the_end(finished):
+def test_the_log_has_the_start_each_epoch_and_the_end(finished):
     process, folder = finished
     output, rows = process.stdout, metrics_of(folder)
     assert "\r" not in output  # no terminal
@@ -200,10 +193,10 @@ def test_missing_data_is_one_clear_line_and_status_2(tmp_path, monkeypatch, caps
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     with pytest.raises(SystemExit):
         train_cifar.main(["--data_path", "photos"])
-    assert "train_animal10N.py --dataset folder" in capsys.readouterr().err
+    assert "train_folder.py" in capsys.readouterr().err
 
 
-def test_cifar100_trains(cifar100_folder, tmp_path, tiny_network):
+def test_cifar100_trains(cifar100_folder, tmp_path):
     more = ("--dataset", "cifar100", "--noise_mode", "asym", "--r", "0.4", "--num_class", "100")
     assert run_here(cifar100_folder, tmp_path, *more, "--num_epochs", "1") == 0
     folder = tmp_path / "cifar100_0.4_asym_smr_seed123"
@@ -214,7 +207,7 @@ def test_cifar100_trains(cifar100_folder, tmp_path, tiny_network):
     assert [row["kind"] for row in metrics_of(folder)] == KINDS[:2]
 
 
-def test_digits_need_no_data_and_are_learnt(tmp_path, monkeypatch):
+def test_digits_need_no_data_and_are_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = "--dataset digits --num_epochs 4 --warm_up 3 --width 8 --id try --review 0"
     assert train_cifar.main(flags.split()) == 0
@@ -237,9 +230,9 @@ class Terminal(io.StringIO):
 
 
 def test_progress_line_on_a_terminal_begins_as_the_published_one(
-    cifar10_folder, tmp_path, monkeypatch, tiny_network
+    cifar10_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(console, "TERMINAL_PERIOD", 0)
+    monkeypatch.setattr(time, "monotonic", itertools.count(1000).__next__)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stdout", Terminal())
     flags = ("--warm_up", "2", "--num_epochs", "1")
@@ -251,7 +244,7 @@ def test_progress_line_on_a_terminal_begins_as_the_published_one(
         epoch, network, step = number // 8, number // 4 % 2 + 1, number % 4 + 1
         assert re.fullmatch(
             rf"cifar10:0\.5-sym \| Epoch \[  {epoch}/  1\] Iter\[  {step}/  4\]  "
-            rf"warm-up, net {network}  loss \d+\.\d{{4}}  \d+ images/s",
+            rf"warm-up, net {network}  loss \d+\.\d{{4}}  \d+ images/s(, .* left)?",
             line,
         ), line
 
@@ -259,9 +252,10 @@ def test_progress_line_on_a_terminal_begins_as_the_published_one(
 # The rest runs in this process: main() is what the script calls.
 
 
-def resolve(*flags: str) -> dict:
-    parser = train_cifar.new_parser()
-    return train_cifar.resolve(options.given_flags(parser.parse_args(flags)), CPU)
+def resolve(*flags: str) -> train_cifar.CifarConfig:
+    """The configuration of a command line, on a CPU."""
+    given, _ = parse(train_cifar.CifarConfig, "", list(flags))
+    return configure(train_cifar.CifarConfig, **{"device": "cpu"} | given)
 
 
 VERBATIM = {
@@ -288,15 +282,16 @@ class Begun(Exception):
 
 
 @pytest.fixture
-def loaders(monkeypatch, tiny_network):
-    """The data of the runs that begin, each of which ends as it does, with Begun."""
-    begun: list[MemoryLoader] = []
+def loaders(monkeypatch) -> list:
+    """The loaders of the runs that begin; each ends by Begun in its first epoch."""
+    begun = []
 
-    def train(_pair, loader, *_):
-        begun.append(loader)
-        raise Begun
+    class Begins(SMR):
+        def train_epoch(self, epoch):
+            begun.append(self.loader)
+            raise Begun
 
-    monkeypatch.setattr(session, "train", train)
+    monkeypatch.setitem(METHODS, "smr", Begins)
     return begun
 
 
@@ -350,13 +345,13 @@ def test_lambda_u_takes_the_published_value_of_its_noise_cell(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text("[]")
-    assert resolve(*flags.split())["lambda_u"] == expected
+    assert resolve(*flags.split()).lambda_u == expected
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("", {"warmup_loss": "mixup", "recalibrate_every": 30, "warmup_penalty": False}),
+        ("", {"warmup_loss": "mixup", "recalibrate_every": 30, "entropy_penalty": False}),
         ("--method dividemix", {"warmup_loss": "ce", "recalibrate_every": 0, "batch_size": 64}),
         ("--method dividemix --dataset cifar100", {"batch_size": 64}),
         ("--method dividemix --batch_size 128", {"batch_size": 128}),
@@ -367,14 +362,14 @@ def test_lambda_u_takes_the_published_value_of_its_noise_cell(
             {"warmup_loss": "ce", "recalibrate_every": 30},
         ),
         ("--recalibrate_every 0", {"warmup_loss": "mixup", "recalibrate_every": 0}),
-        ("--noise_mode asym", {"warmup_penalty": True}),
+        ("--noise_mode asym", {"entropy_penalty": True}),
         ("--learning_rate 0.1", {"lr": 0.1}),
         ("--lr 0.1", {"lr": 0.1}),
     ],
 )
 def test_method_and_its_two_parts_switch(flags, expected):
     config = resolve(*flags.split())
-    assert {key: config[key] for key in expected} == expected
+    assert {key: getattr(config, key) for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -382,7 +377,7 @@ def test_method_and_its_two_parts_switch(flags, expected):
     [
         ("--num_class 100", "--num_class 100: cifar10 has 10 classes"),
         ("--dataset cifar100 --num_class 10", "--num_class 10: cifar100 has 100 classes"),
-        ("--method ce --warmup_loss mixup", "--warmup_loss with --method ce"),
+        ("--method ce --warmup_loss mixup", "--warmup_loss: only with --method smr or dividemix"),
     ],
 )
 def test_flags_that_contradict_data_or_method_are_refused(flags, message, capsys):
@@ -408,23 +403,21 @@ def test_impossible_values_are_one_line_and_status_2(flags, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_every_flag_has_help_with_its_default_in_a_group():
-    parser = train_cifar.new_parser()
-    flags = {flag for action in parser._actions for flag in action.option_strings}
+def test_every_flag_has_help_with_its_default(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train_cifar.main(["--help"])
+    entries = re.split(r"\n  (?=-)", capsys.readouterr().out.split("\n\n", 2)[2])
+    entries = [" ".join(entry.split("\n\n")[0].split()) for entry in entries]
+    shown = {name: entry for entry in entries for name in re.findall(r"--\w+(?=[ ,]|$)", entry)}
     published = (
         "batch_size lr learning_rate noise_mode alpha lambda_u p_threshold T num_epochs r id "
-    )
-    published += (
         "seed gpuid num_class data_path dataset method warmup_loss recalibrate_every warm_up "
+        "noise_file width device output download"
     )
-    published += "noise_file width device output download"
-    assert {f"--{name}" for name in published.split()} <= flags
-    switches = {"help", "overwrite", "evaluate", "resume", "download"}
-    for action in parser._actions:
-        assert action.help, action
-        assert action.dest in switches or "default" in action.help, action.dest
-    titles = [group.title for group in parser._action_groups if group._group_actions]
-    assert len(titles) >= 5
+    flags = set(flags_of(type(resolve()))) | {"learning_rate", "elr_lambda", "elr_beta"}
+    assert {*published.split()} <= flags <= {name[2:] for name in shown}
+    for name in flags - {"download"}:
+        assert "(default: " in shown[f"--{name}"], name
 
 
 @pytest.fixture
@@ -435,12 +428,14 @@ def official_archive(tmp_path, monkeypatch):
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, folder.name)
-    training = [[f"data_batch_{i}", md5(folder / f"data_batch_{i}")] for i in range(1, 6)]
-    meta = datasets.CIFAR10.meta | {"md5": md5(folder / "batches.meta")}
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", training)
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(folder / "test_batch")]])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(archive))
+
+    class Official(datasets.CIFAR10):
+        train_list = [[f"data_batch_{i}", md5(folder / f"data_batch_{i}")] for i in range(1, 6)]  # noqa: RUF012
+        test_list = [["test_batch", md5(folder / "test_batch")]]  # noqa: RUF012
+        meta = datasets.CIFAR10.meta | {"md5": md5(folder / "batches.meta")}
+        tgz_md5 = md5(archive)
+
+    monkeypatch.setattr(datasets, "CIFAR10", Official)
     monkeypatch.setenv("no_proxy", "*")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -449,8 +444,7 @@ def official_archive(tmp_path, monkeypatch):
 
     handler = functools.partial(Quiet, directory=archive.parent)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
-        monkeypatch.setattr(datasets.CIFAR10, "url", url)
+        Official.url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield archive
         server.shutdown()
@@ -493,19 +487,18 @@ def test_download_that_fails_is_one_line_and_status_2(
     assert not list(tmp_path.glob("data/**/data_batch_1"))
 
 
-def test_what_the_method_cannot_do_is_said_once(cifar10_folder, tmp_path, capsys, tiny_network):
+def test_an_empty_clean_set_is_noted_once_for_each_network(cifar10_folder, tmp_path, capsys):
     assert run_here(cifar10_folder, tmp_path / "out", "--p_threshold", "1") == 0
     output = capsys.readouterr().out
     for k in (1, 2):
-        line = f"note: network {k} has no labeled sample: it has a recalibration epoch instead"
-        assert output.count(line) == 1
+        assert output.count(f"network {k}: the clean set is empty") == 1
     (folder,) = (tmp_path / "out").iterdir()
     rows = metrics_of(folder)
     assert [row["kind"] for row in rows] == KINDS
     assert "Number of labeled samples:0   AUC:" in (folder / "stats.txt").read_text()
 
 
-def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys, tiny_network):
+def test_a_run_without_noise_has_no_auc(cifar10_folder, tmp_path, capsys):
     assert run_here(cifar10_folder, tmp_path / "out", "--r", "0", "--num_epochs", "1") == 0
     (folder,) = (tmp_path / "out").iterdir()
     assert folder.name == "cifar10_0.0_sym_smr_seed123"
@@ -515,7 +508,7 @@ def test_run_without_noise_has_no_auc_to_give(cifar10_folder, tmp_path, capsys, 
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
-    cifar10_folder, tmp_path, capsys, tiny_network
+    cifar10_folder, tmp_path, capsys
 ):
     # Sound for an epoch.
     flags = ("--lr", "1e6", "--weight_decay", "1e6", "--lr_steps", "0:1e-15,1:1")

@@ -13,8 +13,7 @@ import numpy as np
 from smr.data.corrections_log import dropped_folders
 from smr.errors import InputError
 
-OWN_PHOTOS = "photos of your own in class folders: train_animal10N.py --dataset folder"
-# correct_labels.py moves the photos there that a person dropped, and says so in a log.
+OWN_PHOTOS = "your own photos in class folders: train_folder.py"
 # What systems leave in folders, in lower case: thumbnails, archives' metadata, trash.
 JUNK = {
     *("@eadir", "__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "#recycle"),
