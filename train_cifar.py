@@ -45,13 +45,13 @@ HYPERPARAMETERS = {
     "cifar100": CIFAR | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
     # Ours: small enough for two CPU cores in minutes, in the proportions of CIFAR's.
     "digits": {
-        "num_epochs": 60,
+        "num_epochs": 25,
         "batch_size": 64,
         "lr": 0.02,
-        "lr_steps": ((50, 0.1),),
+        "lr_steps": ((21, 0.1),),
         "weight_decay": 5e-4,
-        "warm_up": 15,
-        "recalibrate_every": 10,
+        "warm_up": 8,
+        "recalibrate_every": 6,
         "width": 16,
         "compile": False,  # the compiler's start takes longer than the run
         "data_path": "",

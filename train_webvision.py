@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run(WebVisionConfig, __doc__, argv) as run:
         config = run.config
         loader = run.load(make_loader)  # photos, decoded while the networks train
+        loader = run.freeze_backbone(build_network)  # --freeze_backbone on: their features
         pair = run.new_pair(build_network)  # two networks, each with its SGD
         method = run.new_method(pair, loader)  # --method: smr, dividemix, ce, elr
         for epoch in run.epochs():

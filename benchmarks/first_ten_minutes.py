@@ -37,9 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_cifar
 from PreResNet import ResNet18
+from smr import devices
+from smr.config import Parser
 from smr.logging.console import RunLog
 from smr.logging.metrics_file import read_metrics
-from smr.run import devices, options
+from smr.run.command import command
 
 # Batch size, width, training images, images of a short run, rows of a convolution and in scoring.
 GPU = {"batch_size": 128, "width": 64, "images": 50_000, "short": 12_800}
@@ -288,7 +290,7 @@ PARTS |= {"cuda graphs": cuda_graphs, "epochs": epochs}
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, with the device's sizes and defaults."""
-    parser = options.Parser(__doc__)
+    parser = Parser(__doc__)
     about = "file that lines are added to (default: %(default)s)"
     parser.add_argument(
         "--output", type=Path, default=Path("first_ten_minutes.jsonl"), metavar="FILE", help=about
@@ -303,10 +305,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Measure part by part; returns the exit status, 1 if a part failed."""
-    with options.one_line_errors("first_ten_minutes.py"):
-        args = parse(argv)
+    args = parse(argv)
     failed = False
 
     def write(finding: dict) -> None:

@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from compare_runs import FinishedRun, differences, read_run, run_folders
+from smr.config import Parser
 from smr.errors import InputError
 from smr.logging.figures import INK, LIGHT, Color, blank, sideways, text_width, write
 from smr.logging.metrics_file import read_metrics
-from smr.run import options
+from smr.run.command import command
 
 RESULTS = Path(__file__).resolve().parent / "results" / "small"
 # Okabe and Ito's colors, which color-blind readers can tell apart, and those of other methods.
@@ -190,15 +191,14 @@ def draw_legend(pen: ImageDraw.ImageDraw, colors: dict[str, Color]) -> None:
     write(pen, (LEFT, 92), words, TEXT, (90, 90, 90), anchor="lm")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = options.Parser(__doc__)
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = Parser(__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: DIR/curves.png")
     args = parser.parse_args(argv)
-    with options.one_line_errors("plot_results.py"):
-        draw(read_runs(args.results)).save(args.output or args.results / "curves.png")
-    return 0
+    draw(read_runs(args.results)).save(args.output or args.results / "curves.png")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare_runs
 import train_cifar
+from smr.config import DEVICE, FREE, Parser, configure, flags_of, parse, show_value
 from smr.files import write_json, write_text
 from smr.logging.console import show
-from smr.logging.metrics_file import read_metrics, run_name
-from smr.run import options, run
+from smr.logging.metrics_file import read_metrics
+from smr.run.command import command
+from smr.run.run_dir import run_name
+from train_cifar import CifarConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # lambda_u and all other hyperparameters are train_cifar.py's own for the cell.
@@ -69,9 +72,10 @@ METRICS = {
 PATHS = ("data_path", "output", "noise_file")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run a cell, or parity; returns the exit status."""
-    parser = options.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("cell", choices=(*CELLS, "parity"))
     protocol = parser.add_mutually_exclusive_group()
     protocol.add_argument("--short", action="store_true", help="100 epochs, not 300")
@@ -89,21 +93,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def variant(flags: Sequence[str]) -> str:
     """What these flags change of a protocol, as the end of a run's name."""
-    unchanging = {*options.FREE, *options.SPEED, "seed"}
-    changes = options.given_flags(train_cifar.new_parser().parse_args(flags))
-    words = (f"_{k}-{options.shown(k, v)}" for k, v in changes.items() if k not in unchanging)
+    changes, _ = parse(CifarConfig, "", list(flags))
+    rules = {name: each.metadata["resume"] for name, each in flags_of(CifarConfig).items()}
+    words = (
+        f"_{name}-{show_value(value)}"
+        for name, value in changes.items()
+        if name != "seed" and rules.get(name) not in (FREE, DEVICE)
+    )
     return re.sub(r"[^\w.+-]", "-", "".join(words))
-
-
-def config_of(flags: Sequence[str]):
-    """The configuration of the run that train_cifar.py starts with these flags."""
-    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
-    return train_cifar.resolve(given, run.device_of(given))
 
 
 def run_folder(flags: Sequence[str]) -> Path:
     """The folder of the run that train_cifar.py starts with these flags."""
-    config = config_of(flags)
+    given, _ = parse(CifarConfig, "", list(flags))
+    config = configure(CifarConfig, **given)
     return Path(config.output) / run_name(config)
 
 

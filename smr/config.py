@@ -1,4 +1,4 @@
-"""One configuration: a dataclass whose fields are the flags, config.json, and what a resume compares.
+"""One configuration: a dataclass whose fields are the flags and config.json.
 
 A script derives its own from `Config` and adds the flags of its data; a method brings the flags of
 the method. A field that is None after that takes its value from the script's hyperparameters.
@@ -29,6 +29,7 @@ METHOD, TRAINING, DATA, RUN, SPEED = GROUPS
 def flag(
     default: Any = None,
     *,
+    fallback: Any = None,
     help: str,
     group: str = METHOD,
     low: float | None = None,
@@ -45,6 +46,7 @@ def flag(
     """A field of a configuration, which is a flag of the command line.
 
     Args:
+        fallback: its value if neither the command line nor `hyperparameters` has one.
         low, high, above: the range of a number; `above` leaves the bound itself out.
         choices, pattern: what a text may be. A pattern is a regular expression.
         words: of a bool, what the command line calls False and True; without them the flag alone
@@ -52,15 +54,14 @@ def flag(
         shown_default: the default in words, where it is not one value.
         resume: SAME, FREE, GROWS or DEVICE.
     """
-    metadata = {name: value for name, value in locals().items() if name != "default"}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=dict(locals()))
 
 
 @dataclass
 class Config:
     """What every run depends on. Raises InputError where a value is out of range.
 
-    Epochs count from 0 to num_epochs inclusive (method 3). Class attributes are what no flag changes.
+    Epochs count from 0 to num_epochs inclusive (method 3). Class attributes have no flag.
     """
 
     method: str = flag("smr", help="which method trains (docs/method.md, section 6)")
@@ -158,6 +159,8 @@ class Config:
 
     # dataset → the values of fields that the command line leaves open, and for the help.
     HYPERPARAMETERS: ClassVar[dict[str, dict]] = {}
+    # What the method sets whatever the dataset (`with_method`).
+    METHOD_DEFAULTS: ClassVar[dict] = {}
     # Flags that people try and this script does not have → what to do instead.
     ELSEWHERE: ClassVar[dict[str, str]] = {}
     # Test set → its title in acc.txt, where the published log names them.
@@ -174,15 +177,16 @@ class Config:
 
     def __post_init__(self):
         device = devices.find_device(self.device, self.gpuid)
-        for name, value in (speed_defaults(device) | self.hyperparameters(device)).items():
-            if getattr(self, name, value) is None:
-                setattr(self, name, value)
+        defaults = {each.name: each.metadata["fallback"] for each in fields(self)}
+        defaults |= speed_defaults(device) | self.hyperparameters(device) | self.METHOD_DEFAULTS
         for each in fields(self):
-            setattr(self, each.name, checked(each, getattr(self, each.name)))
+            value = getattr(self, each.name)
+            value = defaults[each.name] if value is None else value
+            setattr(self, each.name, checked(each, value))
         self.check(device)
 
     def hyperparameters(self, device: torch.device) -> dict:
-        """The values of the fields that are None; those that this method does not have are ignored."""
+        """The values of flags that are not given; the method may lack some of them."""
         return self.HYPERPARAMETERS[self.dataset]
 
     def check(self, device: torch.device) -> None:
@@ -248,9 +252,8 @@ def checked(each, value: Any) -> Any:
         expected = "a whole number" if kind is int else "a number"
         expected += f" {'above' if open_low else 'from'} {low:,} to {about['high']:,}"
     if not fits:
-        raise InputError(
-            f"--{each.name} {shown(each, value)}: expected {expected or kind.__name__}"
-        )
+        value = value if kind is tuple else shown(each, value)
+        raise InputError(f"--{each.name} {value}: expected {expected or kind.__name__}")
     return value
 
 
@@ -262,9 +265,7 @@ def read(each, text: str) -> Any:
             if text not in words:
                 raise InputError(f"expected {words[0]} or {words[1]}")
             return text == words[1]
-        if kind is tuple:
-            return read_lr_steps(text)
-        return checked(each, kind(text))
+        return checked(each, read_lr_steps(text) if kind is tuple else kind(text))
     except InputError as error:
         reason = str(error).partition("expected ")[2]
         raise argparse.ArgumentTypeError(f"'{text}': expected {reason}") from None
@@ -342,7 +343,8 @@ def with_method(config_class: type[Config], method: str) -> type[Config]:
 
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
-    return dataclass(type(config_class.__name__, (config_class, METHODS[method].Flags), {}))
+    bases, defaults = (config_class, METHODS[method].Flags), METHODS[method].DEFAULTS
+    return dataclass(type(config_class.__name__, bases, {"METHOD_DEFAULTS": defaults}))
 
 
 @dataclass(frozen=True)
@@ -361,10 +363,10 @@ def parse(
     from smr.methods import METHODS
 
     parser = Parser(usage, config_class.ELSEWHERE)
-    groups = {name: parser.add_argument_group(name).add_argument for name in GROUPS}
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
     flags = flags_of(config_class)
     for method in METHODS.values():
-        flags = flags_of(method.Flags) | flags
+        flags |= {k: v for k, v in flags_of(method.Flags).items() if k not in flags}
     for name, each in flags.items():
         about = each.metadata
         options: dict[str, Any] = {"help": help_of(each, config_class), "default": None}
@@ -374,9 +376,8 @@ def parse(
             options |= {"type": lambda text, each=each: read(each, text)}
             choices = tuple(METHODS) if name == "method" else about["choices"] or about["words"]
             options["metavar"] = "{" + ",".join(choices) + "}" if choices else about["metavar"]
-        groups[about["group"]](f"--{name}", *about["aliases"], **options)
-    add = parser.add_argument_group(RUN).add_argument
-    add = parser.add_mutually_exclusive_group().add_argument
+        groups[about["group"]].add_argument(f"--{name}", *about["aliases"], **options)
+    add = groups[RUN].add_mutually_exclusive_group().add_argument
     add("--resume", nargs="?", const=True, metavar="PATH", help=RESUME_HELP)
     add("--overwrite", action="store_true", help="delete the run that is in the folder")
     add("--evaluate", metavar="PATH", help="test this checkpoint, or a run folder's last one")
@@ -401,8 +402,9 @@ def help_of(each, config_class: type[Config]) -> str:
         (_, first), *others = values.items()
         others = [f"{dataset} {value}" for dataset, value in others if value != first]
         default = "; ".join([first, *others])
-    elif not default and each.default not in (None, "") and kind_of(each) is not bool:
-        default = shown(each, each.default)
+    elif not default and kind_of(each) is not bool:
+        plain = each.default if each.default is not None else about["fallback"]
+        default = "" if plain in (None, "") else shown(each, plain)
     text = about["help"].replace("%", "%%")
     return text + (f" (default: {default})" if default else "")
 

@@ -96,6 +96,15 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of the device; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):  # Windows
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Most memory held so far in GiB: `memory/host_gib`, and on CUDA `memory/device_gib`."""
     peaks = {}

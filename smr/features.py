@@ -4,6 +4,7 @@ The heads that train on them are last layers of the network. A whole network is 
 trained head in its place, and loads like any other.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -15,12 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from smr import devices, distributed
+from smr.data.augment import Views
 from smr.data.loader import Batches, Loader
 from smr.errors import InputError
 from smr.evaluate import predict_batches
 from smr.files import atomic_write, write_json
 from smr.logging.console import Terminal, duration
 
+# Photos that the backbone takes at once.
+CHUNK = 32
+# In the run folder.
+FOLDER = "features"
 # The part of the memory that features may take.
 MEMORY_SHARE = 0.5
 
@@ -49,7 +55,7 @@ class FeatureLoader(Loader):
                 name: (Features(values[:, None]), photos.tests[name][1].cpu().numpy())
                 for name, values in tests.items()
             },
-            photos.views,
+            Views(photos.info.mean, photos.info.std),
             replace(photos.info),
             batch_size=photos.batch_size,
             seed=0,
@@ -165,7 +171,7 @@ def pass_features(
 ) -> Tensor:
     """float16 [count, d] on the CPU: the backbone's output for the photo at each index."""
     parts, positions = [], []
-    for (output,), _, index in predict_batches([backbone], batches, amp):
+    for (output,), _, index in predict_batches([backbone], in_chunks(batches), amp):
         parts.append(output.half().cpu())
         positions.append(index.cpu())
         progress.add(len(index) * distributed.world_size())
@@ -176,6 +182,12 @@ def pass_features(
     values = torch.zeros((count, parts.shape[1]), dtype=torch.float16)
     values[positions] = parts  # a photo that cannot be decoded has zeros
     return values
+
+
+def in_chunks(batches: Batches) -> Iterator[tuple[Tensor, ...]]:
+    """The batches in smaller ones: heads train on larger batches than photos fit into memory."""
+    for batch in batches:
+        yield from zip(*(column.split(CHUNK) for column in batch), strict=True)
 
 
 def refuse_too_large(size: int, device: torch.device) -> None:
@@ -207,17 +219,40 @@ class Progress:
             )
 
 
-def backbone_of(network: nn.Module, head: str) -> nn.Module:
-    """The network without its last layer, named `head`: float [b, d] of images [b, 3, h, w].
+class FrozenBackbone:
+    """A network without its last layer, and how trained last layers make it whole again.
 
-    Raises InputError if the last layer is not a linear one on vectors.
+    Args: network, float [b, classes] of images [b, 3, h, w]; head, the name of its last layer.
+    Raises InputError if that is no linear layer.
     """
-    if not isinstance(network.get_submodule(head), nn.Linear):
-        raise InputError("--freeze_backbone on: this --network does not end in a linear layer")
-    network.set_submodule(head, nn.Identity())
-    return network
 
+    def __init__(self, network: nn.Module, head: str):
+        layer = network.get_submodule(head)
+        if not isinstance(layer, nn.Linear):
+            raise InputError("--freeze_backbone on: this --network does not end in a linear layer")
+        self.head, self.classes, self.features = head, layer.out_features, layer.in_features
+        network.set_submodule(head, nn.Identity())
+        self.backbone = network.requires_grad_(False)
 
-def scale_of(train: Tensor) -> float:
-    """Root mean square of plain features; heads see features divided by it."""
-    return float(train[:, 0].float().pow(2).mean().sqrt())
+    def new_head(self) -> nn.Linear:
+        """A fresh last layer: float [b, classes] of features [b, d]."""
+        return nn.Linear(self.features, self.classes)
+
+    def whole_state(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of the whole network with this head's."""
+        own = {f"{self.head}.{name}": value for name, value in head.items()}
+        return {name: value.cpu() for name, value in self.backbone.state_dict().items()} | own
+
+    def head_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The head's part of a state dict of the head or of the whole network."""
+        prefix = f"{self.head}."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        return own or state
+
+    def checksum(self) -> str:
+        """SHA-256 of the weights."""
+        digest = hashlib.sha256()
+        for name, value in self.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

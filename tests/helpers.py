@@ -223,8 +223,3 @@ def run_script(name: str, *arguments, cwd: Path, timeout: float = 120):
 def generator(seed: int = 0) -> torch.Generator:
     """A CPU generator."""
     return torch.Generator().manual_seed(seed)
-
-
-def augmented(images, index, generator):
-    """One view of each of these images of an ImageSet, as training takes them."""
-    return images.normalized(images.drawn(index, generator, slice(None)))

@@ -1,140 +1,52 @@
-"""Strong views (method 11): their operations against torchvision's, and where they go."""
+"""Strong views: torchvision's RandAugment, and where they go."""
 
-import math
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from golden import OneBatch
-from helpers import (
-    TinyNet,
-    augmented,
-    generator,
-    state_copy,
-    tiny_loader,
-    tiny_pair,
-    tiny_recipe,
-)
+from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
 from runs import RUN_NAME, assert_same_run, rows_of, run_short
 from torch.testing import assert_close
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 import smr
 import smr.training as passes
 from smr import distributed
-from smr.data import augment as distortions
 from smr.data import loader as loaders
-from smr.data.augment import COLORS, MOVES, distorted, operated, warped
-
-SIDE = 32
-STRENGTHS = torch.linspace(-1, 1, 21)
-affine = partial(
-    functional.affine, angle=0, scale=1, interpolation=InterpolationMode.BILINEAR, shear=[0, 0]
-)
+from smr.data.augment import LEVELS, rand_augment, strong_augment
 
 
-def degrees(slope: float) -> float:
-    return math.degrees(math.atan(slope))
-
-
-# What torchvision makes of one image at a strength s, in RandAugment's ranges.
-TORCHVISION = {
-    "unchanged": lambda image, s: image,
-    "brightness": lambda image, s: functional.adjust_brightness(image, 1 + 0.9 * s),
-    "contrast": lambda image, s: functional.adjust_contrast(image, 1 + 0.9 * s),
-    "color": lambda image, s: functional.adjust_saturation(image, 1 + 0.9 * s),
-    "sharpness": lambda image, s: functional.adjust_sharpness(image, 1 + 0.9 * s),
-    "posterize": lambda image, s: functional.posterize(image, 8 - round(4 * abs(s))),
-    "solarize": lambda image, s: functional.solarize(image, 255 * (1 - abs(s))),
-    "autocontrast": lambda image, s: functional.autocontrast(image),
-    "equalize": lambda image, s: functional.equalize(image),
-    "rotation": lambda image, s: functional.rotate(image, 30 * s, InterpolationMode.BILINEAR),
-    "shear_across": lambda image, s: affine(
-        image, translate=[0, 0], shear=[degrees(0.3 * s), 0]
-    ),
-    "shear_down": lambda image, s: affine(image, translate=[0, 0], shear=[0, degrees(0.3 * s)]),
-    "shift_across": lambda image, s: affine(image, translate=[-SIDE * 150 / 331 * s, 0]),
-    "shift_down": lambda image, s: affine(image, translate=[0, -SIDE * 150 / 331 * s]),
-}  # fmt: skip
-
-
-def photos(count: int = len(STRENGTHS)) -> torch.Tensor:
-    """uint8 [count, 3, 32, 32]: a slope of its own, within part of the range, and noise."""
+def photos(count: int) -> torch.Tensor:
+    """uint8 [count, 32, 32, 3]: a slope of its own, within part of the range, and noise."""
     source = np.random.default_rng(0)
-    slope = np.linspace(40, 160, SIDE)[:, None] * source.uniform(0.5, 1, (count, 3, 1, 1))
-    pixels = slope + source.normal(0, 12, (count, 3, SIDE, SIDE))
+    slope = np.linspace(40, 160, 32)[:, None, None] * source.uniform(0.5, 1, (count, 1, 1, 3))
+    pixels = slope + source.normal(0, 12, (count, 32, 32, 3))
     return torch.from_numpy(pixels.clip(10, 240).astype(np.uint8))
 
 
-def one_by_one(name: str, images: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-    pairs = zip(images, strengths.tolist(), strict=True)
-    return torch.stack([TORCHVISION[name](image, strength) for image, strength in pairs])
+def test_a_strong_view_is_torchvision_s_of_two_operations_at_a_random_strength():
+    views, source = photos(30), generator(5)
+    found = strong_augment(views, source)
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator(5))))
+    levels = torch.randint(LEVELS, (30,))
+    wanted = [rand_augment(int(k))(v.permute(2, 0, 1)) for k, v in zip(levels, views, strict=True)]
+    assert torch.equal(found, torch.stack(wanted).permute(0, 2, 3, 1))
+    assert found.dtype == torch.uint8
+    transform = rand_augment(30)
+    assert (transform.num_ops, transform.magnitude, transform.num_magnitude_bins) == (2, 30, 31)
+    assert levels.min() < 5 and levels.max() > 25
 
 
-def named(number: int) -> str:
-    return (COLORS + MOVES)[number].__name__
-
-
-@pytest.mark.parametrize("operation", COLORS + MOVES, ids=lambda operation: operation.__name__)
-def test_an_operation_on_a_batch_is_torchvision_s_on_each_image(operation):
-    images, name = photos(), operation.__name__
-    before = images.clone()
-    if operation in COLORS:
-        found = operation(images, STRENGTHS)
-    else:
-        found = warped(images, operation(STRENGTHS))
-    assert found.dtype == torch.uint8 and torch.equal(images, before)
-    difference = (found.int() - one_by_one(name, images, STRENGTHS).int()).abs()
-    assert difference.max() <= 1
-    assert (difference > 0).float().mean() < 0.01
-    moved = (found != images).flatten(1).any(dim=1)
-    assert moved.sum() >= (0 if name == "unchanged" else 12)
-
-
-def test_each_image_gets_the_operation_and_the_strength_chosen_for_it():
-    chosen = torch.randint(len(COLORS + MOVES), (60,), generator=generator())
-    strengths, images = torch.linspace(-1, 1, 60), photos(60)
-    assert set(chosen.tolist()) == set(range(14))
-    found = operated(images, chosen, strengths)
-    for i, number in enumerate(chosen.tolist()):
-        wanted = one_by_one(named(number), images[i : i + 1], strengths[i : i + 1])
-        assert (found[i].int() - wanted[0].int()).abs().max() <= 1, (i, named(number))
-
-
-def test_few_images_or_none_are_served_too():
-    for count in (0, 1, 2):
-        views = photos(count).permute(0, 2, 3, 1)
-        assert distorted(views, generator()).shape == views.shape
-
-
-def test_images_of_a_batch_are_distorted_each_in_its_own_way():
-    views = photos(1).repeat(400, 1, 1, 1).permute(0, 2, 3, 1)
-    before = views.clone()
-    first = distorted(views, generator(1))
-    assert torch.equal(views, before)
-    assert torch.equal(distorted(views, generator(1)), first)
-    assert not torch.equal(distorted(views, generator(2)), first)
-    # Alike are those of two operations without a strength: unchanged, autocontrast, equalize.
-    assert len(first.flatten(1).unique(dim=0)) > 340
-
-
-def test_operations_and_strengths_are_drawn_evenly_and_two_for_each_image(monkeypatch):
-    drawn = []
-
-    def noting(images, chosen, strength):
-        drawn.append((chosen, strength))
-        return images
-
-    monkeypatch.setattr(distortions, "operated", noting)
-    distorted(torch.zeros(14_000, 1, 1, 3, dtype=torch.uint8), generator())
-    assert len(drawn) == 2
-    for chosen, strength in drawn:
-        assert chosen.bincount(minlength=14).sub(1000).abs().max() < 130
-        assert (strength.min(), strength.max()) == (pytest.approx(-1, abs=1e-3), strength.max())
-        assert 0.999 < strength.max() < 1 and abs(strength.mean()) < 0.03
-    assert (drawn[0][0] == drawn[1][0]).float().mean() < 0.1
+def test_images_of_a_batch_are_augmented_each_in_its_own_way_and_by_the_seed_alone():
+    views = photos(1).repeat(200, 1, 1, 1)
+    before, state = views.clone(), torch.get_rng_state()
+    first = strong_augment(views, generator(1))
+    assert torch.equal(views, before) and torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(strong_augment(views, generator(1)), first)
+    assert not torch.equal(strong_augment(views, generator(2)), first)
+    assert len(first.flatten(1).unique(dim=0)) > 150
+    assert strong_augment(views[:0], generator()).shape == (0, 32, 32, 3)
 
 
 def inverted(pixels: torch.Tensor, _generator) -> torch.Tensor:
@@ -148,8 +60,7 @@ def levels(views: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_split_s_strong_views_are_the_weak_ones_distorted_beside_the_same_labels(monkeypatch):
-    monkeypatch.setattr(loaders, "distorted", inverted)
-    monkeypatch.setattr(loaders, "AHEAD", 2)  # three batches, two and one at a time
+    monkeypatch.setattr(loaders, "strong_augment", inverted)
     loader, chosen = tiny_loader(), np.arange(40) < 24
     options = {"with_true_labels": True, "strong": True}
     labeled, unlabeled = loader.run("train", chosen, np.linspace(0, 1, 40), **options)
@@ -172,7 +83,7 @@ def test_without_strong_a_split_serves_what_it_always_did():
     assert {len(batch) for batch in batches} == {4}
     loader = tiny_loader()
     order = torch.arange(24)[torch.randperm(24, generator=loader.generator)][:8]
-    wanted = [augmented(loader.train_images, order, loader.generator) for _ in range(2)]
+    wanted = [loader.normalize(loader.augmented(order, slice(None))) for _ in range(2)]
     assert torch.equal(torch.stack(batches[0][:2]), torch.stack(wanted))
 
 
@@ -236,7 +147,7 @@ def test_strong_views_go_into_the_mixed_pass_alone_and_targets_come_from_weak_on
 
 def test_only_semi_supervised_epochs_see_strong_views(monkeypatch):
     calls = []
-    monkeypatch.setattr(loaders, "distorted", lambda p, source: calls.append(len(p)) or p)
+    monkeypatch.setattr(loaders, "strong_augment", lambda p, source: calls.append(len(p)) or p)
     recipe = tiny_recipe(augment="strong", num_epochs=5, warm_up=2, p_threshold=0.3)
     made = {}
     for result in smr.train(tiny_pair(recipe), tiny_loader(), recipe):
@@ -255,7 +166,7 @@ def test_a_strong_run_trains_otherwise_and_a_weak_one_never_distorts(monkeypatch
         return torch.cat([value.flatten() for value in state_copy(pair.networks[0]).values()])
 
     strong = weights(augment="strong")
-    monkeypatch.setattr(loaders, "distorted", None)
+    monkeypatch.setattr(loaders, "strong_augment", None)
     weak = weights()
     assert torch.equal(weak, weights(augment="weak")) and not torch.equal(weak, strong)
 

@@ -127,7 +127,7 @@ def test_each_network_trains_on_what_the_other_one_scored(root, monkeypatch):
 
     def noting(mode, pred=(), prob=(), index=None, **options):
         batches = run(mode, pred, prob, index, **options)
-        served = batches.dataset.index if mode == "eval_train" else index
+        served = batches.dataset if mode == "eval_train" else index
         asked.append((mode, None if served is None else sorted(np.asarray(served).tolist())))
         return batches
 

@@ -1,14 +1,21 @@
 """Decoding image files of any kind."""
 
 import io
+import struct
+import subprocess
+import sys
 import threading
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers import REPOSITORY
 from photos import write_png
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from smr.data import decoding as image_files
+from smr.data.image_file_dataset import Frame, scaled
 from smr.data.image_folder import Listing
 from smr.logging.console import Terminal
 
@@ -41,10 +48,48 @@ def test_grayscale_becomes_three_equal_channels(tmp_path):
     assert np.array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
 
 
-def test_16_bit_grayscale_keeps_its_upper_8_bits(tmp_path):
-    deep = PIXELS[..., 0].astype(np.uint16) * 256 + 7
+def test_16_bit_grayscale_keeps_its_range(tmp_path):
+    deep = PIXELS[..., 0].astype(np.uint16) * 257
     path = save(tmp_path, Image.fromarray(deep), "a.png")
     assert np.array_equal(image_files.decode(path, 64)[..., 1], PIXELS[..., 0])
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["I;16 png", "I;16 tiff", "I tiff", "float tiff"])
+def test_deep_gray_is_scaled_by_the_depth_of_its_data(tmp_path, bits, kind):
+    mode, suffix = kind.split()
+    values = np.round(PIXELS[..., 0] / 255 * (2**bits - 1))
+    types = {"I;16": np.uint16, "I": np.int32, "float": np.float32}
+    path = save(tmp_path, Image.fromarray(values.astype(types[mode])), f"a.{suffix}")
+    decoded = image_files.decode(path, 64)[..., 1].astype(int)
+    assert np.abs(decoded - PIXELS[..., 0]).max() <= 1
+
+
+def test_float_gray_up_to_one_and_below_zero_uses_the_whole_range(tmp_path):
+    ramp = PIXELS[..., 0] / 255
+    for values in (ramp, 3000 * ramp - 1000, np.where(ramp > 0.99, np.nan, 0.97 * ramp)):
+        path = save(tmp_path, Image.fromarray(values.astype(np.float32)), "a.tif")
+        decoded = image_files.decode(path, 64)[..., 0].astype(int)
+        assert decoded.max() - decoded.min() > 240
+        order = np.argsort(np.nan_to_num(values).ravel())
+        assert (np.diff(decoded.ravel()[order]) >= 0).all()
+
+
+def test_what_a_tiff_says_of_its_gray_values_is_used(tmp_path):
+    values = (PIXELS[..., 0] / 255 * 1023).astype(np.uint16)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[281] = 4095  # MaxSampleValue: data of 12 bits of which the picture uses 10
+    path = save(tmp_path, Image.fromarray(values), "a.tif", tiffinfo=tags)
+    assert abs(int(image_files.decode(path, 64).max()) - 64) <= 1
+
+
+def test_a_narrow_range_of_deep_values_is_stretched(tmp_path):
+    values = 30_000 + PIXELS[..., 0].astype(np.uint16)
+    decoded = image_files.decode(save(tmp_path, Image.fromarray(values), "a.png"), 64)[..., 0]
+    assert np.array_equal(decoded, PIXELS[..., 0])
+    flat = np.full((64, 64), 7, np.uint16)
+    decoded = image_files.decode(save(tmp_path, Image.fromarray(flat), "b.png"), 64)
+    assert image_files.is_one_color(decoded) and not image_files.is_one_color(PIXELS)
 
 
 def test_palette_image_gives_its_colors(tmp_path):
@@ -83,6 +128,119 @@ def test_a_photo_is_turned_upright_by_its_exif_orientation(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     decoded = image_files.decode(save(tmp_path, image, "a.png", exif=exif), 64)
     assert np.array_equal(decoded, np.rot90(PIXELS, -1))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_are_those_of_pillow(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(PIXELS).resize((64, 48))
+    path = save(tmp_path, image, f"a.{suffix}", exif=exif, quality=95)
+    with Image.open(path) as opened:
+        opened.load()
+        wanted = ImageOps.exif_transpose(opened).convert("RGB")
+    assert np.array_equal(np.asarray(image_files.upright(path, 1000)), np.asarray(wanted))
+
+
+def write_odd_exif(path):
+    """A JPEG to be turned, whose tag Make claims to be larger than the file."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera " * 10
+    Image.fromarray(PIXELS).save(path, exif=exif, quality=95)
+    raw = path.read_bytes()
+    path.with_suffix(".good.jpg").write_bytes(raw)
+    at = raw.index(b"\x01\x0f\x00\x02", raw.index(b"Exif\x00\x00MM"))
+    path.write_bytes(raw[: at + 4] + struct.pack(">I", 60_000) + raw[at + 8 :])
+
+
+def test_an_odd_exif_tag_does_not_matter(tmp_path):
+    write_odd_exif(tmp_path / "a.jpg")
+    good = image_files.decode(tmp_path / "a.good.jpg", 64)
+    assert np.array_equal(image_files.decode(tmp_path / "a.jpg", 64), good)
+    raw = (tmp_path / "a.good.jpg").read_bytes()
+    (tmp_path / "c.jpg").write_bytes(raw.replace(b"Exif\x00\x00MM", b"Exif\x00\x00XX", 1))
+    turned_back = image_files.decode(tmp_path / "c.jpg", 64)
+    assert np.array_equal(np.rot90(turned_back, -1), good)
+
+
+def test_large_text_in_a_png_does_not_matter(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta>" + "long " * 400_000 + "</x:xmpmeta>", zip=True)
+    path = save(tmp_path, Image.fromarray(PIXELS), "a.png", pnginfo=text)
+    assert np.array_equal(image_files.decode(path, 64), PIXELS)
+
+
+def test_a_lossless_jpeg_that_has_no_fractions_is_decoded_whole(tmp_path):
+    # Gray, 400 x 400, every difference 0: each pixel is the bit 0, and the picture is 128.
+    frame = b"\xff\xc3\x00\x0b\x08\x01\x90\x01\x90\x01\x01\x11\x00"
+    table = b"\xff\xc4\x00\x14\x00" + b"\x01" + bytes(15) + b"\x00"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x00\x00" + bytes(400 * 400 // 8)
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8" + frame + table + scan + b"\xff\xd9")
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(OSError):
+        image.draft(None, (50, 50))
+        image.load()
+    assert (image_files.decode(tmp_path / "a.jpg", 25) == 128).all()
+
+
+def test_programs_are_never_opened(tmp_path):
+    (tmp_path / "a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n")
+    _, listing = read(tmp_path, ["a.jpg"])
+    assert listing.broken == {"a.jpg": "no image"}
+    assert not {"EPS", "WMF", "FPX", "MIC", "PDF", "MPEG", "GRIB"} & {*image_files.formats()}
+    assert {"JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP"} <= {*image_files.formats()}
+
+
+def test_reasons_say_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "phone.jpg").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(40))
+    Image.new("L", (200, 100)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        broken = read(tmp_path, ["empty.jpg", "phone.jpg", "large.png"])[1].broken
+    assert broken["empty.jpg"] == "an empty file"
+    assert broken["large.png"] == "0 megapixels, more than 0; scale it down"
+    if "HEIF" not in image_files.formats():
+        assert broken["phone.jpg"] == "a HEIC photo; pip install pillow-heif"
+
+
+def test_a_warning_of_pillow_names_its_file_once(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        write_odd_exif(tmp_path / name)
+    paths = [f"{tmp_path}/{name}.jpg" for name in "aba"]
+    script = f"from smr.data.decoding import decode; [decode(path, 9) for path in {paths}]"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, check=True, text=True
+    )
+    words = "Tag data larger than file. Skipping tag 271"
+    assert done.stdout.splitlines() == [f"note: {tmp_path / n}.jpg: {words}" for n in ("a", "b")]
+    assert not done.stderr
+
+
+def test_a_check_finds_what_training_would(tmp_path):
+    write_png(tmp_path / "good.png", PIXELS)
+    Image.new("RGB", (64, 64), "navy").save(tmp_path / "blue.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    listing = listing_of(["good.png", "blue.png", "cut.png"])
+    seen = image_files.check_images(tmp_path, listing, 2)
+    assert seen.files == listing.files and not seen.notes
+    decode = partial(scaled, frame=Frame(40, 32))
+    checked = image_files.check_images(tmp_path, listing, 2, decode)
+    assert checked.files == ["good.png", "blue.png"] and list(checked.broken) == ["cut.png"]
+    assert checked.notes == ["1 photos are nearly of one color: blue.png"]
+
+
+def test_usable_cores_are_those_of_the_affinity():
+    script = (
+        "import os; from smr.data.decoding import usable_cores; "
+        "os.sched_setaffinity(0, {0}); print(usable_cores())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, check=True, text=True
+    )
+    assert done.stdout.split() == ["1"]
 
 
 def test_the_shorter_side_is_scaled_and_the_center_kept(tmp_path):
@@ -127,7 +285,7 @@ def test_files_that_are_no_images_are_told_apart_and_left_out(tmp_path):
     assert "truncated" in truncated
     assert list(listing.broken.items()) == [
         ("misplaced", "in no class folder"),
-        ("empty.jpg", "no image"),
+        ("empty.jpg", "an empty file"),
         ("gone.png", "No such file or directory"),
         ("text.png", "no image"),
     ]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import smr.method as method
 import torch
 from helpers import Log, Spy, TinyNet, tiny_config, tiny_loader, tiny_pair, train
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from photos import write_photos
 from PIL import Image
 
 import train_animal10N
-from dataloader_folder import folder_dataloader, held_in_memory, list_folder
-from smr.data.decoding import checked_images
+from dataloader_folder import folder_dataloader
 from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame
-from smr.data.image_folder import held_out, natural_order
+from smr.data.image_folder import natural_order
+from smr.data.image_folder import validation_split as held_out
 from smr.errors import InputError
 from smr.run import options
 
@@ -29,8 +30,18 @@ COUNTS = {"apple": 12, "pear tree": 8, "плум": 5}
 
 
 def read(root, size=32, val_fraction=0.2, seed=1, skip_broken=False):
-    found = list_folder(root, val_fraction, seed, lambda part: checked_images(root, part, False, 2))
-    return held_in_memory(found, Frame(size, size, square=True), 2, skip_broken)
+    options = {"val_fraction": val_fraction, "skip_broken": skip_broken, "seed": seed}
+    loader = folder_dataloader(root, 8, 2, Frame(size, size, square=True), **options)
+    return SimpleNamespace(
+        class_names=loader.class_names,
+        files=loader.files,
+        notes=loader.info.data_notes,
+        test_labels_are_noisy=loader.info.test_labels_are_noisy,
+        clean_labels=loader.clean_labels,
+        train_images=loader.thumbnails(np.arange(len(loader.files))),
+        train_labels=loader.noisy_labels.numpy(),
+        test_labels=loader.tests["test"][1].numpy(),
+    )
 
 
 def refusal(root, **options) -> str:
@@ -77,7 +88,7 @@ def test_images_of_any_size_and_format_become_squares(photos):
         Image.fromarray(pixels).save(photos / "training" / "apple" / f"x{i}.{suffix}")
     Image.new("CMYK", (70, 90)).save(photos / "training" / "apple" / "x2.tiff")
     data = read(photos, size=48)
-    assert data.train_images.shape[1:] == data.test_images.shape[1:] == (48, 48, 3)
+    assert data.train_images.shape[1:] == (48, 48, 3)
     assert len(data.train_labels) + len(data.test_labels) == 28
 
 
@@ -116,11 +127,18 @@ def test_at_least_one_image_of_a_class_stays_on_either_side(tmp_path, count, fra
     assert np.bincount(data.train_labels).tolist() == [count - held, 1]
 
 
-def test_an_empty_class_is_noted(photos):
+def test_junk_and_empty_folders_are_no_classes_and_noted(photos):
     (photos / "training" / "quince").mkdir()
+    (photos / "training" / "__MACOSX").mkdir()
+    (photos / "training" / "__MACOSX" / "._1.png").touch()
+    (photos / "training" / "apple" / "@eaDir").mkdir()
+    shutil.copy(photos / "training/apple/1.png", photos / "training/apple/@eaDir/SYNO_M.png")
+    (photos / "training" / "apple" / "Thumbs.db").touch()
     data = read(photos)
-    assert data.class_names == ["apple", "pear tree", "quince", "плум"]
-    assert data.notes[-1] == "classes without a training image: quince"
+    assert data.class_names == ["apple", "pear tree", "плум"]
+    assert len(data.files) + len(data.test_labels) == 25
+    assert "empty folders: training/quince/" in data.notes
+    assert "ignored: __MACOSX, @eaDir, Thumbs.db" in data.notes
 
 
 def test_a_test_class_that_training_lacks_is_refused(photos):
@@ -142,9 +160,17 @@ def test_what_is_no_image_is_named_and_left_out_on_request(photos):
     assert len(data.train_labels) + len(data.test_labels) == 25
 
 
-def test_a_name_that_cannot_be_printed_is_refused(photos):
-    (photos / "training" / "apple" / os.fsdecode(b"caf\xe9.png")).write_text("")
-    assert "the name 'caf\\udce9.png' is not readable" in refusal(photos)
+def test_names_are_refused_for_control_characters_and_broken_bytes_alone(photos):
+    apple = photos / "training" / "apple"
+    shutil.copy(apple / "1.png", apple / os.fsdecode(b"caf\xe9.png"))
+    shutil.copy(apple / "1.png", apple / "a\nb.png")
+    for name in ("Screenshot 9.41\u202fAM", "no\xa0break", "zero\u200dwidth"):
+        shutil.copy(apple / "2.png", apple / f"{name}.png")
+    message = refusal(photos)
+    assert "2 of 30 files" in message and "caf\\udce9.png (its name is not readable)" in message
+    assert "a\\nb.png (its name is not readable)" in message and "\n" not in message
+    data = read(photos, skip_broken=True)
+    assert len(data.files) + len(data.test_labels) == 28
 
 
 def test_a_folder_without_class_folders_is_refused_with_what_it_holds(tmp_path):
@@ -166,19 +192,25 @@ def test_one_part_of_a_set_is_refused_for_the_folder_above_it(photos):
 
 
 def test_a_single_class_is_refused(tmp_path):
-    message = refusal(write_photos(tmp_path, {"alone": 3}))
-    assert "only the class 'alone'" in message
+    message = refusal(write_photos(tmp_path / "one", {"alone": 3}))
+    assert "only the class 'alone'" in message and "found alone" in message
+    wrapped = write_photos(tmp_path / "wrapped", {"cat": 1, "dog": 1}, "images", shape=(4, 4))
+    (wrapped / "train.csv").touch()
+    message = refusal(wrapped)
+    assert f"give {wrapped / 'images'}, which holds cat, dog" in message
+    assert f"--labels {wrapped / 'train.csv'}" in message
 
 
 def test_a_training_view_is_a_window_of_the_image_and_scoring_sees_its_middle(photos):
-    loader = folder_dataloader(photos, 8, 1, Frame(38, 32, square=True), memory=2**30)
+    loader = folder_dataloader(photos, 8, 1, Frame(38, 32, square=True))
+    whole = folder_dataloader(photos, 8, 1, Frame(38, 38, square=True))
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_VIEWS.mean, IMAGENET_VIEWS.std))
     images, _, index = next(iter(loader.run("eval_train")))
-    stored = torch.from_numpy(loader.thumbnails(index.numpy())).permute(0, 3, 1, 2) / 255
+    stored = torch.from_numpy(whole.thumbnails(index.numpy())).permute(0, 3, 1, 2) / 255
     assert stored.shape[2:] == (38, 38)
     assert torch.allclose(images, ((stored - mean) / std)[:, :, 3:35, 3:35], atol=1e-5)
     images, _, index = next(iter(loader.run("warmup")))
-    stored = torch.from_numpy(loader.thumbnails(index.numpy())).permute(0, 3, 1, 2) / 255
+    stored = torch.from_numpy(whole.thumbnails(index.numpy())).permute(0, 3, 1, 2) / 255
     for image, whole in zip(images, (stored - mean) / std, strict=True):
         windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
         differences = [

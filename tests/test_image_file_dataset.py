@@ -1,8 +1,7 @@
 """Photos streamed from disk, held against a plain and slow implementation."""
 
-import multiprocessing
-import os
-import signal
+import errno
+import threading
 from collections import Counter
 
 import numpy as np
@@ -14,8 +13,10 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
 
 from smr.data import image_file_dataset as streams
-from smr.data.image_file_dataset import Frame, ImageFileLoader, Photos, drawn
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.image_file_dataset import Frame, ImageFileLoader, ImageFiles
+from smr.data.image_file_dataset import random_numbers as drawn
+from smr.data.loader import DatasetInfo
 from smr.errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,11 +54,12 @@ def folder(tmp_path):
 def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> ImageFileLoader:
     """Photo i of the folder has the label i % 3; the first three are the test set too."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name[:-4]))
-    train, test = (Photos(folder, files, frame) for files in (names, names[:3]))
+    train, test = (ImageFiles(folder, files, frame) for files in (names, names[:3]))
     labels = np.arange(len(names)) % 3
     return ImageFileLoader(
-        *(train, labels, {"test": (test, labels[:3])}, Views(MEAN, STD)),
-        *(list("abc"), batch_size, seed),
+        *(train, labels, {"test": (test, labels[:3])}, Views(MEAN, STD), DatasetInfo(list("abc"))),
+        batch_size=batch_size,
+        seed=seed,
         workers=workers,
         **options,
     )
@@ -179,11 +181,11 @@ def test_windows_are_uniform_and_half_are_mirrored(tmp_path):
     down, across = np.mgrid[:12, :14]
     pixels = np.stack([down, across, 0 * down], axis=2).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
-    request = partial_request(tmp_path, Frame(12, 10))
+    photo = ImageFiles(tmp_path, ["0.png"], Frame(12, 10))
     found = Counter()
     for seed in range(1500):
-        _, flipped, views, _ = streams.cut(request(seed))
-        found[(*views[0, 0, 0, 0].tolist(), int(flipped[0, 0]))] += 1
+        batch = streams.decode_batch(photo, np.array([0]), 1, seed)
+        found[(*batch.pixels[0, 0, 0, 0].tolist(), int(batch.flipped[0, 0]))] += 1
     assert sorted(found) == [(i, j, 0, m) for i in range(3) for j in range(5) for m in range(2)]
     expected = 1500 / 30
     assert sum((n - expected) ** 2 / expected for n in found.values()) < 58  # p = 0.001 at 29
@@ -194,11 +196,6 @@ def test_each_photo_view_and_pass_draws_anew_and_uniformly():
     assert len(np.unique(places, axis=0)) == len(places) == 640
     assert np.abs(places.mean(axis=0) - 0.5).max() < 0.05
     assert np.abs(np.corrcoef(places.T) - np.eye(3)).max() < 0.15
-
-
-def partial_request(folder, frame):
-    """seed → a request for one view of the folder's photo 0."""
-    return lambda seed: streams.Request([f"{folder}/0.png"], np.array([0]), 1, seed, frame)
 
 
 @pytest.mark.parametrize("frame", [FRAME, Frame(40, 32, random_resized=True)])
@@ -245,18 +242,6 @@ def test_a_split_serves_two_views_of_each_side_at_once(folder):
             found[round(float(p[i]), 2)] = int(labels[i])
     assert found == {0.9: 1, 0.8: 1, 0.7: 0}
     stream.close()
-    assert len(loader.idle_teams) == 2
-
-
-def test_a_worker_that_is_told_to_end_does_so_without_an_error(folder):
-    before = set(multiprocessing.active_children())
-    batches = iter(loader_of(folder, workers=1).run("eval_train"))
-    next(batches)
-    (worker,) = set(multiprocessing.active_children()) - before
-    os.kill(worker.pid, signal.SIGTERM)
-    worker.join(20)
-    assert worker.exitcode == 0
-    batches.close()
 
 
 def test_strong_views_are_the_weak_ones_distorted_on_any_number_of_workers(folder):
@@ -274,12 +259,13 @@ def test_strong_views_are_the_weak_ones_distorted_on_any_number_of_workers(folde
 
 
 def test_an_abandoned_pass_leaves_nothing_behind(folder):
+    before = threading.active_count()
     loader = loader_of(folder, workers=1, batch_size=1)
     for images, _, index in loader.run("eval_train"):
         assert index.tolist() == [0] and len(images) == 1
         break
     assert [index.item() for *_, index in loader.run("test")] == [0, 1, 2]
-    assert len(loader.idle_teams) == 1
+    assert threading.active_count() <= before + 1
 
 
 def test_a_photo_is_decoded_once_for_its_views(folder, monkeypatch):
@@ -326,11 +312,31 @@ def test_a_broken_photo_stops_the_run_otherwise(folder):
         list(loader.run("warmup"))
 
 
-def test_a_worker_that_dies_is_reported_in_a_line(folder, monkeypatch):
-    monkeypatch.setattr(streams, "cut", lambda request: os._exit(9))
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory: lower --num_workers, --batch_size or --image_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files: lower --num_workers"),
+    ],
+)
+def test_a_machine_at_its_limits_ends_the_run_in_a_line(folder, monkeypatch, error, words):
+    def fail(path, frame):
+        raise error
+
+    monkeypatch.setattr(streams, "scaled", fail)
+    loader = loader_of(folder, workers=2, skip_broken=True)
+    with pytest.raises(InputError, match=f"photos cannot be decoded: {words}"):
+        list(loader.run("warmup"))
+
+
+def test_photos_of_nearly_one_color_are_named_once(folder, capsys):
+    Image.new("RGB", (50, 60), (9, 9, 11)).save(folder / "5.png")
     loader = loader_of(folder, workers=1)
-    with pytest.raises(InputError, match=r"a process that decodes photos died.*--num_workers"):
-        list(loader.run("test"))
+    for _ in range(2):
+        assert len(by_index(loader.run("eval_train"))) == 10
+    said = capsys.readouterr().out
+    assert said.count("nearly of one color") == 1 and f"{folder}/5.png" in said
 
 
 def test_thumbnails_are_the_middles_and_black_where_there_is_none(folder):
@@ -344,10 +350,10 @@ def test_thumbnails_are_the_middles_and_black_where_there_is_none(folder):
     assert np.abs(shown[1] - wanted.numpy()).max() <= 2
 
 
-def test_facts_and_modes(folder):
+def test_info_and_modes(folder):
     loader = loader_of(folder)
-    assert loader.facts["train_images"] == 10 and loader.facts["test_images"] == 3
-    assert loader.facts["image_size"] == [32, 32]
+    assert loader.info.train_images == 10 and loader.info.test_images == 3
+    assert loader.info.image_size == [32, 32]
     assert loader.files[1] == "1.png" and loader.test_sets == ("test",)
     with pytest.raises(ValueError, match="mode 'validate'"):
         loader.run("validate")

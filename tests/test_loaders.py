@@ -1,16 +1,19 @@
 """Batches, and the loader that holds a set in memory: what each mode serves (method 1, 3 and 5)."""
 
+import hashlib
 import io
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from helpers import generator
 from torch.testing import assert_close
 
-from smr.data import loader as loaders
-from smr.data.loader import Batches, ImageData, MemoryLoader
-from smr.data.memory_dataset import ImageSet, Views
+from smr import distributed
+from smr.data.augment import Views
+from smr.data.loader import Batches
+from smr.data.memory_dataset import ImageData, MemoryLoader
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 PLAIN = Views(MEAN, STD)
@@ -31,8 +34,16 @@ def batches_over(count: int, batch_size: int, shuffle: bool, views: int = 1, ind
     """Batches of gray images with two columns: the position in the set and its tenfold."""
     index = torch.arange(count) if index is None else index
     columns = torch.arange(count), 10 * torch.arange(count)
-    images = ImageSet(gray_images(count), PLAIN)
-    return Batches(images, index, columns, batch_size, views, shuffle, generator())
+    images, labels = gray_images(count), np.zeros(count, int)
+    loader = MemoryLoader(ImageData(images, labels, images, labels, ["a"]), PLAIN, 4, seed=0)
+    images = loader.train_images
+    return Batches(loader, images, index, columns, batch_size, views=views, shuffle=shuffle)
+
+
+def normalized(images: np.ndarray) -> torch.Tensor:
+    """These images as a loader serves them."""
+    pixels = torch.from_numpy(images).float() / 255
+    return ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
 
 def test_all_images_come_once_with_their_columns_and_the_last_batch_is_kept():
@@ -110,8 +121,7 @@ def test_scoring_has_all_images_in_order_with_their_given_labels_and_not_augment
     batches = list(loader.run("eval_train"))
     assert joined(batches) == [list(range(20)), loader.noisy_labels.tolist(), list(range(20))]
     assert loader.noisy_labels.tolist()[:6] == [1, 2, 3, 4, 5, 5]
-    plain = ImageSet(gray_images(20), PLAIN).plain(torch.arange(20))
-    assert_close(torch.cat([batch[0] for batch in batches]), plain)
+    assert_close(torch.cat([batch[0] for batch in batches]), normalized(gray_images(20)))
 
 
 @pytest.mark.parametrize(
@@ -121,12 +131,12 @@ def test_scoring_has_all_images_in_order_with_their_given_labels_and_not_augment
 def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share(
     monkeypatch, side, ranks, sizes
 ):
-    monkeypatch.setattr(loaders.distributed, "world_size", lambda: ranks)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     small, labels = np.zeros((2005, side, side, 3), np.uint8), np.zeros(2005, int)
     loader = MemoryLoader(ImageData(small, labels, small, labels, ["a"]), PLAIN, 4, seed=0)
     for mode in ("eval_train", "whole", "test"):
         batches = loader.run(mode)
-        assert [len(rows) for rows in batches.dataset.index.split(batches.batch_size)] == sizes
+        assert [len(rows) for rows in batches.dataset.split(batches.batch_size)] == sizes
 
 
 def test_larger_images_are_scored_by_the_training_batch():
@@ -147,8 +157,7 @@ def test_testing_has_the_test_images_in_order_with_their_labels_and_not_augmente
     batches = list(loader.run("test"))
     test = list(range(7))
     assert joined(batches) == [[100 + i for i in test], [9 - i for i in test], test]
-    plain = ImageSet(100 + gray_images(7), PLAIN).plain(torch.arange(7))
-    assert_close(torch.cat([batch[0] for batch in batches]), plain)
+    assert_close(torch.cat([batch[0] for batch in batches]), normalized(100 + gray_images(7)))
 
 
 def split_of(loader: MemoryLoader, *arguments, **options) -> list[dict[int, tuple]]:
@@ -231,9 +240,13 @@ def test_loader_knows_which_given_labels_are_right():
     assert unknown.is_clean is unknown.clean_labels is None
 
 
-def test_facts_tell_what_the_data_is():
+def test_info_describes_the_dataset():
     loader = gray_loader(test_labels_are_noisy=True, notes=["a note"], files=["a.png"] * 20)
+    noisy = json.dumps(loader.noisy_labels.tolist()).encode()
     expected = {
+        "noise_rate": 0.25,
+        "noise_sha256": hashlib.sha256(noisy).hexdigest(),
+        "mean": MEAN,
         "train_images": 20,
         "test_images": 7,
         "image_size": [8, 8],
@@ -241,7 +254,10 @@ def test_facts_tell_what_the_data_is():
         "test_labels_are_noisy": True,
         "data_notes": ["a note"],
     }
-    assert {name: loader.facts[name] for name in expected} == expected
+    info = asdict(loader.info)
+    assert {name: info[name] for name in expected} == expected
+    assert gray_loader(clean_labels=None).info.noise_rate is None
+    assert json.loads(json.dumps(info)) == info | {"mean": [*MEAN], "std": [*STD]}
     assert loader.files == ["a.png"] * 20
     assert loader.class_names == list("abcdefghij")
     assert loader.batch_size == 4

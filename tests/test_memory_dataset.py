@@ -5,17 +5,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import augmented, generator
 from torch.testing import assert_close
 
-from smr.data.memory_dataset import ImageSet, Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR = Views(MEAN, STD, padding=4, flip=True)
 
 
-def image_set(images, padding=4, flip=True, **options):
-    return ImageSet(images, replace(CIFAR, padding=padding, flip=flip), **options)
+def image_set(images, padding=4, flip=True, seed=0, **options) -> MemoryLoader:
+    labels = np.zeros(len(images), int)
+    data = ImageData(images, labels, images, labels, ["a"])
+    return MemoryLoader(data, replace(CIFAR, padding=padding, flip=flip), 4, seed, **options)
+
+
+def augmented(loader: MemoryLoader, index) -> torch.Tensor:
+    """One view of each of these images, as training sees them."""
+    return loader.normalize(loader.augmented(index, slice(None)))
+
+
+def plain(loader: MemoryLoader, index) -> torch.Tensor:
+    return loader.normalize(loader.train_images.plain(index))
 
 
 def located_images(count: int, height: int = 32, width: int | None = None) -> np.ndarray:
@@ -58,7 +69,7 @@ def plain_view(image: np.ndarray, offset, flipped: bool, padding: int = 4) -> np
 def test_view_equals_pad_crop_flip_and_normalize_one_by_one(channels_last, shape):
     images = located_images(60, *shape)
     index = torch.arange(60).flip(0)
-    views = augmented(image_set(images, channels_last=channels_last), index, generator())
+    views = augmented(image_set(images, channels_last=channels_last), index)
     offsets, flips = drawn(views)
     assert {*flips} == {False, True}
     expected = [
@@ -69,9 +80,7 @@ def test_view_equals_pad_crop_flip_and_normalize_one_by_one(channels_last, shape
 
 
 def test_padding_is_black_before_normalization():
-    view = augmented(
-        image_set(np.full((200, 32, 32, 3), 255, np.uint8)), torch.arange(200), generator()
-    )
+    view = augmented(image_set(np.full((200, 32, 32, 3), 255, np.uint8)), torch.arange(200))
     values = np.unique(as_bytes(view).round(4))
     assert_close(values, np.array([0.0, 255.0]), atol=1e-3, rtol=0)
 
@@ -79,9 +88,8 @@ def test_padding_is_black_before_normalization():
 def test_every_image_of_every_view_draws_its_own_crop_and_flip():
     images = image_set(located_images(1, 12))
     same = torch.zeros(400, dtype=torch.long)
-    source = generator()
     (first, first_flips), (second, second_flips) = (
-        drawn(augmented(images, same, source)) for _ in range(2)
+        drawn(augmented(images, same)) for _ in range(2)
     )
     assert len(np.unique(first, axis=0)) == 81
     # One of 81 crops is the same by chance, and half of the flips.
@@ -92,7 +100,7 @@ def test_every_image_of_every_view_draws_its_own_crop_and_flip():
 def test_crops_are_uniform_over_81_places_and_half_are_flipped():
     n = 40_500
     offsets, flips = drawn(
-        augmented(image_set(located_images(1, 12)), torch.zeros(n, dtype=torch.long), generator())
+        augmented(image_set(located_images(1, 12)), torch.zeros(n, dtype=torch.long))
     )
     assert offsets.min() == 0
     assert offsets.max() == 8
@@ -106,11 +114,11 @@ def test_crops_are_uniform_over_81_places_and_half_are_flipped():
 def test_digits_are_cropped_and_never_flipped_and_animals_flipped_and_never_cropped():
     index = torch.zeros(500, dtype=torch.long)
     digits = image_set(located_images(1, 8), padding=1, flip=False)
-    offsets, flips = drawn(augmented(digits, index, generator()), padding=1)
+    offsets, flips = drawn(augmented(digits, index), padding=1)
     assert not flips.any()
     assert len(np.unique(offsets, axis=0)) == 9
     animals = image_set(located_images(1, 8), padding=0)
-    offsets, flips = drawn(augmented(animals, index, generator()), padding=0)
+    offsets, flips = drawn(augmented(animals, index), padding=0)
     assert not offsets.any()
     assert 0.4 < flips.mean() < 0.6
 
@@ -119,7 +127,7 @@ def test_plain_images_are_scaled_and_normalized_alone():
     images = located_images(5, 12, 9)
     index = torch.tensor([3, 1])
     for channels_last in (False, True):
-        found = image_set(images, channels_last=channels_last).plain(index)
+        found = plain(image_set(images, channels_last=channels_last), index)
         expected = [plain_view(images[i], (4, 4), False) for i in index]
         assert_close(found, torch.from_numpy(np.stack(expected)).float(), rtol=1e-5, atol=1e-5)
         format_ = torch.channels_last if channels_last else torch.contiguous_format
@@ -130,44 +138,34 @@ def test_plain_images_are_scaled_and_normalized_alone():
 def test_a_set_gives_back_its_images_as_they_came(padding):
     images = located_images(4, 10, 7)
     held = image_set(images, padding=padding)
-    assert len(held) == 4
-    assert np.array_equal(held.stored.numpy(), images)
+    assert len(held.train_images) == 4
+    assert np.array_equal(held.thumbnails(np.arange(4)), images)
 
 
 def test_the_last_image_s_last_crop_is_within_what_is_held():
     images = located_images(2, 6, 5)
     held = image_set(images, padding=2, flip=False)
-    views = augmented(held, torch.ones(300, dtype=torch.long), generator())
+    views = augmented(held, torch.ones(300, dtype=torch.long))
     offsets, _ = drawn(views, padding=2)
     assert offsets.max(axis=0).tolist() == [4, 4]
     last = as_bytes(views[(offsets == 4).all(axis=1)])[0]
     assert_close(last[:4, :3], images[1, 2:, 2:].astype(float), rtol=0, atol=1e-3)
 
 
-def test_views_for_tests_are_normalized_alike_and_never_augmented():
-    assert CIFAR.for_tests() == Views(MEAN, STD, padding=0, flip=False)
-
-
 def test_a_generator_s_state_repeats_the_views():
     held, index = image_set(located_images(9)), torch.arange(9)
-    source = generator(3)
-    first, second = augmented(held, index, source), augmented(held, index, source)
+    state = held.generator.get_state()
+    first, second = augmented(held, index), augmented(held, index)
     assert not torch.equal(first, second)
-    assert torch.equal(augmented(held, index, generator(3)), first)
+    held.generator.set_state(state)
+    assert torch.equal(augmented(held, index), first)
 
 
 def test_memory_format_changes_no_value_of_a_batch():
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     served = [image_set(images, channels_last=form) for form in (False, True)]
-    views = [augmented(each, torch.arange(6), generator()) for each in served]
+    views = [augmented(each, torch.arange(6)) for each in served]
     assert torch.equal(*views)
-    assert torch.equal(*(each.plain(torch.arange(6)) for each in served))
+    assert torch.equal(*(plain(each, torch.arange(6)) for each in served))
     assert views[0].is_contiguous()
     assert views[1].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_padded_images_are_held_once():
-    held = image_set(located_images(4, 8), padding=1)
-    assert held.stored.data_ptr() == held.padded[0, 1, 1].data_ptr() == held.crops[11].data_ptr()
-    unpadded = located_images(4, 8)
-    assert image_set(unpadded, padding=0).crops.data_ptr() == unpadded.ctypes.data

@@ -125,8 +125,8 @@ def test_list_of_labels_is_used_as_it_is(cifar10_folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1, 2", "not JSON: expected a plain list"),
-        ('{"labels": [1]}', "expected a plain list of whole numbers"),
+        ("[1, 2", "not JSON: expected a list of whole numbers"),
+        ('{"words": [1]}', "no column of labels among words"),
         (json.dumps([1.0] * 100), "expected a plain list of whole numbers"),
         (json.dumps([True] * 100), "expected a plain list of whole numbers"),
         (json.dumps([1] * 99), "99 labels for 100 images"),
@@ -182,8 +182,8 @@ def test_the_first_training_images_have_the_first_human_labels(cifar10_folder, t
     path = write_human_file(tmp_path / "CIFAR-10_human.pt", clean_labels(100))
     found = loader(cifar10_folder, "worst", noise_file=path, train_images=30)
     assert found.noisy_labels.tolist() == ((clean_labels(30) + 4) % 10).tolist()
-    assert found.facts["train_images"] == 30
-    assert found.facts["test_images"] == 40
+    assert found.info.train_images == 30
+    assert found.info.test_images == 40
 
 
 def test_fewer_training_images_are_the_first_ones(cifar10_folder):
@@ -214,7 +214,7 @@ def test_human_modes_need_their_file_and_only_theirs(cifar10_folder, tmp_path):
     with pytest.raises(InputError, match="needs --noise_file"):
         loader(cifar10_folder, "worst")
     path = write_human_file(tmp_path / "human.pt", clean_labels(100))
-    with pytest.raises(InputError, match=r"not a \.json list"):
+    with pytest.raises(InputError, match="name them with --noise_mode, such as worst"):
         loader(cifar10_folder, "sym", noise_file=path)
 
 
@@ -228,14 +228,14 @@ def test_label_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
     Path("human.pt").write_bytes(pickle.dumps({"clean_label": Evil()}, protocol=2))
     torch.save({"clean_label": Evil(), "worse_label": [1]}, "saved.pt")
     for path in ("human.pt", "saved.pt"):
-        with pytest.raises(InputError, match="no CIFAR-N label file"):
+        with pytest.raises(InputError, match="no file of labels"):
             read_human_labels(path, "worst", clean_labels(1))
     assert not Path("broken_into").exists()
 
 
 def test_folder_above_the_official_one_is_found_too(tmp_path):
     folder = write_cifar(tmp_path, "cifar10", 50, 10)
-    assert [loader(root).facts["train_images"] for root in (folder.parent, folder)] == [50, 50]
+    assert [loader(root).info.train_images for root in (folder.parent, folder)] == [50, 50]
 
 
 def test_images_and_labels_are_those_of_the_files(cifar10_folder):
@@ -260,3 +260,80 @@ def test_digits_are_scikit_learn_s_in_one_fixed_stratified_split():
     assert np.abs(np.bincount(data.test_labels) - whole / whole.sum() * 360).max() < 1
     assert data.train_labels[:8].tolist() == [3, 9, 1, 3, 1, 9, 4, 4]
     assert (data.train_images == read_digits().train_images).all()
+
+
+LABELS = [9] * 60 + [0] * 40
+
+
+def write_npz(path, labels):
+    order = np.random.default_rng(0).permutation(len(labels))
+    np.savez(path, label=np.array(labels)[order], index=order)
+
+
+WRITERS = {
+    "a.npy": lambda path, labels: np.save(path, np.array(labels)),
+    "a.npz": write_npz,
+    "a.pt": lambda path, labels: torch.save(torch.tensor(labels), path),
+    "old.pt": lambda path, labels: torch.save(
+        torch.tensor(labels), path, _use_new_zipfile_serialization=False
+    ),
+    "list.pt": lambda path, labels: torch.save(labels, path),
+    "a.JSON": lambda path, labels: path.write_text(json.dumps(labels)),
+    "bom.json": lambda path, labels: path.write_text(json.dumps(labels), encoding="utf-8-sig"),
+    "a.csv": lambda path, labels: path.write_text(
+        "\ufeffindex,label\n" + "".join(f"{i},{labels[i]}\n" for i in reversed(range(len(labels))))
+    ),
+    "plain.csv": lambda path, labels: path.write_text("".join(f"{k}\n" for k in labels)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_labels_are_read_in_any_unambiguous_form(cifar10_folder, tmp_path, name):
+    WRITERS[name](tmp_path / name, LABELS)
+    found = loader(cifar10_folder, noise_file=tmp_path / name)
+    assert found.noisy_labels.tolist() == LABELS
+    fewer = loader(cifar10_folder, noise_file=tmp_path / name, train_images=30)
+    assert fewer.noisy_labels.tolist() == LABELS[:30]
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("a.csv", lambda p: p.write_text("index,label\n0,1\n0,1\n"), "index is not 0 to 1"),
+        ("a.csv", lambda p: p.write_text("file,words\na,b\n"), "no column of labels among file"),
+        ("a.csv", lambda p: p.write_text("index,label\n0\n"), "no column of labels"),
+        ("a.npz", lambda p: p.write_bytes(b"PK\x03\x04"), "cannot be read"),
+        ("a.npy", lambda p: p.write_bytes(b"\x93NUMPY"), "cannot be read"),
+        ("a.npy", lambda p: np.save(p, np.array([open], dtype=object)), "asks for"),
+        ("a.pt", lambda p: p.write_bytes(b"no torch file"), "not of torch.save's form"),
+    ],
+)
+def test_other_files_of_labels_are_refused_in_a_line(cifar10_folder, tmp_path, name, write, words):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=words) as refused:
+        loader(cifar10_folder, noise_file=tmp_path / name)
+    assert name in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_human_labels_in_other_files_are_read_if_their_order_is_ours(cifar10_folder, tmp_path):
+    clean = clean_labels(100)
+    content = {"clean_label": clean, "worse_label": (clean + 4) % 10}
+    old = tmp_path / "CIFAR-10_human.pt"
+    torch.save(content, old, _use_new_zipfile_serialization=False)
+    np.save(tmp_path / "CIFAR-10_human_ordered.npy", content)
+    for path in (old, tmp_path / "CIFAR-10_human_ordered.npy"):
+        found = loader(cifar10_folder, "worst", noise_file=path)
+        assert found.noisy_labels.tolist() == ((clean + 4) % 10).tolist()
+    np.save(
+        tmp_path / "CIFAR-10_human_ordered.npy", {k: v[::-1].copy() for k, v in content.items()}
+    )
+    with pytest.raises(InputError, match=r"TensorFlow's order.*use CIFAR-10_human\.pt"):
+        loader(cifar10_folder, "worst", noise_file=tmp_path / "CIFAR-10_human_ordered.npy")
+
+
+def test_labels_that_agree_with_the_truth_by_chance_get_a_note(cifar10_folder, tmp_path):
+    path, clean = tmp_path / "a.json", clean_labels(100)
+    for labels, noted in ((clean[::-1], True), (np.where(np.arange(100) < 60, 1, clean), False)):
+        path.write_text(json.dumps(labels.tolist()))
+        notes = loader(cifar10_folder, noise_file=path).info.data_notes
+        assert any("no more than random labels do" in note for note in notes) is noted

@@ -2,19 +2,20 @@
 
 import csv
 import re
+import shutil
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import torch
 from photo_sets import write_photo
 from photos import write_photos
-from PIL import Image
 from runs import assert_same_run
 
 import train_animal10N
 from dataloader_folder import folder_dataloader, list_folder
-from smr.data.image_file_dataset import Frame, ImageFileLoader
-from smr.data.loader import MemoryLoader
+from smr.data.image_file_dataset import Frame
+from smr.data.image_folder import class_notes
 from smr.errors import InputError
 from smr.run import options
 
@@ -34,7 +35,17 @@ def test_classes_lie_directly_in_the_folder(tmp_path):
     )
 
 
-@pytest.mark.parametrize("names", [("training", "testing"), ("train", "test"), ("train", "val")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("training", "testing"),
+        ("train", "test"),
+        ("train", "val"),
+        ("Training", "Testing"),
+        ("TRAIN", "Valid"),
+        ("train", "validation"),
+    ],
+)
 def test_other_people_s_names_of_the_two_parts_are_known(tmp_path, names):
     for part in names:
         write_photos(tmp_path, {"a": 2, "b": 2}, part=part, shape=(4, 4))
@@ -42,6 +53,142 @@ def test_other_people_s_names_of_the_two_parts_are_known(tmp_path, names):
     assert found.class_names == ["a", "b"]
     assert found.train.files[0] == f"{names[0]}/a/0.png" and not found.test_labels_are_noisy
     assert found.test.files[-1] == f"{names[1]}/b/1.png"
+
+
+def refusal(root, **options) -> str:
+    with pytest.raises(InputError) as refused:
+        list_folder(root, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_what_lies_beside_the_parts_is_refused_or_named(tmp_path):
+    root = write_photos(tmp_path / "a", {"2022": 2, "2023": 2}, "train", shape=(4, 4))
+    assert listed(root).class_names == ["2022", "2023"]
+    (root / "notes").mkdir()
+    (root / "notes" / "readme.txt").touch()
+    write_photos(root, {"2022": 1, "2023": 1}, "val", shape=(4, 4))
+    write_photos(root, {"2022": 1, "2023": 1}, "test", shape=(4, 4))
+    found = listed(root)
+    assert found.test.files == ["test/2022/0.png", "test/2023/0.png"]
+    assert "folders that are not used: val/, notes/" in found.notes
+    write_photos(root, {"car": 2, "bus": 2}, "", shape=(4, 4))
+    assert "train/ is the training part, but photos lie beside it: bus/, car/" in refusal(root)
+    root = write_photos(tmp_path / "b", {"a": 2, "b": 2}, "train", shape=(4, 4))
+    (root / "loose.jpg").touch()
+    assert "photos lie beside it: loose.jpg" in refusal(root)
+
+
+def test_folders_that_may_be_parts_are_refused_as_classes(tmp_path):
+    for part in ("fold1", "fold2"):
+        write_photos(tmp_path / "a", {"cat": 1, "dog": 1}, part, shape=(4, 4))
+    assert "fold1/ and fold2/ both hold cat, dog: parts" in refusal(tmp_path / "a")
+    write_photos(tmp_path / "b", {"cat": 1, "dog": 1}, "Testing", shape=(4, 4))
+    assert "Testing/ holds class folders, but there is no training/" in refusal(tmp_path / "b")
+    for part in ("train", "Training"):
+        write_photos(tmp_path / "c", {"cat": 1, "dog": 1}, part, shape=(4, 4))
+    assert "are both training parts" in refusal(tmp_path / "c")
+
+
+def test_dropped_is_a_class_unless_our_own_log_made_it(tmp_path):
+    root = write_photos(tmp_path, {"dropped": 3, "kept": 3}, "", shape=(4, 4))
+    write_photos(root, {"other": 3}, "", shape=(4, 4))
+    assert listed(root).class_names == ["dropped", "kept", "other"]
+    (root / ".corrections_run.log").write_text('["kept/1.png", "other/1.png"]\n')
+    assert listed(root).class_names == ["dropped", "kept", "other"]
+    (root / ".corrections_run.log").write_text('["kept/1.png", "dropped/kept/1.png"]\n')
+    found = listed(root)
+    assert found.class_names == ["kept", "other"] and len(found.train.files) == 4
+    assert "dropped/ holds the photos that corrections dropped" in found.notes
+
+
+def test_identical_photos_in_two_classes_or_parts_are_named(tmp_path):
+    root = write_photos(tmp_path, {"a": 4, "b": 4}, shape=(4, 4))
+    write_photos(root, {"a": 2, "b": 2}, "testing", shape=(6, 6))
+    frame, path = Frame(8, 8, square=True), root / "training"
+    assert folder_dataloader(root, 4, frame=frame).info.duplicates == []
+    shutil.copy(path / "a/0.png", path / "b/copy.png")
+    shutil.copy(path / "a/1.png", path / "a/copy.png")  # in one class: no problem
+    shutil.copy(path / "b/2.png", root / "testing/b/copy.png")
+    same_size = bytearray((path / "a/3.png").read_bytes())
+    (path / "b" / "size.png").write_bytes(same_size + b"1")
+    (path / "a" / "size.png").write_bytes(same_size + b"2")
+    info = folder_dataloader(root, 4, frame=frame).info
+    assert sorted(info.duplicates) == [
+        ["training/a/0.png", "training/b/copy.png", "in a and b"],
+        ["training/b/2.png", "testing/b/copy.png", "in training and test"],
+    ]
+    note = "2 pairs of identical photos: training/a/0.png = training/b/copy.png (in a and b)"
+    assert any(line.startswith(note) for line in info.data_notes)
+
+
+TABLES = {
+    "ours": ("label,file\n", "{label},{path}\n"),
+    "numbers": ("file;label\n", "{path};{number}\n"),
+    "names alone": ("image_id,class\n", "{stem},{label}\n"),
+    "fiftyone": ("filepath,tags,ground_truth.label\n", '/home/me/data/{path},"a,b",{label}\n'),
+    "label studio": (
+        "annotation_id,annotator,choice,created_at,id,image,lead_time,updated_at\n",
+        "1,1,{label},2024,{number},/data/upload/3/0a1b2c3d-{name},2.5,2024\n",
+    ),
+    "local files": ("\ufeffimage,choice\n", "/data/local-files/?d=photos/{quoted},{label}\n"),
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_labels_are_read_from_a_table(tmp_path, form):
+    write_photos(tmp_path, {"images/part 1": 5, "images/part2": 4}, "", shape=(4, 4))
+    header, line = TABLES[form]
+    text, wanted = header, {}
+    for number in range(9):
+        name = f"n {number}.png"
+        part = ("part 1", "part2")[number >= 5]
+        (tmp_path / f"images/{part}/{number if number < 5 else number - 5}.png").rename(
+            tmp_path / f"images/{part}/{name}"
+        )
+        path = f"images/{part}/{name}"
+        wanted[path] = number % 3
+        fields = {"path": path, "name": name, "stem": name[:-4], "number": (number % 3) * 5}
+        fields["number"] = 10 * (number % 3)
+        text += line.format(
+            label=("Käse", "apple 10", "apple 2")[number % 3], quoted=quote(path), **fields
+        )
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    loader = folder_dataloader(
+        tmp_path, 4, frame=Frame(8, 8), labels_csv=tmp_path / "t.csv", val_fraction=0.3
+    )
+    names = loader.class_names
+    assert names == (["0", "10", "20"] if form == "numbers" else ["Käse", "apple 2", "apple 10"])
+    labels = dict(zip(loader.files, loader.noisy_labels.tolist(), strict=True))
+    order = [0, 1, 2] if form == "numbers" else [0, 2, 1]
+    assert labels.items() <= {path: order[label] for path, label in wanted.items()}.items()
+    assert len(labels) + loader.info.test_images == 9 and not loader.info.labels_in_paths
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "columns a, b; expected 'file' and 'label'"),
+        ("file,label\nx/0.png,cat\n", "labels of 1 classes"),
+        ("file,label\n7.png,cat\n8.png,dog\n", "none of its 2 files is in"),
+        ("file,label\n0.png,cat\n1.png,dog\n", "'0.png' names 2 files: x/0.png, y/0.png"),
+        ("file,label\nx/0.png,cat\nx/0.png,dog\n", "x/0.png has the labels cat and dog"),
+        ('file,label\nx/0.png,"{""choices"": [""a""]}"\nx/1.png,b\n', "several labels"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, text, words):
+    write_photos(tmp_path, {"x": 2, "y": 2}, "", shape=(4, 4))
+    (tmp_path / "t.csv").write_text(text)
+    assert words in refusal(tmp_path, labels_csv=tmp_path / "t.csv")
+
+
+def test_missing_and_unlabeled_files_of_a_table_are_named(tmp_path):
+    write_photos(tmp_path, {"x": 9}, "", shape=(4, 4))
+    rows = [f"x/{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(7)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows, "x/gone.png,cat", "x/8.png,"]))
+    found = list_folder(tmp_path, labels_csv=tmp_path / "t.csv")
+    assert found.train.broken == {"x/gone.png": "listed in t.csv, but not there"}
+    assert "2 images without a label in t.csv: x/7.png, x/8.png" in found.notes
 
 
 def test_photos_of_trains_and_tests_are_classes(tmp_path):
@@ -92,20 +239,21 @@ def test_two_spellings_of_a_class_in_training_are_a_question(tmp_path):
 def test_uneven_classes_are_noted_with_their_counts(tmp_path):
     write_photos(tmp_path, {"few": 2, "many": 22, "some": 5}, shape=(4, 4))
     write_photos(tmp_path, {"few": 1}, "testing", shape=(4, 4))
-    (note,) = listed(tmp_path).left_out(skip_broken=False)
+    (note,) = notes_of(listed(tmp_path))
     assert note.startswith("classes are uneven, from 2 images of few to 22 of many: ")
     write_photos(tmp_path, {"few": 3}, shape=(4, 4))
-    assert listed(tmp_path).left_out(skip_broken=False) == []
+    assert notes_of(listed(tmp_path)) == []
+
+
+def notes_of(folder) -> list[str]:
+    return class_notes(folder.root, folder.train, folder.test, folder.class_names)
 
 
 def test_val_fraction_beside_testing_is_noted(tmp_path):
     write_photos(tmp_path, {"a": 2, "b": 2}, shape=(4, 4))
     assert len(listed(tmp_path, 0.5).test.files) == 2 and len(listed(tmp_path).notes) == 2
     write_photos(tmp_path, {"a": 2}, "testing", shape=(4, 4))
-    assert (
-        "--val_fraction holds nothing out: testing/ has the test images"
-        in listed(tmp_path, 0.5).notes
-    )
+    assert "--val_fraction is not used: testing/ has the test images" in listed(tmp_path, 0.5).notes
     assert not any("--val_fraction" in note for note in listed(tmp_path).notes)
 
 
@@ -117,61 +265,6 @@ def mixed(tmp_path_factory):
         for i in range(count):
             write_photo(root / name / f"photo {i}.jpg", label if i % 4 else (label + 1) % 3, i)
     return root
-
-
-def loaders(root, image_size=32) -> tuple[MemoryLoader, ImageFileLoader]:
-    """The same folder in memory and streamed."""
-    frame = Frame(round(8 / 7 * image_size), image_size, square=True)
-    held, streamed = (folder_dataloader(root, 4, 0, frame, memory) for memory in (2**30, 0))
-    assert isinstance(held, MemoryLoader) and isinstance(streamed, ImageFileLoader)
-    return held, streamed
-
-
-def test_memory_and_stream_serve_the_same_images_and_windows(mixed):
-    held, streamed = loaders(mixed)
-    assert held.files == streamed.files and held.class_names == streamed.class_names
-    assert torch.equal(held.noisy_labels, streamed.noisy_labels)
-    assert "the photos are held in memory" in held.facts["data_notes"]
-    assert "the photos are decoded from disk as they are needed" in streamed.facts["data_notes"]
-    assert held.facts["image_size"] == streamed.facts["image_size"] == [32, 32]
-    assert held.facts["frame"] == streamed.facts["frame"]
-    passes = (loader.run("eval_train") for loader in (held, streamed))
-    for one, other in zip(*(zip(*batches, strict=True) for batches in passes), strict=True):
-        assert torch.equal(torch.cat(one), torch.cat(other))  # whatever the batches
-
-
-def test_windows_in_memory_and_streamed_have_the_same_spread(tmp_path):
-    # A pixel's color is its place, so that a view tells where it was cut.
-    down, across = np.mgrid[:37, :37]
-    pixels = np.stack([down, across, 0 * down], axis=2).astype(np.uint8)
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for i in range(40):
-            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
-    spreads = []
-    for loader in loaders(tmp_path):
-        places, mirrored = [], []
-        for _ in range(25):
-            for images, _, _ in loader.run("warmup"):
-                corner = images[:, :2, 0].amin(2) * torch.tensor([0.229, 0.224])
-                places.append(((corner + torch.tensor([0.485, 0.456])) * 255).round().int())
-                mirrored.append(images[:, 1, 0, 0] > images[:, 1, 0, -1])
-        places = torch.cat(places)
-        assert abs(torch.cat(mirrored).float().mean() - 0.5) < 0.05
-        assert places.min() == 0 and places.max() == 5
-        spreads.append(torch.stack([torch.bincount(places[:, k], minlength=6) for k in (0, 1)]))
-    for counts in spreads:
-        assert (counts / counts.sum(dim=1, keepdim=True) - 1 / 6).abs().max() < 0.05
-
-
-def test_large_images_and_large_sets_stream(mixed):
-    for frame, memory in (
-        (Frame(112, 97, True), 2**40),
-        (Frame(110, 96, True), 4 * 28 * 3 * 110**2 - 1),
-    ):
-        assert isinstance(folder_dataloader(mixed, 4, 0, frame, memory), ImageFileLoader)
-    held = folder_dataloader(mixed, 4, 0, Frame(110, 96, True), 4 * 28 * 3 * 110**2)
-    assert isinstance(held, MemoryLoader)
 
 
 @pytest.mark.parametrize(
@@ -252,13 +345,11 @@ def train(root, output, *flags) -> int:
     return train_animal10N.main([*shared, *small, *flags])
 
 
-def test_a_folder_becomes_a_list_and_a_resumed_run_ends_alike(mixed, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_animal10N, "folder_dataloader", streaming(folder_dataloader))
+def test_a_folder_becomes_a_list_and_a_resumed_run_ends_alike(mixed, tmp_path, capsys):
     flags = ("--image_size", "40", "--recalibrate_every", "2", "--lr_steps", "1:0.1")
     assert train(mixed, tmp_path / "whole", *flags, "--num_epochs", "2") == 0
     log = capsys.readouterr().out
     assert "25 training and 3 test images of 40x40, 3 classes" in log
-    assert "decoded from disk" in log
     assert re.search("recipe for so many photos, or the flags: --num_epochs 2  --batch_size 8", log)
     folder = tmp_path / "whole" / "folder_smr_seed123"
     with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
@@ -268,11 +359,6 @@ def test_a_folder_becomes_a_list_and_a_resumed_run_ends_alike(mixed, tmp_path, c
     parts = ("--num_epochs", "2", "--resume", "--num_workers", "2")
     assert train(mixed, tmp_path / "parts", *flags, *parts) == 0
     assert_same_run(tmp_path / "parts" / folder.name, folder)
-
-
-def streaming(make):
-    """The loader's maker with no memory to hold photos in."""
-    return lambda *args, **options: make(*args, **options | {"memory": 0})
 
 
 def test_a_photo_that_breaks_later_ends_the_run_in_a_line_or_is_left_out(mixed, tmp_path, capsys):

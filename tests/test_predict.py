@@ -53,7 +53,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def loader(photos):
-    return folder_dataloader(photos, 4, 1, Frame(37, 32, square=True), memory=2**30)
+    return folder_dataloader(photos, 4, 1, Frame(37, 32, square=True))
 
 
 @pytest.fixture

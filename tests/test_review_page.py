@@ -87,7 +87,9 @@ def saved(browser) -> list[list[str]]:
     target = browser.downloads / "corrections.csv"
     for _ in range(100):
         if target.exists():
-            rows = list(csv.reader(io.StringIO(target.read_text(encoding="utf-8-sig"))))
+            raw = target.read_bytes()
+            assert raw.startswith(b"\xef\xbb\xbf")  # without which Excel shows KÃ¤se
+            rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"))))
             target.unlink()
             return rows
         time.sleep(0.05)

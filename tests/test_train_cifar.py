@@ -19,7 +19,7 @@ from torchvision import datasets
 
 import train_cifar
 from dataloader_cifar import noisy_labels
-from smr.data.loader import MemoryLoader
+from smr.data.memory_dataset import MemoryLoader
 from smr.errors import InputError
 from smr.logging import console
 from smr.run import options

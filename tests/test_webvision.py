@@ -66,7 +66,7 @@ def test_both_test_sets_are_the_slow_implementation_s_images(root, imagenet, ran
     frame = Frame(40, 32, random_resized=random_resized)
     loader = loader_of(root, imagenet, frame=frame)
     assert loader.test_sets == ("test", "imagenet")
-    assert (loader.class_names[2], loader.facts["test_images"]) == ("thing 2", 30)
+    assert (loader.class_names[2], loader.info.test_images) == ("thing 2", 30)
     for name, folder in (("test", root), ("imagenet", imagenet)):
         photos, labels = loader.tests[name]
         for images, given, index in loader.run(name):
@@ -141,7 +141,7 @@ def test_dividemix_alone_has_random_resized_crops_and_both_test_sets_the_same_fr
     frame = Frame(320, 299, random_resized=method == "dividemix")
     assert loader.train_images.frame == frame
     assert [photos.frame for photos, _ in loader.tests.values()] == [frame] * 2
-    assert loader.facts["frame"] == [320, 299, False]
+    assert loader.info.frame == [320, 299, False]
 
 
 def widths_seen(batches) -> list[float]:

@@ -86,7 +86,7 @@ def unpickle(raw: bytes):
 
 
 def read_npy(path: Path):
-    """The array of a .npy file, or its dict, as CIFAR-N has. Raises OSError, Refused, ValueError."""
+    """The array of a .npy file, or its dict, as in CIFAR-N. Raises OSError, Refused, ValueError."""
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = (
@@ -122,7 +122,7 @@ def load_archive(path: str | Path):
     except (OSError, Refused):
         raise
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if zipfile.is_zipfile(path) or "global" in str(error).lower():
             raise Refused("it holds more than numbers and text, and none of it was run") from error
         raise Refused("it is damaged, cut off, or not of torch.save's form") from error
     except Exception as error:  # zipfile and torch raise many types on a damaged file

@@ -68,7 +68,7 @@ def read_lines(path: Path, about: str) -> list[str]:
 
 
 def names_and_labels(path: Path, about: str) -> list[tuple[str, int]]:
-    """(name, label) of a list's lines `name label`. Raises InputError; `about`: see `read_lines`."""
+    """(name, label) of the lines `name label` of a list. Raises InputError; about: `read_lines`."""
     rows = []
     for number, line in enumerate(read_lines(path, about), start=1):
         if not line.strip():
@@ -81,7 +81,7 @@ def names_and_labels(path: Path, about: str) -> list[tuple[str, int]]:
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
-    """The content of a folder without hidden files and junk, in natural order. Raises InputError."""
+    """A folder's content without hidden files and junk, in natural order. Raises InputError."""
     try:
         with os.scandir(folder) as content:
             shown = [entry for entry in content if not is_ignored(entry.name)]
@@ -176,8 +176,8 @@ def find_parts(root: Path) -> Parts:
         )
     if testing and not training:
         raise InputError(
-            f"{root}: {testing[0]}/ holds class folders, but there is no training/ beside it; found "
-            f"{first_ten(folders)}"
+            f"{root}: {testing[0]}/ holds class folders, but there is no training/ beside it; "
+            f"found {first_ten(folders)}"
         )
     if not training:
         empty = [name for name in folders if not holds_files(root / name)]
@@ -190,8 +190,8 @@ def find_parts(root: Path) -> Parts:
     photos = [entry.name for entry in entries(root) if entry.is_file() and is_photo(entry.name)]
     if strange := [f"{name}/" for name in beside if holds_photos(root / name)] + photos:
         raise InputError(
-            f"{root}: {part}/ is the training part, but photos lie beside it: {first_ten(strange)}; "
-            f"move them into {part}/ or elsewhere"
+            f"{root}: {part}/ is the training part, but photos lie beside it: "
+            f"{first_ten(strange)}; move them into {part}/ or elsewhere"
         )
     inside = subfolders(root / part)
     empty = [name for name in inside if not holds_files(root / part / name)]

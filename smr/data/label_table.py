@@ -46,8 +46,8 @@ def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str]]:
         candidates = find_file(name, places)
         if len(candidates) > 1:
             raise InputError(
-                f"{path}: '{name}' is the name of {len(candidates)} files: {first_ten(candidates)}; "
-                "give paths"
+                f"{path}: '{name}' names {len(candidates)} files: {first_ten(candidates)}; give "
+                "their paths"
             )
         if not candidates:
             missing.append(name)

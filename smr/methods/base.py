@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class Method:
     `state_dict` and `load_state_dict`, which a resume uses. `Flags` are its command-line flags.
     """
 
+    # Hyperparameters that the method sets whatever the dataset.
+    DEFAULTS: ClassVar[dict] = {}
+
     @dataclass
     class Flags:
         """No flags."""
@@ -56,7 +60,7 @@ class Method:
         raise NotImplementedError
 
     def train(self, epoch: int) -> tuple[list[dict[str, float]], tuple[Split, ...]]:
-        """Train both networks for an epoch; each one's figures, and the splits, if there are any."""
+        """Train both networks for an epoch; returns each one's figures, and the splits."""
         raise NotImplementedError
 
     def state_dict(self) -> dict:

@@ -25,7 +25,7 @@ class SMR(Method):
 
         warm_up: int = flag(low=0, help="epochs of warm-up, before noisy labels are memorized")
         warmup_loss: str = flag(
-            "mixup",
+            fallback="mixup",
             choices=("mixup", "ce"),
             shown_default="mixup; dividemix ce",
             help="loss of the warm-up",
@@ -36,14 +36,16 @@ class SMR(Method):
             help="a cross-entropy epoch every K epochs after the warm-up, 0 for never; dividemix 0",
         )
         alpha: float = flag(
-            4.0, above=0, help="of mixup's Beta(alpha, alpha); a larger one mixes more evenly"
+            fallback=4.0,
+            above=0,
+            help="of mixup's Beta(alpha, alpha); a larger one mixes more evenly",
         )
         T: float = flag(0.5, above=0, help="sharpening temperature of soft labels")
         p_threshold: float = flag(
             0.5, low=0, high=1, help="clean probability above which an image is labeled"
         )
         lambda_u: float = flag(
-            LAMBDA_U, low=0, shown_default="the published value", help="weight of Lu"
+            fallback=LAMBDA_U, low=0, shown_default="the published value", help="weight of Lu"
         )
         augment: str = flag(
             "weak",

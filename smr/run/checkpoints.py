@@ -170,15 +170,22 @@ def save(state: dict, path: Path) -> None:
 
 
 def write_checkpoints(
-    state: dict, folder: Path, best_epochs: tuple[int, int], last: bool
+    state: dict,
+    folder: Path,
+    best_epochs: tuple[int, int],
+    last: bool,
+    whole: Callable[[dict], dict] | None = None,
 ) -> list[str]:
     """Write `best.pt` if the state is a network's best, then `last.pt` if asked; notes for the log.
 
-    If the disk is full the older file stays, and a note says so.
+    If the disk is full the older file stays, and a note says so. Args: whole, the state dict of the
+    whole network with a head's, if the state holds heads: `best.pt` has whole networks.
     """
     contents = {"last.pt": state} if last else {}
     if state["epoch"] in best_epochs:
-        contents = {"best.pt": best_networks(state, best_epochs, folder / "best.pt")} | contents
+        contents = {
+            "best.pt": best_networks(state, best_epochs, folder / "best.pt", whole)
+        } | contents
     notes = []
     for name, content in contents.items():
         try:
@@ -191,15 +198,18 @@ def write_checkpoints(
     return notes
 
 
-def best_networks(state: dict, best_epochs: tuple[int, int], path: Path) -> dict:
+def best_networks(
+    state: dict, best_epochs: tuple[int, int], path: Path, whole: Callable[[dict], dict] | None
+) -> dict:
     """The content of `best.pt`: the state's networks, except one that was better in the file.
 
     `epochs` are the networks' own if they differ; `epoch` and `accuracy` are of the latest pair.
     """
     best = {name: state[name] for name in NETWORK_PARTS}
+    best["networks"] = [whole(network) if whole else network for network in state["networks"]]
     is_best = [epoch == state["epoch"] for epoch in best_epochs]
     if not all(is_best) and path.exists():
-        pairs = zip(is_best, state["networks"], load(path)["networks"], strict=True)
+        pairs = zip(is_best, best["networks"], load(path)["networks"], strict=True)
         best["networks"] = [latest if newer else older for newer, latest, older in pairs]
         best["epochs"] = best_epochs
     return best

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from smr import devices, distributed, networks
+from smr import devices, distributed, features, networks
 from smr.config import Config, configure, parse, resumed, shown_flags
 from smr.data.fingerprint import content_fingerprint
 from smr.data.loader import Loader
@@ -46,6 +46,7 @@ class Run:
         # The checkpoint to start from, and the rows of metrics.jsonl until then.
         self.state: dict | None = None
         self.rows: list[dict] = []
+        self.frozen: features.FrozenBackbone | None = None
         # Rank 0 writes; the other ranks have no record.
         self.record: RunRecord | None = None
         self.exit_stack = ExitStack()
@@ -104,6 +105,41 @@ class Run:
         devices.seed_everything(self.config.seed)
         return self.loader
 
+    def freeze_backbone(self, build_network: Callable[[Config], nn.Module]) -> Loader:
+        """With --freeze_backbone on, a loader of the photos' features in the place of the photos.
+
+        The backbone runs once over each photo. The features, and the backbone for a resume, are in
+        the run folder's features/. Raises InputError.
+        """
+        config = self.config
+        if not config.freeze_backbone:
+            return self.loader
+        devices.prepare_process(self.device, config.amp)
+        folder = self.folder / features.FOLDER
+        weights, start = folder / "backbone.pt", config
+        if weights.exists():
+            start = from_checkpoint(config)
+        network = distributed.one_by_one(partial(build_network, start))
+        self.frozen = features.FrozenBackbone(network, networks.head_of(network))
+        if weights.exists():
+            with checkpoints.fitting(weights, "holds another network than these flags make"):
+                network.load_state_dict(torch.load(weights, weights_only=True))
+        elif distributed.is_rank_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.save(network.state_dict(), weights)
+        key = {
+            "data": self.data_sha256,
+            "weights": self.frozen.checksum(),
+            "views": config.feature_views,
+            "seed": config.seed,
+        }
+        backbone = network.to(self.device, memory_format=torch.channels_last)
+        self.loader = features.extract(
+            backbone, self.loader, config.feature_views, folder, key, config.amp
+        )
+        devices.seed_everything(config.seed)  # the same draws whether they were computed or read
+        return self.loader
+
     def new_pair(self, build_network: Callable[[Config], nn.Module]) -> Pair:
         """Two networks and their optimizers, compiled if the configuration says so."""
         config = self.config
@@ -111,7 +147,7 @@ class Run:
         start = from_checkpoint(config) if self.state else config
 
         def build() -> nn.Module:
-            network = build_network(start)
+            network = self.frozen.new_head() if self.frozen else build_network(start)
             return networks.sync_batch_norm(network) if config.sync_bn else network
 
         # One rank after the other: pre-trained weights are downloaded once.
@@ -140,7 +176,7 @@ class Run:
 
     def restore(self) -> None:
         """Restore the checkpoint, all of it or, with --evaluate, what there is to test."""
-        state, path = self.state, self.checkpoint_path
+        state, path = self.with_heads(self.state), self.checkpoint_path
         if not self.action.evaluate:
             checkpoints.restore(state, self.pair, self.method, self.loader, self.data_sha256, path)
             self.rows = state["rows"]
@@ -151,6 +187,13 @@ class Run:
         if "method" in state:
             with checkpoints.fitting(path, "a damaged checkpoint"):
                 self.method.load_state_dict(state["method"])
+
+    def with_heads(self, state: dict) -> dict:
+        """A checkpoint's state, with the heads of whole networks if the backbone is frozen."""
+        if not self.frozen:
+            return state
+        heads = [self.frozen.head_state(network) for network in state["networks"]]
+        return state | {"networks": heads}
 
     def epochs(self) -> Iterator[int]:
         """The epochs to train; before the first one, the log's first lines and a checkpoint."""
@@ -215,8 +258,9 @@ class Run:
         self.writer.wait()  # before the next copy: one copy is in memory at most
         if due or epoch in best_epochs:
             state = checkpoints.copied(self.training_state(epoch))
-            write = partial(checkpoints.write_checkpoints, state, self.folder, best_epochs, due)
-            self.writer.start(write)
+            whole = self.frozen.whole_state if self.frozen else None
+            write = checkpoints.write_checkpoints
+            self.writer.start(partial(write, state, self.folder, best_epochs, due, whole))
 
     def report_label_issues(self) -> None:
         """Write the label issues and the last figures; with --evaluate, test the checkpoint."""
@@ -241,7 +285,7 @@ class Run:
             self.write_config(**results)
 
     def write_lists(self, line: Callable[[str], None]) -> dict:
-        """Compute the label issues, on all ranks, and write them, on rank 0; the pictures by tag."""
+        """Compute the label issues, and on rank 0 write them; returns the pictures by tag."""
         try:
             issues = report.compute_label_issues(
                 self.pair, self.loader, self.method, self.config.amp
@@ -258,7 +302,7 @@ class Run:
         """The test accuracy of the networks in best.pt, each of its own best epoch (method 9)."""
         path = self.folder / "best.pt"
         state = distributed.from_rank_zero(partial(checkpoints.load, path))
-        checkpoints.restore_networks(state, self.pair, path)
+        checkpoints.restore_networks(self.with_heads(state), self.pair, path)
         figures, _ = evaluate(self.pair.networks, self.loader.run("test"), self.config)
         return figures["accuracy"]
 

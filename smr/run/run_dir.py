@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smr.config import Action, Config
 from smr.errors import InputError
+from smr.features import FOLDER
 from smr.label_issues import report
 
 try:
@@ -82,9 +83,11 @@ def refuse_to_lose(folder: Path, action: Action) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Delete the run in this folder, except the lock. Raises OSError."""
+    """Delete the run in this folder, except the lock and features. Raises OSError."""
     for entry in folder.iterdir() if holds_run(folder) else ():
+        if entry.name in (".lock", FOLDER):
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != ".lock":
+        else:
             entry.unlink()

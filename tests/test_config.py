@@ -1,0 +1,442 @@
+"""One configuration: flags and their ranges, hints, defaults, and what a resume may change."""
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from helpers import TinyConfig, tiny_config
+from torch.distributed import destroy_process_group, init_process_group
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from smr import devices
+from smr.config import DATA, FREE, GROWS, configure, flag, flags_of, parse, resumed, speed_defaults
+from smr.errors import InputError
+from smr.run.run import contradictions
+from train_animal10N import AnimalConfig
+from train_cifar import CifarConfig
+from train_clothing1M import ClothingConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@dataclass
+class OneMoreFlag(TinyConfig):
+    """A script with one flag of its own."""
+
+    crop: float | None = flag(
+        group=DATA, above=0, high=0.5, resume=GROWS, help="fraction that is cropped, in %"
+    )
+    HYPERPARAMETERS: ClassVar = {"tiny": TinyConfig.HYPERPARAMETERS["tiny"] | {"crop": 0.25}}
+
+
+def given(*argv: str, script=TinyConfig) -> dict:
+    """The flags that this command line gives."""
+    return parse(script, "about", list(argv))[0]
+
+
+def refused(capsys, *argv: str, script=TinyConfig) -> str:
+    """The line with which a command line is refused."""
+    with pytest.raises(SystemExit) as stop:
+        parse(script, "about", list(argv))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+# --- a flag is added in one place ---
+
+
+def test_a_field_is_a_flag_with_its_help_its_range_and_its_default(capsys):
+    assert configure(OneMoreFlag).crop == 0.25
+    assert given("--crop", ".5", script=OneMoreFlag) == {"crop": 0.5}
+    assert configure(OneMoreFlag, crop=0.5).crop == asdict(configure(OneMoreFlag, crop=0.5))["crop"]
+    for value in ("0", "0.51", "x", "nan"):
+        assert "--crop" in refused(capsys, "--crop", value, script=OneMoreFlag)
+    with pytest.raises(InputError, match=r"^--crop 0.51: expected a number above 0 to 0.5$"):
+        configure(OneMoreFlag, crop=0.51)
+    with pytest.raises(SystemExit, match="0"):
+        parse(OneMoreFlag, "about", ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--crop CROP fraction that is cropped, in % (default: 0.25)" in shown
+
+
+def test_a_field_s_resume_rule_is_what_a_resume_compares():
+    run = stored(OneMoreFlag, crop=0.2)
+    assert resumed(OneMoreFlag, run, {"crop": 0.3}, "last.pt").crop == 0.3
+    with pytest.raises(InputError, match=r"last.pt .*--crop 0.1 \(the run has 0.2\)"):
+        resumed(OneMoreFlag, run, {"crop": 0.1}, "last.pt")
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [
+        ("--batch_size 2", 2),
+        ("--batch_size 1000000", 1_000_000),
+        ("--p_threshold 0", 0.0),
+        ("--p_threshold 1", 1.0),
+        ("--lr 1e-9", 1e-9),
+        ("--learning_rate 0.5", 0.5),
+        ("--weight_decay 0", 0.0),
+        ("--seed 4294967295", 2**32 - 1),
+        ("--lr_steps 140:0.01,80:.1", ((80, 0.1), (140, 0.01))),
+        ("--lr_steps 5:1e-3", ((5, 0.001),)),
+        ("--lr_steps ", ()),
+        ("--amp bf16", True),
+        ("--amp off", False),
+        ("--compile on", True),
+        ("--id try_2.0-é+", "try_2.0-é+"),
+        ("--id ", ""),
+        ("--method elr", "elr"),
+    ],
+)
+def test_a_flag_is_read_as_a_value_of_its_type(argv, value):
+    ((_, read),) = given(*argv.split(" ")).items()
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "expected"),
+    [
+        ("--batch_size", ["1", "1000001", "", "x", "nan", "2.5", "1e3"], "whole number"),
+        ("--lr", ["0", "-1", "nan", "inf", "1,5"], "a number"),
+        ("--p_threshold", ["-0.1", "1.1", "nan"], "a number from 0 to 1"),
+        ("--amp", ["true", "1", ""], "off or bf16"),
+        ("--compile", ["bf16"], "off or on"),
+        ("--warmup_loss", ["CE"], "mixup, ce"),
+        ("--id", ["a/b", "../x", "a b"], "letters, digits"),
+        (
+            "--lr_steps",
+            ["80", "80:0.1,", "80:0.1 140:0.01", "a:1", "-1:0.1", ":0.1", "80:-1", "1:1e999"],
+            "EPOCH:FACTOR",
+        ),
+    ],
+)
+def test_a_value_that_a_flag_does_not_take_is_refused_in_one_line(capsys, name, texts, expected):
+    for text in texts:
+        line = refused(capsys, "--method=smr", f"{name}={text}")
+        assert f"argument {name}" in line and f"'{text}'" in line and expected in line
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"batch_size": 1},
+        {"batch_size": 8.0},
+        {"batch_size": True},
+        {"lr": 0},
+        {"lr": "0.1"},
+        {"T": float("nan")},
+        {"lr_steps": ((80, float("inf")),)},
+        {"lr_steps": ((80,),)},
+        {"warmup_loss": "CE"},
+        {"id": "a/b"},
+        {"amp": "bf16"},
+        {"method": "sgd"},
+        {"momentum": 0.9},
+    ],
+)
+def test_a_call_is_checked_as_the_command_line_is(flags):
+    ((name, _),) = flags.items()
+    with pytest.raises(InputError, match=f"^--{name}"):
+        tiny_config(**flags)
+
+
+def test_a_whole_number_is_taken_for_a_float():
+    lr = tiny_config(lr=1).lr
+    assert (lr, type(lr)) == (1.0, float)
+
+
+# --- help, hints and errors ---
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("--noise-mode", "--noise_mode"),
+        ("--epochs", "--num_epochs"),
+        ("--epochs=3", "--num_epochs"),
+        ("--learning-rate", "--learning_rate"),
+        ("--batchsize", "--batch_size"),
+        ("--Recalibrate_every", "--recalibrate_every"),
+        ("-seed", "--seed"),
+        ("--weight_decya", "--weight_decay"),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(capsys, name, meant):
+    line = refused(capsys, name, "3", script=CifarConfig)
+    assert f" {name}: " in line and f"did you mean {meant}?" in line
+
+
+@pytest.mark.parametrize("name", ["--xyzzy", "--qq", "stray"])
+def test_an_unknown_flag_like_no_other_gets_no_hint(capsys, name):
+    line = refused(capsys, name)
+    assert f" {name}: " in line and "mean" not in line and "--help" in line
+
+
+@pytest.mark.parametrize("name", ["--r", "--noise-mode", "--r=0.5"])
+def test_noise_flags_of_a_photo_script_are_answered_with_what_to_do_instead(capsys, name):
+    line = refused(capsys, name, "0.5", script=ClothingConfig)
+    assert name in line and ClothingConfig.ELSEWHERE["r"] in line
+
+
+def test_the_help_has_the_values_of_each_dataset(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse(CifarConfig, "python train_cifar.py --dataset digits", ["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: ") and "python train_cifar.py --dataset digits\n" in shown
+    shown = " ".join(shown.split())
+    for words in (
+        "epoch 0 is trained too (default: 300; digits 60)",
+        "memorized (default: 10; cifar100 30; digits 15)",
+        "as in 80:0.1,140:0.01 (default: 150:0.1; digits 50:0.1)",
+        "of SGD (default: 0.0005)",
+        "a warm-up batch 2B (default: 128; digits 64)",
+        "--method {smr,dividemix,ce,elr}",
+        "--lr LR, --learning_rate LR",
+        "--elr_beta",
+    ):
+        assert words in shown, words
+
+
+def test_what_to_do_with_a_run_is_no_part_of_its_configuration():
+    flags = ["--p_threshold", "0.2", "--amp", "off", "--seed", "0"]
+    for argv, expected in (
+        (["--resume"], (True, False, "")),
+        (["--resume", "runs/a"], ("runs/a", False, "")),
+        (["--overwrite"], (False, True, "")),
+        (["--evaluate", "last.pt"], (False, False, "last.pt")),
+        ([], (False, False, "")),
+    ):
+        values, action = parse(TinyConfig, "about", [*flags, *argv])
+        assert values == {"p_threshold": 0.2, "amp": False, "seed": 0}
+        assert (action.resume, action.overwrite, action.evaluate) == expected
+
+
+def test_a_run_is_either_resumed_or_overwritten(capsys):
+    assert "--overwrite" in refused(capsys, "--resume", "--overwrite")
+
+
+# --- defaults ---
+
+
+def test_flags_that_are_not_given_take_their_defaults():
+    expected = {
+        **{"method": "smr", "alpha": 4.0, "T": 0.5, "p_threshold": 0.5, "warmup_loss": "mixup"},
+        **{"augment": "weak", "num_epochs": 300, "batch_size": 128, "lr": 0.02, "warm_up": 10},
+        **{"lr_steps": ((150, 0.1),), "weight_decay": 5e-4, "recalibrate_every": 30, "width": 64},
+        **{"id": "", "seed": 123, "device": "cpu", "gpuid": 0, "output": "./checkpoint"},
+        **{"save_every": 1, "review": 500, "r": 0.5, "noise_mode": "sym", "lambda_u": 25.0},
+        **{"amp": False, "compile": False, "channels_last": True, "num_class": 10},
+    }
+    config = asdict(configure(CifarConfig, device="cpu"))
+    assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, ("mixup", 30, 10, 128)),
+        ({"warm_up": 7}, ("mixup", 30, 7, 128)),
+        ({"method": "dividemix"}, ("ce", 0, 10, 64)),
+        ({"method": "dividemix", "warmup_loss": "mixup"}, ("mixup", 0, 10, 64)),
+        ({"method": "ce"}, (None, None, None, 128)),
+    ],
+)
+def test_a_baseline_has_its_own_values_or_lacks_the_flag(flags, expected):
+    config = asdict(configure(CifarConfig, device="cpu", **flags))
+    names = ("warmup_loss", "recalibrate_every", "warm_up", "batch_size")
+    assert tuple(config.get(name) for name in names) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("ce", {"warm_up": 1}),
+        ("ce", {"recalibrate_every": 1}),
+        ("ce", {"warmup_loss": "mixup"}),
+        ("ce", {"augment": "strong"}),
+        ("elr", {"lambda_u": 1.0}),
+        ("smr", {"elr_beta": 0.5}),
+    ],
+)
+def test_a_flag_of_another_method_is_refused_with_the_methods_that_have_it(method, flags):
+    ((name, _),) = flags.items()
+    owners = "elr" if name == "elr_beta" else "smr or dividemix"
+    with pytest.raises(InputError, match=f"^--{name}: only with --method {owners}$"):
+        tiny_config(method=method, **flags)
+
+
+def test_the_number_of_classes_is_the_dataset_s():
+    assert configure(CifarConfig, dataset="cifar100").num_class == 100
+    assert configure(CifarConfig, num_class=10).num_class == 10
+    with pytest.raises(InputError, match=r"^--num_class 7: .* 10 classes$"):
+        configure(CifarConfig, num_class=7)
+
+
+def test_values_that_defeat_each_other_are_noted():
+    sound = {"num_epochs": 10, "warm_up": 10, "lr_steps": ((10, 0.1),), "batch_size": 50}
+
+    def notes(train_images=50, **changes) -> str:
+        changes = {name: value for name, value in (sound | changes).items() if value is not None}
+        return "\n".join(contradictions(tiny_config(**changes), train_images))
+
+    assert notes() == ""
+    assert "warm-up" in notes(warm_up=11)
+    assert notes(method="ce", warm_up=None) == notes(method="dividemix") == ""
+    assert "--recalibrate_every 4" in notes(method="dividemix", recalibrate_every=4)
+    late = notes(lr_steps=((5, 0.5), (11, 0.1), (12, 0.01)))
+    assert "at 11, 12 " in late and "\n" not in late
+    assert "49 images" in notes(train_images=49)
+
+
+# --- speed and devices ---
+
+
+@pytest.fixture
+def two_ranks():
+    """This process is the first of two, of which the second only pretends."""
+    init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    destroy_process_group()
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """This machine has no compiler."""
+    for name in ("CC", "CXX", "PATH"):
+        monkeypatch.setenv(name, "")
+
+
+def test_flags_of_speed_are_those_that_suit_the_device():
+    compiles = devices.can_compile(CUDA)
+    assert speed_defaults(CUDA) == {"amp": True, "compile": compiles, "channels_last": True}
+    for device in (CPU, torch.device("mps")):
+        assert speed_defaults(device) == {"amp": False, "compile": False, "channels_last": True}
+
+
+def test_compile_on_without_a_compiler_is_refused(no_compiler):
+    assert not speed_defaults(CUDA)["compile"]
+    with pytest.raises(InputError, match=r"^--compile on: .*compiler.*; leave it off$"):
+        configure(AnimalConfig, compile=True, device="cpu")
+    assert configure(AnimalConfig, compile=False, device="cpu").compile is False
+
+
+def test_sync_bn_is_for_several_gpus():
+    config = tiny_config()
+    config.check(CUDA)
+    assert config.sync_bn is None
+    assert tiny_config(sync_bn=False).sync_bn is False
+    for device in (CPU, CUDA):
+        config.sync_bn = True
+        with pytest.raises(InputError, match=r"^--sync_bn on: only under torchrun"):
+            config.check(device)
+
+
+def test_sync_bn_is_on_under_torchrun_on_gpus_and_excludes_compilation(two_ranks):
+    assert speed_defaults(CUDA)["compile"] is False
+    assert tiny_config().sync_bn is None  # on CPUs
+    with pytest.raises(InputError, match=r"^--sync_bn on: only under torchrun"):
+        tiny_config(sync_bn=True)
+    config = tiny_config()
+    config.check(CUDA)
+    assert config.sync_bn is True
+    config.sync_bn = False
+    config.check(CUDA)
+    assert config.sync_bn is False
+
+
+# --- resuming ---
+
+
+def stored(script=CifarConfig, device="cpu", world_size=1, **config) -> dict:
+    """The part of a checkpoint that a resume compares."""
+    first = asdict(configure(script, device="cpu", **({"seed": 7} | config)))
+    return {"device": device, "world_size": world_size, "config": first}
+
+
+def test_a_resumed_run_keeps_its_flags():
+    run = stored(lr=0.5, lr_steps=((50, 0.1),), num_epochs=60)
+    assert asdict(resumed(CifarConfig, run, {}, "last.pt")) == run["config"]
+    same = {"lr": 0.5, "lr_steps": ((50, 0.1),), "num_epochs": 60, "amp": False}
+    assert asdict(resumed(CifarConfig, run, same, "last.pt")) == run["config"]
+
+
+def test_flags_that_change_no_number_may_change(tmp_path):
+    labels = tmp_path / "labels.json"
+    labels.write_text("[]")
+    free = {"output": "x", "id": "x", "save_every": 9, "data_path": "x", "review": 9, "gpuid": 0}
+    free |= {"download": True, "noise_file": str(labels), "device": "cpu"}
+    config = resumed(CifarConfig, stored(), free, "last.pt")
+    assert {name: getattr(config, name) for name in free} == free
+    of_photos = {"num_workers", "skip_broken", "check_images", "noise_file"}
+    for script, more in (
+        (CifarConfig, set()),
+        (AnimalConfig, of_photos),
+        (ClothingConfig, of_photos),
+    ):
+        flags = flags_of(script)
+        found = {name for name in flags if flags[name].metadata["resume"] == FREE}
+        assert found == (free.keys() | more) & flags.keys()
+
+
+def test_the_number_of_epochs_may_grow_and_not_shrink():
+    run = stored(num_epochs=60)
+    assert resumed(CifarConfig, run, {"num_epochs": 61}, "last.pt").num_epochs == 61
+    with pytest.raises(InputError, match=r"--num_epochs 59 \(the run has 60\)"):
+        resumed(CifarConfig, run, {"num_epochs": 59}, "last.pt")
+
+
+def test_each_flag_that_would_change_numbers_is_named_with_what_the_run_has():
+    flags = {"lr": 0.1, "id": "x", "lr_steps": (), "method": "ce", "amp": True, "elr_beta": 0.5}
+    with pytest.raises(InputError) as caught:
+        resumed(CifarConfig, stored(), flags, "runs/last.pt")
+    line = str(caught.value)
+    assert line.startswith("runs/last.pt")
+    for words in (
+        "--lr 0.1 (the run has 0.02)",
+        "--lr_steps  (the run has 150:0.1)",
+        "--method ce (the run has smr)",
+        "--amp bf16 (the run has off)",
+        "--elr_beta 0.5 (the run has None)",
+    ):
+        assert words in line
+    assert "--id" not in line
+
+
+def test_on_another_kind_of_device_the_flags_of_speed_are_that_one_s(no_compiler):
+    run = stored(device="cuda")
+    run["config"] |= {"amp": True, "compile": True, "channels_last": False}
+    moved = resumed(CifarConfig, run, {"device": "cpu"}, "last.pt")
+    assert (moved.amp, moved.compile, moved.channels_last) == (False, False, True)
+    assert moved.seed == 7
+    assert resumed(CifarConfig, run, {"amp": True, "device": "cpu"}, "last.pt").amp is True
+    with pytest.raises(InputError, match=r"--lr 1 \(the run has 0\.02\)"):
+        resumed(CifarConfig, run, {"lr": 1.0, "device": "cpu"}, "last.pt")
+
+
+def test_a_run_of_one_process_and_one_of_several_resume_each_other(two_ranks):
+    alone = stored()
+    alone["config"] |= {"amp": True}
+    assert resumed(CifarConfig, alone, {}, "last.pt").amp is False
+    several = stored(world_size=2)
+    several["config"] |= {"amp": True}
+    assert resumed(CifarConfig, several, {}, "last.pt").amp is True
+
+
+def test_a_run_of_several_gpus_with_synced_batch_norm_resumes_in_one_process():
+    several = stored(world_size=2)
+    several["config"] |= {"sync_bn": True}
+    assert resumed(CifarConfig, several, {}, "last.pt").sync_bn is None
+
+
+@pytest.mark.parametrize("change", [{"method": "sgd"}, {"momentum": 0.9}, {"lr": -1.0}])
+def test_a_damaged_configuration_is_refused(change):
+    run = stored()
+    run["config"] |= change
+    with pytest.raises(InputError, match=f"--{next(iter(change))}"):
+        resumed(CifarConfig, run, {}, "last.pt")
