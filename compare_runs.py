@@ -100,8 +100,9 @@ def noise_of(config: dict) -> str:
 
 def method_of(config: dict) -> str:
     """The method with those of its parts that were switched on or off."""
-    name, warmup_loss = config["method"], config["warmup_loss"]
+    name = config["method"]
     own_loss = "mixup" if name == "smr" else "ce"
+    warmup_loss = config.get("warmup_loss", own_loss)
     text = name if warmup_loss == own_loss else f"{name}, {warmup_loss} warm-up"
     if name == "smr" and not config["recalibrate_every"]:
         text += ", no recalibration"

@@ -22,6 +22,7 @@ from smr.errors import InputError
 from smr.evaluate import predict_batches
 from smr.files import atomic_write, write_json
 from smr.logging.console import Terminal, duration
+from smr.networks import head_of
 
 # Photos that the backbone takes at once.
 CHUNK = 32
@@ -44,7 +45,8 @@ class Features:
 class FeatureLoader(Loader):
     """The photos of another loader as features: its images are float32 [b, d].
 
-    An augmented view of a photo is one of its augmented feature views, chosen at random.
+    An augmented view of a photo is one of its augmented feature views, chosen at random. Features
+    are divided by `scale`, the root mean square of the plain ones.
     """
 
     def __init__(self, photos: Loader, train: Tensor, tests: dict[str, Tensor]):
@@ -64,7 +66,8 @@ class FeatureLoader(Loader):
             files=photos.files,
         )
         self.generator.set_state(photos.generator.get_state())
-        self.normalize = Tensor.float
+        self.scale = float(train[:, 0].float().pow(2).mean().sqrt()) or 1.0
+        self.normalize = lambda features: features.float() / self.scale
         self.thumbnails = photos.thumbnails
 
     def run(self, mode: str, *args, **options):
@@ -93,13 +96,16 @@ class FeatureLoader(Loader):
             return
         for rows in groups:
             own = distributed.rank_rows(len(rows))
-            yield rows[own], [self.random_view(values, rows)[own] for _ in range(batches.views)]
+            views = self.random_views(values.shape[1], len(rows), batches.views)[own]
+            yield rows[own], [values[rows[own], view] for view in views.unbind(1)]
 
-    def random_view(self, values: Tensor, rows: Tensor) -> Tensor:
-        """Features [b, d] of an augmented view of each of these photos; plain if there is none."""
-        views = values.shape[1]
+    def random_views(self, views: int, photos: int, count: int) -> Tensor:
+        """int64 [photos, count]: augmented views, distinct ones if there are enough."""
         draw = {"generator": self.generator, "device": self.device}
-        return values[rows, torch.randint(min(1, views - 1), views, (len(rows),), **draw)]
+        augmented = views - 1
+        if augmented >= count:
+            return 1 + torch.rand((photos, augmented), **draw).argsort(dim=1)[:, :count]
+        return torch.randint(min(1, augmented), views, (photos, count), **draw)
 
     def _scoring_batch_size(self, count: int) -> int:
         return distributed.rank_share(count)
@@ -118,7 +124,7 @@ class EveryView:
         values, labels = self.loader.train_images.values, self.loader.noisy_labels
         for view in range(len(self)):
             for rows in distributed.rank_batches(self.loader.train_index.split(10_000)):
-                yield values[rows, view].float(), labels[rows], rows
+                yield self.loader.normalize(values[rows, view]), labels[rows], rows
 
 
 def extract(
@@ -220,39 +226,43 @@ class Progress:
 
 
 class FrozenBackbone:
-    """A network without its last layer, and how trained last layers make it whole again.
+    """A network without its last layer, and how trained heads make it whole again.
 
-    Args: network, float [b, classes] of images [b, 3, h, w]; head, the name of its last layer.
-    Raises InputError if that is no linear layer.
+    Raises InputError if the last layer is no linear layer.
     """
 
-    def __init__(self, network: nn.Module, head: str):
-        layer = network.get_submodule(head)
+    scale = 1.0  # of the features that heads see
+
+    def __init__(self, network: nn.Module):
+        self.head = head_of(network)
+        layer = network.get_submodule(self.head)
         if not isinstance(layer, nn.Linear):
             raise InputError("--freeze_backbone on: this --network does not end in a linear layer")
-        self.head, self.classes, self.features = head, layer.out_features, layer.in_features
-        network.set_submodule(head, nn.Identity())
-        self.backbone = network.requires_grad_(False)
+        self.classes, self.features = layer.out_features, layer.in_features
+        network.set_submodule(self.head, nn.Identity())
+        self.network = network.requires_grad_(False)
 
     def new_head(self) -> nn.Linear:
-        """A fresh last layer: float [b, classes] of features [b, d]."""
+        """A fresh last layer: float [b, classes] of scaled features [b, d]."""
         return nn.Linear(self.features, self.classes)
 
     def whole_state(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of the whole network with this head's."""
-        own = {f"{self.head}.{name}": value for name, value in head.items()}
-        return {name: value.cpu() for name, value in self.backbone.state_dict().items()} | own
+        """The state dict of the whole network with the state dict of a head."""
+        state = {name: value.cpu() for name, value in self.network.state_dict().items()}
+        weight, bias = head["weight"] / self.scale, head["bias"]
+        return state | {f"{self.head}.weight": weight, f"{self.head}.bias": bias}
 
     def head_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The head's part of a state dict of the head or of the whole network."""
-        prefix = f"{self.head}."
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        return own or state
+        """The head's state dict, of its own or of the whole network's."""
+        if "weight" in state:
+            return state
+        weight, bias = (state[f"{self.head}.{name}"] for name in ("weight", "bias"))
+        return {"weight": weight * self.scale, "bias": bias}
 
     def checksum(self) -> str:
         """SHA-256 of the weights."""
         digest = hashlib.sha256()
-        for name, value in self.backbone.state_dict().items():
+        for name, value in self.network.state_dict().items():
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -51,7 +51,9 @@ def with_progress(batches: Sized) -> Iterator:
             terminal.progress(f"predicting the training images: {done} of {len(batches)} batches")
 
 
-def compute_label_issues(pair: Pair, loader: Loader, method: Method, amp: bool) -> LabelIssues:
+def compute_label_issues(
+    pair: Pair, loader: Loader, method: Method, amp: bool, frozen: bool = False
+) -> LabelIssues:
     """Predict every training image by both networks in eval mode; all ranks take part.
 
     pred_probs are the softmax of the mean of both networks' logits, as in the test (method 3), and
@@ -76,6 +78,7 @@ def compute_label_issues(pair: Pair, loader: Loader, method: Method, amp: bool) 
         loader.noisy_labels[index].cpu().numpy(),
         whole[:, 2:].cpu().numpy(),
         method.clean_probabilities([SampleLosses(index, losses) for losses in whole.T[:2]]),
+        frozen,
     )
 
 

@@ -40,6 +40,16 @@ def label_quality_scores(
     return mean_over_networks(clean_probability) + share
 
 
+def self_confidence(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Float [n], each label's own probability: the best score of heads on frozen features."""
+    return probability_of(labels, pred_probs)
+
+
+def find_unlikely_labels(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Bool [n]: another class is more than twice as likely; for heads on frozen features."""
+    return probability_of(labels, pred_probs) < np.max(pred_probs, axis=1) / 2
+
+
 def find_label_issues(
     labels: np.ndarray, pred_probs: np.ndarray, clean_probability: np.ndarray
 ) -> np.ndarray:
@@ -95,13 +105,15 @@ class LabelIssues:
     """The labels of m training images and what says whether they are clean; see the module.
 
     index int64 [m]: the images' positions in the training set, ascending; labels int64 [m];
-    pred_probs float32 [m, classes]; clean_probability float [networks, m].
+    pred_probs float32 [m, classes]; clean_probability float [networks, m]. frozen: the networks are
+    heads on frozen features, for which the probability alone ranks best (docs/labels.md).
     """
 
     index: np.ndarray
     labels: np.ndarray
     pred_probs: np.ndarray
     clean_probability: np.ndarray
+    frozen: bool = False
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,18 +127,22 @@ class LabelIssues:
 
     @cached_property
     def quality(self) -> np.ndarray:
-        """Float [m], see `label_quality_scores`."""
+        """Float [m], see `label_quality_scores` and `self_confidence`."""
+        if self.frozen:
+            return self_confidence(self.labels, self.pred_probs)
         return label_quality_scores(*self.arrays)
 
     @cached_property
     def is_issue(self) -> np.ndarray:
-        """Bool [m], see `find_label_issues`."""
+        """Bool [m], see `find_label_issues` and `find_unlikely_labels`."""
+        if self.frozen:
+            return find_unlikely_labels(self.labels, self.pred_probs)
         return find_label_issues(*self.arrays)
 
     @cached_property
     def order(self) -> np.ndarray:
         """int64 [m], the rows from the likeliest issue on."""
-        return rank_label_issues(*self.arrays)
+        return np.argsort(self.quality, kind="stable")
 
     @cached_property
     def rank(self) -> np.ndarray:

@@ -111,32 +111,30 @@ class Run:
         The backbone runs once over each photo. The features, and the backbone for a resume, are in
         the run folder's features/. Raises InputError.
         """
-        config = self.config
-        if not config.freeze_backbone:
+        config, weights = self.config, self.folder / features.FOLDER / "backbone.pt"
+        evaluates_whole = self.action.evaluate and self.state["epoch"] > config.num_epochs
+        if not config.freeze_backbone or evaluates_whole:
             return self.loader
         devices.prepare_process(self.device, config.amp)
-        folder = self.folder / features.FOLDER
-        weights, start = folder / "backbone.pt", config
-        if weights.exists():
-            start = from_checkpoint(config)
+        start = from_checkpoint(config) if weights.exists() else config
         network = distributed.one_by_one(partial(build_network, start))
-        self.frozen = features.FrozenBackbone(network, networks.head_of(network))
+        self.frozen = features.FrozenBackbone(network)
         if weights.exists():
             with checkpoints.fitting(weights, "holds another network than these flags make"):
                 network.load_state_dict(torch.load(weights, weights_only=True))
         elif distributed.is_rank_zero():
-            folder.mkdir(parents=True, exist_ok=True)
+            weights.parent.mkdir(parents=True, exist_ok=True)
             checkpoints.save(network.state_dict(), weights)
         key = {
             "data": self.data_sha256,
             "weights": self.frozen.checksum(),
             "views": config.feature_views,
-            "seed": config.seed,
         }
-        backbone = network.to(self.device, memory_format=torch.channels_last)
+        network.to(self.device, memory_format=torch.channels_last)
         self.loader = features.extract(
-            backbone, self.loader, config.feature_views, folder, key, config.amp
+            network, self.loader, config.feature_views, weights.parent, key, config.amp
         )
+        self.frozen.scale = self.loader.scale
         devices.seed_everything(config.seed)  # the same draws whether they were computed or read
         return self.loader
 
@@ -288,7 +286,7 @@ class Run:
         """Compute the label issues, and on rank 0 write them; returns the pictures by tag."""
         try:
             issues = report.compute_label_issues(
-                self.pair, self.loader, self.method, self.config.amp
+                self.pair, self.loader, self.method, self.config.amp, bool(self.frozen)
             )
         except NonFiniteLoss as error:
             line(f"labels.csv was not written: {error}")
