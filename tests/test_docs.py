@@ -142,13 +142,28 @@ def test_readme_is_short_and_has_the_set_up_and_the_published_commands():
     assert [line for line in prose if len(line) > 112] == []
 
 
-def test_readme_names_every_module():
-    table = TEXTS["README.md"].split("\n| module | content |\n")[1].split("\n\n")[0]
-    named = re.findall(r"`([\w/*]+(?:\.py|/))`", table)
-    paths = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("smr/[!_]*.py")]
-    modules = [str(path.relative_to(REPOSITORY)) for path in paths]
-    modules += [f"smr/{path.parent.name}/" for path in REPOSITORY.glob("smr/*/_*.py")]
-    assert [m for m in modules if not any(fnmatch.fnmatch(m, pattern) for pattern in named)] == []
+def test_a_module_imports_only_from_rows_below_its_own_in_readme():
+    rows = TEXTS["README.md"].split("\n| module | content |\n")[1].split("\n\n")[0].splitlines()[1:]
+    patterns = [(re.findall(r"`([\w/*]+(?:\.py|/))`", row), n) for n, row in enumerate(rows)]
+
+    def row_of(module: str) -> int | None:
+        # The longest pattern counts: smr/logging/console.py, not smr/logging/.
+        fits = [
+            (len(p), n) for names, n in patterns for p in names if fnmatch.fnmatch(module, f"{p}*")
+        ]
+        return max(fits)[1] if fits else None
+
+    for path in (*REPOSITORY.glob("*.py"), *REPOSITORY.glob("smr/**/*.py")):
+        module = str(path.relative_to(REPOSITORY))
+        if module == "smr/__init__.py":
+            continue
+        assert row_of(module) is not None, module
+        code = path.read_text(encoding="utf-8")
+        for package, names in re.findall(r"^from ([\w.]+) import (.*)$", code, re.MULTILINE):
+            for name in (package, *(f"{package}.{name.strip()}" for name in names.split(","))):
+                imported = name.replace(".", "/") + ".py"
+                if (REPOSITORY / imported).exists() and row_of(imported) < row_of(module):
+                    raise AssertionError(f"{module} imports {imported}, which is in a row above")
 
 
 def test_records_md_explains_every_metric_tag_and_file(digits_run):
