@@ -117,9 +117,10 @@ def read_run(folder: Path) -> FinishedRun | str:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rows = read_metrics(folder)
         epochs = [row["epoch"] for row in rows]
-        if epochs != list(range(config["num_epochs"] + 1)):
+        last = config["num_epochs"] + config.get("finetune_epochs", 0)
+        if epochs != list(range(last + 1)):
             reached = f"epoch {epochs[-1]}" if epochs else "no epoch"
-            return f"unfinished, {reached} of {config['num_epochs']}"
+            return f"unfinished, {reached} of {last}"
         settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
         if config.get("noise_file"):
             settings["noise_sha256"] = config.get("noise_sha256", "")[:8]

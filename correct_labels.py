@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     if run.config.get("labels_in_paths"):
         move_files(run, corrections, root, args.dry_run, line)
     else:
-        write_label_list(run, corrections, args.dry_run, line)
+        write_label_list(run, corrections, root, args.dry_run, line)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class clothing_dataloader(ImageFileLoader):
         """The batches of `mode` over this epoch's sample; see `Loader.run`. Raises ValueError."""
         count = self.num_batches * self.batch_size
         if mode == "warmup":
-            return self._supervised(self._sample(2 * count, (self.new_seed(),)))
+            return self.supervised(self._sample(2 * count, (self.new_seed(),)))
         if mode == "eval_train":
             return self._scoring(self._sample(count, (self.new_seed(),)))
         if mode == "recalibrate":

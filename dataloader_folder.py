@@ -10,6 +10,7 @@ from pathlib import Path
 
 from smr.data.decoding import check_images as checked
 from smr.data.duplicates import duplicate_notes, find_duplicates
+from smr.data.folder_parts import find_parts
 from smr.data.image_file_dataset import (
     IMAGENET_VIEWS,
     Frame,
@@ -20,7 +21,6 @@ from smr.data.image_file_dataset import (
 from smr.data.image_folder import (
     Listing,
     class_notes,
-    find_parts,
     list_class_folders,
     refuse_broken,
     validation_split,

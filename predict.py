@@ -25,8 +25,8 @@ import torch
 
 import smr
 from smr.config import Parser, number
-from smr.data.decoding import reason_of
-from smr.data.image_folder import first_ten, natural_order
+from smr.data.decoding import reason_of, usable_cores
+from smr.data.image_folder import first_ten, is_ignored, natural_order
 from smr.devices import find_device
 from smr.errors import InputError
 from smr.files import atomic_write
@@ -85,7 +85,12 @@ def table_file(path: Path | None) -> Iterator[TextIO]:
     If this is interrupted, the temporary one keeps the rows so far. Raises InputError.
     """
     if path is None:
-        yield sys.stdout
+        try:
+            yield sys.stdout
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise InputError(f"standard output: {error.strerror}") from error
         return
     part = path.with_name(f"{path.name}.part")
     kept = f"the rows so far are in {part}"
@@ -106,9 +111,9 @@ def table_file(path: Path | None) -> Iterator[TextIO]:
 
 
 def files_of(photos: Sequence[Path], broken: dict[Path, str]) -> list[Path]:
-    """The files, and those in folders, linked ones too, but hidden ones. Raises InputError.
+    """The files, and those in folders, linked ones too, without hidden ones and junk.
 
-    Adds what cannot be read to `broken`, with the reason.
+    Adds what cannot be read to `broken`, with the reason. Raises InputError.
     """
     files: list[Path] = []
     for path in photos:
@@ -136,7 +141,7 @@ def files_inside(
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith("."):
+        if is_ignored(entry.name):
             continue
         if not entry.is_dir():
             yield path
@@ -158,7 +163,7 @@ def decoded(
             broken[path] = reason_of(error)
             return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
             pairs = zip(batch, threads.map(read, batch), strict=True)

@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         pair = run.new_pair(build_network)  # two networks, each with its SGD
         method = run.new_method(pair, loader)  # --method: smr, dividemix, ce, elr
         for epoch in run.epochs():
+            if epoch > config.num_epochs and run.frozen:  # --finetune_epochs: whole networks
+                pair, loader, method = run.fine_tune(build_network)
             # Warm-up; or GMM co-divide, then MixMatch; or recalibration: smr/methods/smr.py.
             trained = method.train_epoch(epoch)
             tests = test(pair.networks, loader, config)

@@ -98,7 +98,7 @@ def variant(flags: Sequence[str]) -> str:
     words = (
         f"_{name}-{show_value(value)}"
         for name, value in changes.items()
-        if name != "seed" and rules.get(name) not in (FREE, DEVICE)
+        if name not in ("seed", "num_epochs") and rules.get(name) not in (FREE, DEVICE)
     )
     return re.sub(r"[^\w.+-]", "-", "".join(words))
 

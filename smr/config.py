@@ -204,6 +204,11 @@ class Config:
         if self.sync_bn and self.compile:
             raise InputError("--compile on with --sync_bn on: torch compiles no synced batch norm")
 
+    @property
+    def last_epoch(self) -> int:
+        """The number of the last epoch."""
+        return self.num_epochs
+
     def set_num_class(self, number: int, where: str) -> None:
         """Fill in the dataset's number of classes. Raises InputError if the flag differs."""
         if self.num_class not in (None, number):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from smr import networks
-from smr.config import DATA, FREE, Config, flag
+from smr.config import DATA, FREE, GROWS, Config, flag
 from smr.data.decoding import usable_cores
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
@@ -71,6 +71,14 @@ class PhotoConfig(Config):
     feature_views: int = flag(
         2, group=DATA, low=0, high=100, help="augmented views of each photo in the features"
     )
+    finetune_epochs: int = flag(
+        0,
+        group=DATA,
+        low=0,
+        resume=GROWS,
+        metavar="N",
+        help="after the heads, fine-tune whole networks on the clean set for N epochs",
+    )
     noise_file: str = flag(
         "",
         group=DATA,
@@ -105,6 +113,13 @@ class PhotoConfig(Config):
         networks.check_size(self.network, self.num_class, self.width, self.image_size)
         if self.weights:
             self.pretrained = False
+        if self.finetune_epochs and not self.freeze_backbone:
+            raise InputError("--finetune_epochs: only after --freeze_backbone on")
+
+    @property
+    def last_epoch(self) -> int:
+        """The number of the last epoch, with those of fine-tuning."""
+        return self.num_epochs + self.finetune_epochs
 
     @property
     def labeled_rows_only(self) -> bool:

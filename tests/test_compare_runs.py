@@ -260,7 +260,7 @@ def test_results_md_and_readme_show_the_table_of_the_kept_runs():
     table = compare_runs.compare([REPOSITORY / "benchmarks" / "results" / "small"])
     assert table in (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    names = {"ce": "plain cross-entropy", "dividemix": "DivideMix", "smr": "SMR"}
+    names = {"ce": "cross-entropy", "dividemix": "DivideMix", "smr": "SMR"}
     for _, noise, method, _, _, *accuracies, _, _ in rows_of(table):
         if noise == "sym 0.5" and method in names:
             assert f"| {names[method]} | {' | '.join(accuracies)} |" in readme

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def finish_by_hand(
     issues = LabelIssues(np.arange(len(given)), given, probability, p_clean)
     labels.write_list(issues, loader, folder, root)
     config |= {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
-    (folder / "config.json").write_text(json.dumps(config | loader.facts))
+    (folder / "config.json").write_text(json.dumps(config | asdict(loader.info)))
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def photos(tmp_path):
 def run(photos, tmp_path):
     """A run's folder that suggests: cat/1 is a dog, dog/0 a fox, fox/2 a cat."""
     write_photos(photos, {"cat": 1, "dog": 1, "fox": 1}, "testing")
-    loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
+    loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True))
     finish_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
     return tmp_path / "run"
 
@@ -339,7 +340,7 @@ def folder_run(photos, tmp_path, suggested):
     """A run on a folder of photos; its loader, opened anew by `again`."""
 
     def again():
-        return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True), memory=2**30)
+        return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True))
 
     finish_by_hand(again(), tmp_path / "run", photos, suggested)
     return again
@@ -370,7 +371,7 @@ def test_classes_without_a_folder_above_are_corrected_and_trained_on_again(tmp_p
 
 def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path):
     photos = write_photos(tmp_path / "photos", {"2023": 3}, part="train/cat")
-    write_photos(photos, {"dog": 3, "fox": 0}, part="train")
+    write_photos(photos, {"dog": 3, "fox": 1}, part="train")
     write_photos(photos, {"cat": 1}, part="test")
     run = tmp_path / "run"
     folder_run(photos, tmp_path, {3: 0, 4: 2})
@@ -381,11 +382,11 @@ def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path)
 def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_path):
     root = write_animals(tmp_path, "classes")
     loader = animal_dataloader(root, 8, 1)
-    assert loader.facts["labels_in_paths"]
+    assert loader.info.labels_in_paths
     labels = loader.noisy_labels.tolist()
     (tmp_path / "list.json").write_text(json.dumps(labels[::-1]))
     listed = animal_dataloader(root, 8, 1, noise_file=tmp_path / "list.json")
-    assert not listed.facts["labels_in_paths"]
+    assert not listed.info.labels_in_paths
 
 
 def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
@@ -402,8 +403,8 @@ def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
     np.testing.assert_array_equal(
         second.thumbnails(np.arange(len(kept))), first.thumbnails(np.array(kept))
     )
-    assert second.facts["dropped_images"] == [2]
-    assert "--noise_file drops 1 training images" in second.facts["data_notes"]
+    assert second.info.dropped_images == [2]
+    assert "--noise_file drops 1 training images" in second.info.data_notes
 
 
 def webvision(root, noise_file=""):
@@ -437,7 +438,7 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
     second = loader_of(root, run / "corrected_labels_2.json")
     assert second.noisy_labels.tolist() == [2, *given[2:]]
-    assert second.files == files[1:] and second.facts["dropped_images"] == [0]
+    assert second.files == files[1:] and second.info.dropped_images == [0]
 
 
 def test_a_photo_that_could_not_be_lists_is_dropped_from_the_list_of_labels(tmp_path):
@@ -469,7 +470,7 @@ def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_pat
     second = digits(run / "corrected_labels.json")
     expected = [*given[:3], *given[4:7], wrong, *given[9:]]
     assert second.noisy_labels.tolist() == expected
-    assert second.facts["dropped_images"] == [3, 8]
+    assert second.info.dropped_images == [3, 8]
     kept = np.delete(np.arange(1437), [3, 8])
     np.testing.assert_array_equal(second.thumbnails(np.arange(1435)), first.thumbnails(kept))
     np.testing.assert_array_equal(second.clean_labels, first.clean_labels[kept])
@@ -502,9 +503,10 @@ def test_one_way_to_decide_is_wanted(run, capsys):
 
 def test_relative_links_point_to_their_files_wherever_they_are_moved(run, photos, corrections):
     (photos / "pool").mkdir()
-    for name, link in (("cat/1", "../../pool/a.png"), ("dog/0", "./../../pool/../pool/b.png")):
+    (photos / "training/cat/.pool").mkdir()
+    for name, link in (("cat/1", ".pool/a.png"), ("dog/0", "./../../pool/../pool/b.png")):
         photo = photos / f"training/{name}.png"
-        photo.rename(photos / "pool" / link[-5:])
+        photo.rename(photo.parent / link)
         photo.symlink_to(link)
     (photos / "pool/c.png").write_bytes((photos / "training/cat/2.png").read_bytes())
     (photos / "training/cat/2.png").unlink()
@@ -583,7 +585,7 @@ def test_a_read_only_folder_is_named_before_anything_moves(locked):
         assert checksums(photos) == before
 
 
-@pytest.mark.parametrize("head", ["file,label", "id;label;image"])
+@pytest.mark.parametrize("head", ["file,label", "id;choice;image"])
 def test_labels_from_a_csv_are_corrected_in_a_new_one(run, photos, tmp_path, head):
     cells = list(CLASSES)
     files = json.loads((run / "labels.json").read_text())["files"]
@@ -624,8 +626,6 @@ def test_a_console_s_encoding_and_a_closed_pipe_end_in_no_traceback(photos, tmp_
     read, write = os.pipe()
     os.close(read)
     monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
-    with pytest.raises(SystemExit) as stop:
-        call(tmp_path / "run", path)
+    assert call(tmp_path / "run", path) == 0
     sys.stdout.close()  # as Python does at its exit
-    assert stop.value.code == 141
     assert (photos / "training/dog/0_2.png").exists()  # the reader's end stops no work

@@ -31,8 +31,8 @@ from runs import (
     without_times,
 )
 from smr.run.devices import seed_everything
-from test_docs import TEXTS, blocks_of
-from test_streams import loader_of, write
+from test_docs import blocks_of, text_of
+from test_image_file_dataset import loader_of, write
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -546,7 +546,7 @@ def test_sync_bn_is_for_several_cards(tmp_path, monkeypatch, capsys):
 
 
 def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
-    (script,) = (b for b in blocks_of(TEXTS["docs/reproduce.md"], "bash") if "#SBATCH" in b)
+    (script,) = (b for b in blocks_of(text_of("docs/reproduce.md"), "bash") if "#SBATCH" in b)
     commands = []
     for task in range(15):
         printed = subprocess.run(

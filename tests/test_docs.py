@@ -42,6 +42,10 @@ CODE = [
 ]
 
 
+def text_of(page: str) -> str:
+    return TEXTS[page]
+
+
 def blocks_of(text: str, *languages: str) -> list[str]:
     """The contents of a page's fenced blocks of these languages."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

@@ -1,9 +1,10 @@
 """The figures of a run, by their pixels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_recipe
 
 import smr
 from smr.gmm_split import SampleLosses
@@ -12,7 +13,7 @@ from smr.logging import figures
 
 def split_of(losses) -> smr.Split:
     losses = torch.as_tensor(losses)
-    return smr.gmm_split([SampleLosses(torch.arange(len(losses)), losses)], tiny_recipe())
+    return smr.gmm_split([SampleLosses(torch.arange(len(losses)), losses)], r=0.5, seed=1)
 
 
 def color_count(picture: np.ndarray, color: tuple[int, int, int]) -> int:
@@ -22,7 +23,7 @@ def color_count(picture: np.ndarray, color: tuple[int, int, int]) -> int:
 def test_gmm_densities_integrate_to_one_and_the_clean_component_comes_first():
     losses = np.concatenate([np.random.normal(0.2, 0.04, 600), np.random.normal(0.7, 0.05, 400)])
     points = np.linspace(-1, 2, 3001)
-    densities = figures.gmm_densities(split_of(losses).mixture, points)
+    densities = figures.gmm_densities(split_of(losses).gmm, points)
     areas = densities.sum(axis=1) * (points[1] - points[0])
     assert areas == pytest.approx([0.6, 0.4], abs=0.02)
     assert points[densities.argmax(axis=1)] == pytest.approx([0.2, 0.7], abs=0.15)
@@ -45,7 +46,7 @@ def test_loss_histogram_shows_clean_and_noisy_labels_by_their_share():
 def test_loss_histogram_of_equal_losses_has_no_gmm_to_draw():
     split = split_of(np.full(50, 0.3))
     picture = figures.loss_histogram(split, None, "")
-    assert split.mixture is None and color_count(picture, figures.DARK_RED) == 0
+    assert split.gmm is None and color_count(picture, figures.DARK_RED) == 0
 
 
 def test_matrix_is_darker_where_more_of_a_row_lies():
@@ -117,6 +118,7 @@ def test_letters_are_of_a_font_that_has_them_if_the_system_has_one():
     assert figures.font_for("cat…", 20).getname() == own.getname()
     assert figures.lacks(own, "ä") and not figures.lacks(own, "a")
     if not system:
+        assert not list(Path("/usr/share/fonts").rglob("DejaVuSans.ttf"))
         pytest.skip("this system has none of the fonts")
     for text in ("Käse", "кошка"):
         font = figures.font_for(text, 20)

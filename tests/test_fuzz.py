@@ -121,7 +121,7 @@ def small_run(folder: Path):
         "train_cifar.py", train_cifar.resolve, train_cifar.make_loader, train_cifar.build_network
     )
     pair = session.make_pair(script, config, cpu)
-    images = loader.train_images.plain(torch.arange(4))
+    images = loader.normalize(loader.train_images.plain(torch.arange(4)))
     for network, optimizer in zip(pair.networks, pair.optimizers, strict=True):
         optimize(network(images).sum() / 1000, optimizer)
     index = torch.arange(1437)

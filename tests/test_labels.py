@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, run_script, tiny_pair, tiny_recipe
+from helpers import TinyNet, plain_images, run_script, tiny_config, tiny_pair
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import smr
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.gmm_split import SampleLosses
 from smr.label_issues import report as labels
 from smr.label_issues.scores import LabelIssues
@@ -22,11 +22,11 @@ from smr.logging import figures
 NAMES = [f"class {label}" for label in range(10)]
 
 
-def loader_of(labels, clean, files=None) -> NoisyLoader:
+def loader_of(labels, clean, files=None) -> MemoryLoader:
     """A loader of as many 8x8 images of one brightness each as there are labels."""
     images = np.random.default_rng(5).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     data = ImageData(images, np.asarray(labels), images[:4], np.arange(4), NAMES, clean, files)
-    return NoisyLoader(data, Views((0.5,) * 3, (0.25,) * 3), 16, 1)
+    return MemoryLoader(data, Views((0.5,) * 3, (0.25,) * 3), 16, 1)
 
 
 @pytest.fixture
@@ -40,7 +40,13 @@ def noisy():
 
 @pytest.fixture
 def pair():
-    return tiny_pair(tiny_recipe(), TinyNet)
+    return tiny_pair(tiny_config(), TinyNet)
+
+
+def issues_by(pair, loader, **flags) -> LabelIssues:
+    """The label issues by these networks, as a run computes them."""
+    method = smr.new_method(tiny_config(**flags), pair, loader)
+    return labels.compute_label_issues(pair, loader, method, amp=False)
 
 
 def issues_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> LabelIssues:
@@ -53,34 +59,32 @@ def issues_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> LabelIssu
     return LabelIssues(np.arange(count), np.asarray(given), pred_probs, clean_probability)
 
 
-def test_issues_is_what_the_networks_say_one_by_one(pair, noisy):
-    issues = labels.compute_label_issues(pair, noisy, tiny_recipe())
-    images = noisy.train_images.plain(noisy.train_index)
-    given = noisy.noisy_labels
+def test_label_issues_are_of_the_networks_mean_and_of_each_ones_gmm(pair, noisy):
+    method = smr.new_method(tiny_config(), pair, noisy)
+    issues = labels.compute_label_issues(pair, noisy, method, amp=False)
     with torch.no_grad():
-        logits = sum(network.eval()(images) for network in pair.networks)
-    probability = torch.softmax(logits / 2, dim=1).numpy()
+        logits = sum(network.eval()(plain_images(noisy)) for network in pair.networks)
     np.testing.assert_array_equal(issues.predicted, logits.argmax(dim=1))
-    np.testing.assert_allclose(issues.pred_probs, probability, rtol=1e-5)
-    np.testing.assert_array_equal(issues.labels, given)
-    splits = smr.co_divide(pair, noisy, tiny_recipe())
-    np.testing.assert_allclose(issues.clean_probability, [s.probability for s in splits], rtol=1e-4)
+    np.testing.assert_allclose(issues.pred_probs, torch.softmax(logits / 2, dim=1), rtol=1e-5)
+    np.testing.assert_array_equal(issues.labels, noisy.noisy_labels)
+    splits = [split.clean_probability for split in method.co_divide()]
+    np.testing.assert_allclose(issues.clean_probability, splits, rtol=1e-4)
 
 
-def test_judging_at_r_09_uses_the_history_and_leaves_it_alone(pair, noisy):
-    recipe = tiny_recipe(r=0.9)
+def test_label_issues_at_r_09_use_the_loss_histories_and_leave_them_alone(pair, noisy):
+    method = smr.new_method(tiny_config(r=0.9), pair, noisy)
     for _ in range(5):
-        for history in pair.histories:
+        for history in method.loss_histories():
             history.append(SampleLosses(torch.arange(50), torch.rand(50)))
-    before = [[id(losses) for losses in history] for history in pair.histories]
-    issues = labels.compute_label_issues(pair, noisy, recipe)
-    assert [[id(losses) for losses in history] for history in pair.histories] == before
-    splits = smr.co_divide(pair, noisy, recipe)
-    np.testing.assert_allclose(issues.clean_probability, [s.probability for s in splits], rtol=1e-4)
+    before = [[id(losses) for losses in history] for history in method.loss_histories()]
+    issues = labels.compute_label_issues(pair, noisy, method, amp=False)
+    assert [[id(losses) for losses in history] for history in method.loss_histories()] == before
+    splits = [split.clean_probability for split in method.co_divide()]
+    np.testing.assert_allclose(issues.clean_probability, splits, rtol=1e-4)
 
 
 def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noisy):
-    issues = labels.compute_label_issues(pair, noisy, tiny_recipe())
+    issues = issues_by(pair, noisy)
     rows = rows_of(labels.labels_csv(issues, noisy))
     assert ",".join(rows[0]) == (
         "index,file,given,given_name,predicted,predicted_name,p_predicted,p_given,"
@@ -102,26 +106,24 @@ def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noi
 
 def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
     loader = loader_of(np.arange(20) % 10, None)
-    row = rows_of(
-        labels.labels_csv(labels.compute_label_issues(pair, loader, tiny_recipe()), loader)
-    )[0]
+    row = rows_of(labels.labels_csv(issues_by(pair, loader), loader))[0]
     assert row["file"] == "" and row["true"] == ""
 
 
-def test_rank_one_is_the_label_that_both_the_mixtures_and_the_networks_doubt_most():
+def test_rank_one_has_the_lowest_clean_probability_and_share_of_the_label():
     issues = issues_of(
         [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
     )
     assert issues.order.tolist() == [2, 0, 3, 1]
 
 
-def test_a_label_is_less_suspicious_where_no_better_one_is_at_hand():
+def test_label_quality_is_higher_if_no_other_class_fits_better():
     issues = issues_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
     assert issues.order.tolist() == [1, 0]
     np.testing.assert_allclose(issues.quality, [0.5 + 0.3 / 0.35, 0.5 + 0.3 / 0.7])
 
 
-def test_a_label_looks_wrong_where_another_class_is_seen_and_the_mean_clean_probability_is_low():
+def test_a_label_issue_has_another_predicted_class_and_a_low_mean_clean_probability():
     issues = issues_of(
         [0] * 6,
         [1, 1, 1, 1, 1, 0],
@@ -131,7 +133,7 @@ def test_a_label_looks_wrong_where_another_class_is_seen_and_the_mean_clean_prob
     assert issues.is_issue.tolist() == [True, False, True, False, True, False]
 
 
-def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions():
+def test_the_log_counts_label_issues_and_names_the_most_frequent_confusions():
     clean = np.array([1, 1, 1, 2, 0, 0])
     loader = loader_of([0, 0, 0, 0, 0, 0], clean)
     issues = issues_of(
@@ -148,13 +150,13 @@ def test_closing_words_count_what_looks_wrong_and_name_the_likeliest_confusions(
     )
 
 
-def test_the_precision_of_one_label_that_looks_wrong_and_is_so_is_one():
+def test_the_precision_of_one_label_issue_with_a_noisy_label_is_one():
     issues = issues_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
     words = labels.closing_lines(issues, loader_of([0, 1], np.array([1, 1])))
     assert "of 1 noisy labels 1 are among them (precision 1.000, recall 1.000)" in words[-1]
 
 
-def test_closing_words_name_three_confusions():
+def test_the_log_names_three_confusions():
     words = labels.closing_lines(
         issues_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
     )
@@ -164,7 +166,7 @@ def test_closing_words_name_three_confusions():
     )
 
 
-def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
+def test_without_true_labels_the_log_has_no_precision():
     words = labels.closing_lines(
         issues_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
     )
@@ -174,14 +176,14 @@ def test_closing_words_of_labels_that_nobody_knows_the_truth_of_claim_none():
 def test_networks_that_are_not_finite_have_no_label_issues(pair, noisy):
     pair.networks[1].linear.weight.data.fill_(float("nan"))
     with pytest.raises(smr.NonFiniteLoss, match="the loss of a training image is not finite"):
-        labels.compute_label_issues(pair, noisy, tiny_recipe())
+        issues_by(pair, noisy)
 
 
 def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the_same(
     pair, noisy, tmp_path
 ):
     said = []
-    issues = labels.compute_label_issues(pair, noisy, tiny_recipe())
+    issues = issues_by(pair, noisy)
     drawn = labels.report(issues, noisy, tmp_path / "missing", said.append)
     assert said[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
     assert set(drawn) == {"label_issues/top", "label_issues/noise_transitions"}
@@ -197,9 +199,11 @@ def test_the_pictures_show_the_lowest_quality_first_with_label_and_predicted_cla
     first = np.arange(49, -1, -1)
     captions = [f"image {i}.png" for i in first]
     shown = noisy.thumbnails(first), captions, given[first], predicted[first], NAMES
-    np.testing.assert_array_equal(files["label_issues.png"], figures.suspects(*shown, 8, 128))
+    np.testing.assert_array_equal(files["label_issues.png"], figures.label_issues(*shown, 8, 128))
     nine = [each[:9] for each in shown[:4]]
-    np.testing.assert_array_equal(tags["label_issues/top"], figures.suspects(*nine, NAMES, 3, 224))
+    np.testing.assert_array_equal(
+        tags["label_issues/top"], figures.label_issues(*nine, NAMES, 3, 224)
+    )
 
 
 @pytest.fixture(scope="module")

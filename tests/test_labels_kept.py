@@ -1,30 +1,36 @@
 """What a run leaves of its label issues: over nothing that a person edited, in honest words."""
 
 import json
-from argparse import Namespace
 
 import numpy as np
 import pytest
-from helpers import TinyNet, tiny_loader, tiny_pair, tiny_recipe
+from helpers import TinyNet, tiny_config, tiny_loader, tiny_pair
 
+import smr
 from smr.data.fingerprint import content_fingerprint
 from smr.errors import InputError
 from smr.label_issues import report as labels
 from smr.label_issues import scores
 from smr.label_issues.scores import LabelIssues
-from smr.logging import figures as pictures
-from smr.run import run_dir as folders
+from smr.run import run_dir
+from smr.run.run_dir import Action
 
 
 @pytest.fixture
 def pair():
-    return tiny_pair(tiny_recipe(), TinyNet)
+    return tiny_pair(tiny_config(), TinyNet)
+
+
+def issues_by(pair, loader) -> LabelIssues:
+    """The label issues by these networks, as a run computes them."""
+    method = smr.new_method(tiny_config(), pair, loader)
+    return labels.compute_label_issues(pair, loader, method, amp=False)
 
 
 def report(pair, folder, loader=None, review=0) -> list[str]:
     """The lines of a report."""
     lines, loader = [], loader or tiny_loader()
-    issues = labels.compute_label_issues(pair, loader, tiny_recipe())
+    issues = issues_by(pair, loader)
     labels.report(issues, loader, folder, lines.append, None, review)
     return lines
 
@@ -77,35 +83,35 @@ def test_an_edited_list_of_a_run_without_a_record_of_it_stays_too(pair, tmp_path
 @pytest.mark.parametrize("resume", [False, True])
 def test_what_a_person_edited_or_corrected_is_never_deleted(pair, tmp_path, resume):
     report(pair, tmp_path)
-    flags = Namespace(resume=resume, overwrite=not resume)
-    folders.refuse_a_run(tmp_path, flags)
+    flags = Action(resume=resume, overwrite=not resume)
+    run_dir.refuse_to_lose(tmp_path, flags)
     for name in ("corrections.csv", "corrected_labels.json"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(InputError, match=f"{name} is a person's work"):
-            folders.refuse_a_run(tmp_path, flags)
+        with pytest.raises(InputError, match=f"{name} was edited by a person"):
+            run_dir.refuse_to_lose(tmp_path, flags)
         (tmp_path / name).unlink()
     (tmp_path / "labels.csv").write_text("mine")
-    with pytest.raises(InputError, match=r"labels\.csv is a person's work"):
-        folders.refuse_a_run(tmp_path, flags)
+    with pytest.raises(InputError, match=r"labels\.csv was edited by a person"):
+        run_dir.refuse_to_lose(tmp_path, flags)
 
 
 def test_a_new_run_starts_beside_a_list_of_which_no_run_is_left(pair, tmp_path):
     report(pair, tmp_path)
     (tmp_path / "labels.json").unlink()
-    folders.refuse_a_run(tmp_path, Namespace(resume=None, overwrite=False))
-    folders.clear_folder(tmp_path)
+    run_dir.refuse_to_lose(tmp_path, Action(resume=None, overwrite=False))
+    run_dir.clear(tmp_path)
     assert (tmp_path / "labels.csv").exists()
 
 
 def test_resume_without_checkpoints_refuses_to_delete_epochs_that_were_trained(tmp_path):
-    resume = Namespace(resume=True, overwrite=False)
+    resume = Action(resume=True, overwrite=False)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text("")  # as of a run killed before its first checkpoint
-    folders.refuse_a_run(tmp_path, resume)
+    run_dir.refuse_to_lose(tmp_path, resume)
     for name in ("best.pt", "metrics.jsonl"):
         (tmp_path / name).write_text("of an epoch")
         with pytest.raises(InputError, match=r"holds a run without the last\.pt"):
-            folders.refuse_a_run(tmp_path, resume)
+            run_dir.refuse_to_lose(tmp_path, resume)
         (tmp_path / name).unlink()
 
 
@@ -114,7 +120,7 @@ def test_pred_probs_are_the_networks_probabilities_in_the_order_of_labels_csv(pa
     report(pair, tmp_path, loader)
     found = np.load(tmp_path / "pred_probs.npy")
     assert found.dtype == np.float32 and found.shape == (40, 10)
-    issues = labels.compute_label_issues(pair, loader, tiny_recipe())
+    issues = issues_by(pair, loader)
     np.testing.assert_array_equal(found, issues.pred_probs)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
     rows = (tmp_path / "labels.csv").read_text("utf-8-sig").splitlines()[1:]
@@ -127,7 +133,7 @@ def test_the_page_shows_the_first_so_many_of_the_ranking(pair, tmp_path):
     report(pair, tmp_path, loader, review=3)
     page = (tmp_path / "labels.html").read_text()
     content = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
-    issues = labels.compute_label_issues(pair, loader, tiny_recipe())
+    issues = issues_by(pair, loader)
     assert [item["index"] for item in content["items"]] == issues.order[:3].tolist()
     given = loader.noisy_labels[issues.order[:3]].tolist()
     assert [item["label"] for item in content["items"]] == given
@@ -178,17 +184,11 @@ def test_networks_that_predict_one_class_nearly_everywhere_are_said_to_have_lear
     assert "not learned enough" not in words(issues_of(mostly, mostly))
 
 
-def test_a_long_file_name_keeps_its_beginning_and_its_end():
-    assert pictures.shortened("a.jpg") == "a.jpg"
-    short = pictures.shortened("IMG_20240101_" + "x" * 60 + "_0042.jpg")
-    assert short.startswith("IMG_2024") and short.endswith("_0042.jpg") and len(short) == 24
-
-
 def with_duplicates(*pairs) -> tuple:
     """A loader of photos with these duplicates, and issues that rank them by position."""
     loader = tiny_loader()
     loader.files = [f"training/{i % 10}/photo {i}.jpg" for i in range(40)]
-    loader.facts["duplicates"] = pairs
+    loader.info.duplicates = pairs
     labels_, rank = loader.noisy_labels.numpy(), np.arange(40) / 40
     return loader, LabelIssues(np.arange(40), labels_, np.full((40, 10), 0.1), np.stack([rank] * 2))
 
@@ -219,7 +219,7 @@ def test_duplicates_with_two_labels_come_first_on_the_page_and_all_pairs_are_lis
         (0, 1, ""),
     ]
     assert any("two labels: " in line and "duplicates.csv" in line for line in lines)
-    loader.facts["duplicates"] = []
+    loader.info.duplicates = []
     labels.report(issues, loader, tmp_path, lines.append)
     assert not (tmp_path / "duplicates.csv").exists()
 
@@ -230,7 +230,7 @@ def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_
     loader = tiny_loader()
     pixels = content_fingerprint(loader, None)
     assert content_fingerprint(tiny_loader(), "missing") == pixels
-    loader.train_images.stored[3, 0, 0, 0] ^= 1
+    loader.train_images.padded[3, 4, 4, 0] ^= 1
     assert content_fingerprint(loader, None) != pixels
     loader.files = [f"{i}.png" for i in range(40)]
     found = {content_fingerprint(loader, tmp_path)}

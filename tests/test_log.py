@@ -4,10 +4,10 @@ import errno
 import io
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from smr.run.options import Flags
 
 from smr.logging.console import RunLog, Terminal, duration, title
 from smr.metrics import Meter
@@ -15,15 +15,16 @@ from smr.metrics import Meter
 EVERY_COLUMN = ["lr", "Lx", "Lu", "w(Lu)", "labeled", "AUC", "prec", "test%", "best%", "seconds"]
 
 
-def config_of(**changes) -> Flags:
-    return Flags(
-        {"dataset": "cifar10", "r": 0.5, "noise_mode": "sym", "num_epochs": 9, "lambda_u": 25.0}
-        | changes
-    )
+SMR = {"lambda_u": 25.0, "p_threshold": 0.5}
 
 
-def new_log(truth_known=True, test_sets=("test",), has_splits=True, **changes) -> RunLog:
-    return RunLog(config_of(**changes), truth_known, test_sets, has_splits)
+def config_of(method=SMR, **changes) -> SimpleNamespace:
+    config = {"dataset": "cifar10", "r": 0.5, "noise_mode": "sym", "num_epochs": 9}
+    return SimpleNamespace(**config | method | changes)
+
+
+def new_log(truth_known=True, test_sets=("test",), **changes) -> RunLog:
+    return RunLog(config_of(**changes), truth_known, test_sets)
 
 
 def meter_of(loss: float = 2.0, images: int = 30, **more: float) -> Meter:
@@ -59,7 +60,7 @@ def test_durations_are_hours_minutes_and_seconds(seconds, text):
 
 def test_title_is_dataset_and_injected_noise():
     assert title(config_of(r=0.25, noise_mode="asym")) == "cifar10:0.25-asym"
-    assert title(Flags({"dataset": "animal10N"})) == "animal10N"
+    assert title(SimpleNamespace(dataset="animal10N")) == "animal10N"
 
 
 # --- time left ---
@@ -128,9 +129,9 @@ def test_columns_are_those_that_a_run_has_figures_for(capsys):
     assert headings(capsys, lambda_u=0) == without_weight
     unknown = [name for name in EVERY_COLUMN if name not in ("AUC", "prec")]
     assert headings(capsys, truth_known=False) == unknown
-    assert headings(capsys, has_splits=False) == ["lr", "test%", "best%", "seconds"]
+    assert headings(capsys, method={}) == ["lr", "test%", "best%", "seconds"]
     test_sets = ("webvision", "imagenet")
-    assert headings(capsys, has_splits=False, top5=True, test_sets=test_sets) == [
+    assert headings(capsys, method={}, top5=True, test_sets=test_sets) == [
         *("lr", "webvision%", "webvision5%", "imagenet%", "imagenet5%", "best%", "seconds"),
     ]
 

@@ -1,46 +1,48 @@
 """A run's metrics on disk and in TensorBoard, from made-up epochs: no network is trained here."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import tiny_loader
 from runs import events_of, metrics_of
-from smr.method import EpochResult
-from smr.run.options import Flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from smr.evaluate import Test
 from smr.logging.metrics_file import (
     RunRecord,
     accuracy_line,
     memory_line,
     read_metrics,
-    run_name,
 )
+from smr.methods import TrainedEpoch
+from smr.run.run_dir import run_name
 
 CONFIG = {
     **{"dataset": "digits", "r": 0.5, "noise_mode": "sym", "method": "smr", "seed": 7, "id": ""},
     **{"lr": 0.02, "network": "vgg19_bn", "num_epochs": 30, "lambda_u": 25.0, "review": 500},
+    **{"SELECT_ON": "", "TEST_TITLES": {}},
 }
 MEMORY = {"memory/host_gib": 1.234}
 
 
-def result_of(epoch: int, accuracy: float, **more: float) -> EpochResult:
-    """An epoch without a split."""
-    metrics = {"test/accuracy": accuracy, "train/net1/loss": 10 * epoch + 0.5} | more
-    return EpochResult(epoch, "warm-up", metrics, {"test": np.eye(10, dtype=int)}, None)
+def add_epoch(record: RunRecord, epoch: int, accuracy: float, **more: float) -> None:
+    """Add a warm-up epoch, which has no split."""
+    trained = TrainedEpoch(epoch, "warm-up", {"train/net1/loss": 10 * epoch + 0.5} | more)
+    record.add(trained, {"test": Test({"accuracy": accuracy}, np.eye(10, dtype=int))}, MEMORY)
 
 
 def new_record(folder, rows=(), **changes) -> RunRecord:
     folder.mkdir(exist_ok=True)
-    record = RunRecord(folder, Flags(CONFIG | changes), tiny_loader(), list(rows))
+    record = RunRecord(folder, SimpleNamespace(**CONFIG | changes), tiny_loader(), list(rows))
     record.header()
     return record
 
 
 def add_epochs(record: RunRecord, accuracies) -> None:
     for epoch, accuracy in enumerate(accuracies, start=len(record.rows)):
-        record.add(result_of(epoch, accuracy), MEMORY)
+        add_epoch(record, epoch, accuracy)
 
 
 ACCURACIES = [50.0, 80.0, 70.0, 80.0, *range(11, 20)]
@@ -66,7 +68,7 @@ def test_acc_txt_has_each_epoch_s_accuracy_as_soon_as_it_ends(tmp_path):
     record = new_record(tmp_path)
     text = ""
     for epoch, accuracy in enumerate((50, 81.256, 70)):
-        record.add(result_of(epoch, accuracy), MEMORY)
+        add_epoch(record, epoch, accuracy)
         text += f"Epoch:{epoch}   Accuracy:{accuracy:.2f}\n"
         assert (tmp_path / "acc.txt").read_text() == text
     assert text.splitlines()[1] == "Epoch:1   Accuracy:81.26"
@@ -82,10 +84,10 @@ def test_acc_txt_of_several_test_sets_has_their_titles_and_the_five_likeliest_cl
 
 def test_stats_txt_has_a_line_for_each_network_that_split_the_data(tmp_path):
     record = new_record(tmp_path)
-    record.add(result_of(0, 50), MEMORY)
+    add_epoch(record, 0, 50)
     split = {"split/net1/labeled": 30, "split/net1/unlabeled": 10}
     split |= {"split/net2/labeled": 25, "split/net2/unlabeled": 15, "split/net2/auc": 0.8126}
-    record.add(result_of(1, 50, **split), MEMORY)
+    add_epoch(record, 1, 50, **split)
     assert (tmp_path / "stats.txt").read_text() == (
         "Epoch:1   Network:1   Number of labeled samples:30   Number of unlabeled samples:10\n"
         "Epoch:1   Network:2   Number of labeled samples:25   AUC:0.813   "
@@ -103,10 +105,10 @@ def test_the_best_epoch_is_the_first_of_equals(tmp_path):
 
 
 def test_each_network_may_have_a_best_epoch_of_its_own(tmp_path):
-    record = new_record(tmp_path, select_on="val")
+    record = new_record(tmp_path, SELECT_ON="val")
     for epoch, (first, second) in enumerate(((10, 30), (20, 20), (15, 30))):
         own = {"val/net1/accuracy": first, "val/net2/accuracy": second}
-        record.add(result_of(epoch, 50 + epoch, **own), MEMORY)
+        add_epoch(record, epoch, 50 + epoch, **own)
     assert record.best_epochs == (1, 0)
 
 
@@ -115,10 +117,10 @@ def test_an_epoch_s_time_is_that_since_the_one_before_was_recorded(tmp_path, clo
     clock.now += 100  # the data was read, the networks were made
     record.header()
     clock.now += 5
-    record.add(result_of(0, 50), MEMORY)
+    add_epoch(record, 0, 50)
     clock.now += 3  # the checkpoint was saved
     clock.now += 4
-    record.add(result_of(1, 50), MEMORY)
+    add_epoch(record, 1, 50)
     assert [row["time/seconds"] for row in metrics_of(tmp_path)] == [5, 7]
 
 
@@ -151,14 +153,12 @@ def test_metrics_without_a_last_line_that_was_cut_off_are_read(tmp_path):
     ],
 )
 def test_a_run_s_name_says_what_it_is(changes, name):
-    assert run_name(Flags(CONFIG | changes)) == name
+    assert run_name(SimpleNamespace(**CONFIG | changes)) == name
 
 
 def test_the_name_of_a_run_without_injected_noise_has_none():
     config = {"dataset": "folder", "method": "dividemix", "seed": 1, "id": ""}
-    assert run_name(Flags(config)) == "folder_dividemix_seed1"
-    assert run_name(Flags(config), with_method=False) == "folder_seed1"
-    assert run_name(Flags(CONFIG), with_method=False) == "digits_0.5_sym_seed7"
+    assert run_name(SimpleNamespace(**config)) == "folder_dividemix_seed1"
 
 
 def test_peak_memory_is_logged_by_its_place():
@@ -212,7 +212,7 @@ def test_overview_curves_are_the_mean_of_both_networks(tmp_path):
     record = new_record(tmp_path)
     counts = {f"split/net{k}/{part}": 5 for k in (1, 2) for part in ("labeled", "unlabeled")}
     own = {"split/net1/auc": 0.5, "split/net2/auc": 1.0, "split/net1/precision": 0.25} | counts
-    record.add(result_of(0, 50, **own), MEMORY)
+    add_epoch(record, 0, 50, **own)
     record.close()
     curves = events_of(tmp_path)
     assert curves["overview/auc"] == [(0, 0.75)]
@@ -238,7 +238,7 @@ def test_pictures_come_every_tenth_epoch_and_at_the_end_those_of_the_run_beside_
 )
 def test_the_last_lines_say_how_photos_are_corrected(tmp_path, capsys, review, words):
     record = new_record(tmp_path, review=review)
-    record.loader.facts["labels_in_paths"] = True
+    record.loader.info.labels_in_paths = True
     add_epochs(record, [50])
     record.finish({})
     record.close()

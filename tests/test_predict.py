@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_recipe
+from helpers import tiny_config, tiny_pair
 from photos import write_photos
 from PIL import Image
 
@@ -25,22 +25,24 @@ from smr.run import checkpoints
 CLASSES = {"2": 3, "10": 3, "Bär, <b>": 2}  # in natural order, which is not that of strings
 
 
-def save_checkpoint(path, loader, **config):
+def save_checkpoint(path, loader, **flags):
     """A run's checkpoint whose networks are random, but no one class; the networks."""
-    config = {"num_class": len(loader.class_names), "width": 2} | config
-    name = config.get("network", networks.PREACT)
-    pair = smr.new_pair(
-        lambda: networks.untrained(name, config["num_class"], config["width"]),
-        *(tiny_recipe(), torch.device("cpu"), False),
-    )
+    flags = {"num_class": len(loader.class_names), "width": 2, "network": networks.PREACT} | flags
+    config = tiny_config()
+    untrained = flags["network"], flags["num_class"], flags["width"]
+    pair = tiny_pair(config, lambda: networks.untrained(*untrained))
     for network in pair.networks:
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
             if isinstance(module, torch.nn.Linear):
                 module.weight.data.mul_(8)
-    state = checkpoints.training_state("train_animal10N.py", pair, loader, config, "", [], 0)
-    checkpoints.save(checkpoints.networks_alone(state), path)
+    method = smr.new_method(config, pair, loader)
+    state = checkpoints.training_state(
+        *("train_folder.py", 0, config, loader, pair, method), data_sha256="", rows=[]
+    )
+    state["config"] |= flags
+    checkpoints.save(state, path)
     return pair.networks
 
 
@@ -64,7 +66,10 @@ def checkpoint(loader, tmp_path):
 
 def seen_in_training(loader, trained) -> torch.Tensor:
     """The probabilities of the training images, as a run judges them."""
-    scored = [logits.mean(dim=0) for logits, _, _ in smr.score(trained, loader.run("whole"))]
+    scored = [
+        logits.mean(dim=0)
+        for logits, _, _ in smr.predict_batches(trained, loader.run("whole"), amp=False)
+    ]
     return torch.softmax(torch.cat(scored), dim=1)
 
 
@@ -212,6 +217,15 @@ def test_a_name_that_is_not_utf_8_is_written_escaped(photos, checkpoint, tmp_pat
         assert predict.main([str(checkpoint), str(strange.parent), *arguments]) == 0
     files = [row["file"] for row in read_table(output)]
     assert [os.path.basename(file) for file in files] == ["1.png", r"b\udce4r.png"]
+
+
+def test_a_closed_pipe_ends_it_quietly(photos, checkpoint, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
+    assert predict.main([str(checkpoint), str(photos)]) == 141
+    sys.stdout.close()  # as Python does at its exit
+    assert capsys.readouterr().err == ""
 
 
 class Stopping:

@@ -13,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import reproduce
 
 import train_cifar
-from smr.logging.metrics_file import read_metrics, run_name
+from smr.config import as_dict, configure, parse
+from smr.logging.metrics_file import read_metrics
+from smr.run.run_dir import run_name
 
 TINY = ["--width", "2", "--warm_up", "1", "--batch_size", "32", "--device", "cpu"]
 
@@ -33,8 +35,12 @@ def command_of(*argv: str) -> list[str]:
 
 def config_of(*argv: str):
     """The configuration of the run that a command line starts."""
-    flags = command_of(*argv, "--device", "cpu")
-    return reproduce.config_of([flag for flag in flags if flag != "--resume"])
+    return configured(*command_of(*argv, "--device", "cpu"))
+
+
+def configured(*flags: str):
+    """The configuration that train_cifar.py makes of these flags."""
+    return configure(train_cifar.CifarConfig, **parse(train_cifar.CifarConfig, "", list(flags))[0])
 
 
 def test_a_cell_leaves_its_records_and_a_row(tmp_path, capsys):
@@ -78,7 +84,7 @@ def test_the_same_command_resumes_and_ends_at_once_when_done(tmp_path, capsys):
     (kept,) = (tmp_path / "results" / "full").glob("cifar10_0.5_sym_*")
     assert [row["epoch"] for row in read_metrics(kept)] == [0, 1]
     assert reproduce.main([*flags, "--num_epochs", "1"]) == 0
-    assert "finished at epoch 1" in capsys.readouterr().out
+    assert "complete at epoch 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cell", reproduce.CELLS)
@@ -96,8 +102,9 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
     if cell != "worst":
         noise = {"noise_mode": cell[:-2], "r": int(cell[-2:]) / 100}
     noise |= {"method": method, "device": "cpu"}
-    published = reproduce.config_of([word for k, v in noise.items() for word in (f"--{k}", str(v))])
-    changed = {k: v for k, v in config.items() if published.get(k) != v}
+    flags = [word for k, v in noise.items() for word in (f"--{k}", str(v))]
+    published = as_dict(configured(*flags))
+    changed = {k: v for k, v in as_dict(config).items() if published.get(k) != v}
     expected = {"id": protocol}
     if protocol == "short":
         expected |= {"num_epochs": 100, "lr_steps": ((50, 0.1),)}
@@ -107,10 +114,10 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
         expected |= {"num_epochs": 60, "lr_steps": ((40, 0.1),)}
         expected |= {"recalibrate_every": 15} if method == "smr" else {}
     assert changed == expected
-    assert config["warm_up"] == (0 if method == "ce" else 10)
-    assert config["recalibrate_every"] == {"full": 30, "short": 30, "small": 15}[protocol] * (
-        method == "smr"
-    )
+    assert getattr(config, "warm_up", 0) == (0 if method == "ce" else 10)
+    assert getattr(config, "recalibrate_every", 0) == {"full": 30, "short": 30, "small": 15}[
+        protocol
+    ] * (method == "smr")
 
 
 @pytest.mark.parametrize(
@@ -127,14 +134,14 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
 def test_flags_that_change_the_protocol_stand_in_the_run_s_name(flags, ending):
     config = config_of("sym50", "--small", "--seed", "3", *flags)
     assert run_name(config) == f"cifar10_0.5_sym_smr_seed3_{ending}"
-    assert config["amp"] is ("bf16" in flags)
+    assert config.amp is ("bf16" in flags)
 
 
 def test_the_middle_rows_of_the_ablation_change_one_part_each():
     without = config_of("sym50", "--small", "--recalibrate_every", "0")
     plain = config_of("sym50", "--small", "--warmup_loss", "ce")
-    assert (without["warmup_loss"], without["recalibrate_every"]) == ("mixup", 0)
-    assert (plain["warmup_loss"], plain["recalibrate_every"]) == ("ce", 15)
+    assert (without.warmup_loss, without.recalibrate_every) == ("mixup", 0)
+    assert (plain.warmup_loss, plain.recalibrate_every) == ("ce", 15)
 
 
 def test_refusals_are_one_line(capsys):

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from smr.data.loader import ImageData, NoisyLoader
-from smr.data.memory_dataset import Views
+from smr.data.augment import Views
+from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.errors import InputError
 from smr.label_issues import report
 from smr.label_issues.corrections import Correction, read_corrections, read_run
@@ -29,7 +29,7 @@ def run(tmp_path):
     images = np.zeros((len(labels), 8, 8, 3), np.uint8)
     files = [f"training/{NAMES[label]}/{i}.png" for i, label in enumerate(labels)]
     data = ImageData(images, labels, images[:2], labels[:2], NAMES, None, files)
-    loader = NoisyLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
+    loader = MemoryLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
     pred_probs = np.eye(len(NAMES), dtype=np.float32)[labels]
     issues = LabelIssues(np.arange(len(labels)), labels, pred_probs, np.ones((2, len(labels))))
     report.write_list(issues, loader, tmp_path, None)

@@ -10,7 +10,7 @@ import torch
 from photo_sets import write_imagenet, write_webvision
 from PIL import Image
 from runs import rows_of
-from test_streams import slowly
+from test_image_file_dataset import slowly
 
 import train_webvision
 from dataloader_webvision import read_classes, read_imagenet, read_webvision, webvision_dataloader

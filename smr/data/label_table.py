@@ -81,7 +81,16 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     table = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    columns = {name.strip().lower(): name for name in table.fieldnames or [] if name}
+    file, label = find_columns(path, table.fieldnames or [])
+    rows = [(row[file] or "", (row[label] or "").strip()) for row in table]
+    if several := next((value for _, value in rows if value.startswith(("{", "["))), None):
+        raise InputError(f"{path}: several labels of an image: {several[:80]}")
+    return [(name.strip(), value) for name, value in rows if name.strip() and value]
+
+
+def find_columns(path: Path, names: Sequence[str]) -> tuple[str, str]:
+    """The columns of files and of labels. Raises InputError."""
+    columns = {name.strip().lower(): name for name in names if name}
     file, label = (
         next((columns[name] for name in names if name in columns), None)
         for names in (FILE_COLUMNS, LABEL_COLUMNS)
@@ -92,10 +101,7 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
             f"{path}: columns {first_ten(list(columns))}; expected 'file' and 'label' in its first "
             "line"
         )
-    rows = [(row[file] or "", (row[label] or "").strip()) for row in table]
-    if several := next((value for _, value in rows if value.startswith(("{", "["))), None):
-        raise InputError(f"{path}: several labels of an image: {several[:80]}")
-    return [(name.strip(), value) for name, value in rows if name.strip() and value]
+    return file, label
 
 
 def places_of(files: Sequence[str]) -> dict[str, list[str]]:

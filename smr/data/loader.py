@@ -162,7 +162,7 @@ class Loader:
         Images are float32 [b, 3, h, w], normalized; labels and index int64 [b].
         """
         if mode in ("warmup", "recalibrate"):
-            return self._supervised(self.train_index)
+            return self.supervised(self.train_index)
         if mode in ("eval_train", "whole"):
             return self._scoring(self.train_index)
         if mode in self.tests:
@@ -221,7 +221,8 @@ class Loader:
             for part, columns in ((pred, (self.noisy_labels, probability, *true)), (~pred, true))
         )
 
-    def _supervised(self, index: Tensor) -> Batches:
+    def supervised(self, index: Tensor) -> Batches:
+        """(images, noisy labels, index) of these training images, as in 'warmup'."""
         columns, size = (self.noisy_labels, self.train_index), 2 * self.batch_size
         return Batches(self, self.train_images, index, columns, size, views=1, shuffle=True)
 

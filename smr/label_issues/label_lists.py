@@ -4,8 +4,10 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from smr.data.image_folder import files_inside, first_ten
+from smr.data.label_table import find_columns, find_file, places_of
 from smr.data.noise_file import label_list
 from smr.errors import InputError
 from smr.files import atomic_write
@@ -14,12 +16,16 @@ from smr.label_issues.spreadsheet import read_table
 
 
 def write_label_list(
-    run: FinishedRun, corrections: Sequence[Correction], dry_run: bool, line: Callable[[str], None]
+    run: FinishedRun,
+    corrections: Sequence[Correction],
+    root: Path,
+    dry_run: bool,
+    line: Callable[[str], None],
 ) -> None:
     """Write corrected_labels.json, or .csv for a run on --labels. Raises InputError."""
     changed = {correction.row: correction.label for correction in corrections}
     if run.config.get("labels_csv"):
-        name, flag, raw = "corrected_labels.csv", "--labels", csv_of(run, changed)
+        name, flag, raw = "corrected_labels.csv", "--labels", csv_of(run, changed, root)
     else:
         name, flag, raw = "corrected_labels.json", "--noise_file", json_of(run, changed)
     path, number = run.folder / name, 1
@@ -46,40 +52,28 @@ def json_of(run: FinishedRun, changed: dict[int, int | None]) -> bytes:
     return json.dumps(label_list(labels, run.config.get("dropped_images", []))).encode()
 
 
-def csv_of(run: FinishedRun, changed: dict[int, int | None]) -> bytes:
-    """The run's own table with changed labels.
+def csv_of(run: FinishedRun, changed: dict[int, int | None], root: Path) -> bytes:
+    """The run's own table with the changed labels.
 
     Rows of test images stay; those of dropped images go. Raises InputError.
     """
     path = Path(run.config["labels_csv"])
-    columns, numbered = read_table(path)
-    table = [cells for _, cells in numbered]
-    places = {file: row for row, file in enumerate(run.files or ())}
-
-    def row_of(cell: str) -> int | None:
-        parts = PurePosixPath(cell).parts  # maybe from a root elsewhere
-        tails = ("/".join(parts[start:]) for start in range(len(parts)))
-        return next((places[tail] for tail in tails if tail in places), None)
-
-    rows_by_column = {name: [row_of(cells[name]) for cells in table] for name in columns}
-    rows = min(rows_by_column.values(), key=lambda rows: rows.count(None), default=[])
-    known = [
-        (run.labels[row], cells) for row, cells in zip(rows, table, strict=True) if row is not None
-    ]
-
-    def agreement(column: str) -> int:
-        return sum(cells[column].strip() == run.class_names[label] for label, cells in known)
-
-    column = max(columns, key=agreement, default="")
-    if not known or not agreement(column):
-        raise InputError(f"{path}: no columns with the run's files and labels; nothing was done")
-    text = io.StringIO()
+    columns, rows = read_table(path)
+    file_column, label_column = find_columns(path, columns)
+    places = places_of(list(files_inside(root, {}, "")))
+    changes = {run.files[row]: label for row, label in changed.items()}
+    missing, text = set(changes), io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row, cells in zip(rows, table, strict=True):
-        if row in changed:
-            if changed[row] is None:
+    for _, cells in rows:
+        file = "".join(find_file(cells[file_column].strip(), places)[:1])
+        missing.discard(file)
+        if file in changes:
+            if changes[file] is None:
                 continue
-            cells[column] = run.class_names[changed[row]]
+            cells[label_column] = run.class_names[changes[file]]
         writer.writerow(cells)
+    if missing:
+        names = first_ten(sorted(missing))
+        raise InputError(f"{path}: no row for {names} (in {root}); nothing was done")
     return text.getvalue().encode("utf-8-sig")

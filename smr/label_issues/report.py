@@ -119,7 +119,7 @@ def labels_csv(issues: LabelIssues, loader: Loader) -> bytes:
 def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
     """Lines for the log: how many label issues, of which classes, and how reliable they are."""
     names, chosen = loader.class_names, issues.is_issue
-    found, count = int(chosen.sum()), len(issues.labels)
+    issues_found, count = int(chosen.sum()), len(issues.labels)
     pairs = Counter(
         zip(issues.labels[chosen].tolist(), issues.predicted[chosen].tolist(), strict=True)
     )
@@ -127,15 +127,16 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
         f"{names[label]} predicted as {names[predicted]} ({times:,})"
         for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
     ]
-    line = f"label issues: {found:,} of {count:,} training labels ({100 * found / count:.1f} %)"
+    share = 100 * issues_found / count
+    line = f"label issues: {issues_found:,} of {count:,} training labels ({share:.1f} %)"
     lines = [line + (", most often " + ", ".join(confusions) if confusions else "")]
     if reason := why_unreliable(issues.labels, issues.pred_probs, names):
         lines.append(f"the networks have not learned enough to find label issues: {reason}")
-    if found:
+    if issues_found:
         least, most = estimate_correct_among(issues.labels, issues.pred_probs, chosen)
         lines.append(
-            f"review before you change any: an estimated {least:,} to {most:,} of these {found:,} "
-            "labels are correct"
+            f"review before you change any: an estimated {least:,} to {most:,} of these "
+            f"{issues_found:,} labels are correct"
         )
     is_noisy = None if loader.is_clean is None else ~loader.is_clean[issues.index]
     if is_noisy is not None and is_noisy.any():
@@ -143,8 +144,8 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
         average_precision = average_precision_score(is_noisy, -issues.quality)
         lines.append(
             f"of {noisy:,} noisy labels {hits:,} are among them (precision "
-            f"{hits / max(found, 1):.3f}, recall {hits / noisy:.3f}); average precision of the "
-            f"ranking {average_precision:.3f}"
+            f"{hits / max(issues_found, 1):.3f}, recall {hits / noisy:.3f}); average precision "
+            f"of the ranking {average_precision:.3f}"
         )
     return lines
 

@@ -84,13 +84,13 @@ def numbers_in(text: str) -> set[float]:
     """The number that a text is, its comma read as a decimal point and as a separator."""
     if not re.fullmatch(r"\s*[+-]?[\d.,]*\d[\d.,]*(e[+-]?\d+)?\s*", text, re.IGNORECASE):
         return set()
-    found = set()
+    values = set()
     for each in (text.replace(",", "."), text.replace(",", "")):
         try:
-            found.add(float(each))
+            values.add(float(each))
         except ValueError:
             continue
-    return found
+    return values
 
 
 def same_date(name: str, cell: str) -> bool:

@@ -100,7 +100,7 @@ class RunLog:
 
     def __init__(self, config, truth_known: bool, test_sets: Sequence[str]):
         self.title = title(config)
-        self.last_epoch = config.num_epochs
+        self.last_epoch = config.last_epoch
         self.terminal = Terminal()
         self.seconds: list[tuple[str, float]] = []  # kind and wall time of past epochs
         self.notes: set[str] = set()

@@ -212,22 +212,25 @@ def matrix(
 
 
 def noise_transitions(
-    given: np.ndarray, predicted: np.ndarray, clean: np.ndarray | None, class_names: Sequence[str]
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    true_labels: np.ndarray | None,
+    class_names: Sequence[str],
 ) -> np.ndarray:
     """The estimated noise transition matrix, above the true one if it is known.
 
-    Args: int64 labels [n]; clean is None if the true labels are unknown.
+    Args: int64 [n] each: the given labels, the predicted classes, and the true labels or None.
     """
     classes = len(class_names)
 
     def transitions(rows: np.ndarray, noise: str, row: str) -> Image.Image:
-        counts = np.bincount(rows * classes + given, minlength=classes**2)
+        counts = np.bincount(rows * classes + labels, minlength=classes**2)
         title, counts = f"{noise}, % of each {row} class", counts.reshape(classes, classes)
         return Image.fromarray(matrix(counts, class_names, title, row, "given", as_percent=True))
 
     parts = [transitions(predicted, "Estimated label noise", "predicted")]
-    if clean is not None:
-        parts.append(transitions(clean, "True label noise", "true"))
+    if true_labels is not None:
+        parts.append(transitions(true_labels, "True label noise", "true"))
     picture, _ = blank(max(p.width for p in parts), sum(p.height + 24 for p in parts) - 24)
     for i, part in enumerate(parts):
         picture.paste(part, (0, i * (parts[0].height + 24)))
@@ -237,7 +240,7 @@ def noise_transitions(
 def label_issues(
     images: np.ndarray,
     captions: Sequence[str],
-    given: np.ndarray,
+    labels: np.ndarray,
     predicted: np.ndarray,
     class_names: Sequence[str],
     columns: int,
@@ -256,7 +259,7 @@ def label_issues(
         picture.paste(enlarged, (x, y))
         lines = (
             (f"{i + 1}  {captions[i]}", GRAY),
-            (f"given {class_names[given[i]]}", DARK_RED),
+            (f"given {class_names[labels[i]]}", DARK_RED),
             (f"predicted {class_names[predicted[i]]}", DARK_BLUE),
         )
         for j, (text, color) in enumerate(lines):

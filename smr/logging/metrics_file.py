@@ -132,7 +132,7 @@ class RunRecord:
         self.log.summary(trained.epoch, trained.kind, metrics)
         with self.disk_errors_logged():
             self.write_files()
-            self.board.add_epoch(self.rows, trained, tests, self.config.num_epochs, self.loader)
+            self.board.add_epoch(self.rows, trained, tests, self.config.last_epoch, self.loader)
 
     @contextmanager
     def disk_errors_logged(self) -> Iterator[None]:

@@ -1,37 +1,57 @@
 """Fine-tuning after the frozen stage (TURN: Ahn et al., 2023): whole networks on the clean set."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
+from torch import nn
 
 from smr.gmm_split import Split
 from smr.methods.base import Method
 from smr.training import cross_entropy_epoch
 
 
-class FineTuning(Method):
-    """Cross-entropy on the images at `clean_index`, whose labels the frozen stage trusts.
+def keep_batch_norm(network: nn.Module) -> None:
+    """Keep the pre-trained batch norm statistics: those of few photos are noise."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.train = lambda mode=True, module=module: module
 
-    It follows another method on the same photos, so no --method names it.
+
+class FineTuning(Method):
+    """Cross-entropy on the photos that are no label issues of the frozen stage.
+
+    It follows another method on the same photos, so no --method names it. DEFAULTS replace the
+    hyperparameters of the heads; they are Clothing1M's.
     """
 
-    clean_index: torch.Tensor
+    DEFAULTS: ClassVar = {"batch_size": 32, "lr": 0.002, "lr_steps": (), "weight_decay": 1e-3}
+
+    def __init__(self, config, pair, loader, log=None):
+        super().__init__(config, pair, loader, log)
+        for network in pair.networks:
+            keep_batch_norm(network)
+
+    def use(self, clean_index: torch.Tensor) -> None:
+        """Train on the photos at these positions, int64 [m]."""
+        self.clean_index = clean_index.to(self.loader.device)
+        self.loader.batch_size = self.config.batch_size
 
     def kind_of_epoch(self, epoch: int) -> str:
         return "fine-tuning"
 
     def train(self, epoch: int) -> tuple[list[dict[str, float]], tuple[Split, ...]]:
-        self.loader.train_index = self.clean_index.to(self.loader.device)
         return self.for_each_network(epoch, self.train_network), ()
 
     def train_network(self, k: int, progress: Callable) -> dict[str, float]:
         """An epoch of network k over the clean set, in batches of 2B."""
         network, optimizer = self.pair.trained[k], self.pair.optimizers[k]
-        batches = self.loader.run("warmup")
+        batches = self.loader.supervised(self.clean_index)
         return cross_entropy_epoch(network, optimizer, batches, self.config, progress)
 
     def state_dict(self) -> dict:
         return {"clean_index": self.clean_index}
 
     def load_state_dict(self, state: dict) -> None:
-        self.clean_index = state["clean_index"]
+        self.use(state["clean_index"])

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -29,7 +30,9 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
         handler = signal.signal(signal.SIGTERM, interrupt)
         try:
             with distributed.process_group():
-                return main(argv) or 0
+                status = main(argv) or 0
+                flush_output()
+                return status
         except InputError as error:
             print(f"{script}: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -52,12 +55,26 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
                 print(f"{script}: stopped by {name}{advice}", file=sys.stderr)
             return 128 + number
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it exits
+            with suppress(BrokenPipeError):
+                flush_output()
             return 141
         finally:
             signal.signal(signal.SIGTERM, handler)
 
     return run
+
+
+def flush_output() -> None:
+    """Write the rest of the output, and give up what cannot be: Python tries once more at its exit.
+
+    Raises BrokenPipeError. A full disk stops no run.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
 
 
 def interrupt(number: int, _frame) -> None:

@@ -17,13 +17,14 @@ from smr.data.fingerprint import content_fingerprint
 from smr.data.loader import Loader
 from smr.data.memory_dataset import SCORING_BATCH
 from smr.data.noise_file import label_list
-from smr.errors import InputError, NonFiniteLoss
+from smr.errors import InputError
 from smr.evaluate import Test, evaluate
 from smr.files import write_json, write_text
 from smr.label_issues import report
 from smr.logging.console import Terminal, title
 from smr.logging.metrics_file import RunRecord
 from smr.methods import Method, TrainedEpoch, new_method
+from smr.methods.finetune import FineTuning
 from smr.run import checkpoints, run_dir
 from smr.training import Pair, new_pair
 
@@ -47,6 +48,8 @@ class Run:
         self.state: dict | None = None
         self.rows: list[dict] = []
         self.frozen: features.FrozenBackbone | None = None
+        # TensorBoard's pictures of the label issues, once these are written.
+        self.pictures: dict | None = None
         # Rank 0 writes; the other ranks have no record.
         self.record: RunRecord | None = None
         self.exit_stack = ExitStack()
@@ -115,6 +118,7 @@ class Run:
         evaluates_whole = self.action.evaluate and self.state["epoch"] > config.num_epochs
         if not config.freeze_backbone or evaluates_whole:
             return self.loader
+        self.photos = self.loader
         devices.prepare_process(self.device, config.amp)
         start = from_checkpoint(config) if weights.exists() else config
         network = distributed.one_by_one(partial(build_network, start))
@@ -175,20 +179,22 @@ class Run:
     def restore(self) -> None:
         """Restore the checkpoint, all of it or, with --evaluate, what there is to test."""
         state, path = self.with_heads(self.state), self.checkpoint_path
-        if not self.action.evaluate:
+        if not self.action.evaluate and self.frozen and state["epoch"] > self.config.num_epochs:
+            self.rows = state["rows"]  # `fine_tune` restores the whole networks
+        elif not self.action.evaluate:
             checkpoints.restore(state, self.pair, self.method, self.loader, self.data_sha256, path)
             self.rows = state["rows"]
             self.state = {"world_size": state["world_size"]}  # the networks hold the rest now
-            return
-        checkpoints.refuse_other_data(state, self.data_sha256, path)
-        checkpoints.restore_networks(state, self.pair, path)
-        if "method" in state:
-            with checkpoints.fitting(path, "a damaged checkpoint"):
-                self.method.load_state_dict(state["method"])
+        else:
+            checkpoints.refuse_other_data(state, self.data_sha256, path)
+            checkpoints.restore_networks(state, self.pair, path)
+            if "method" in state and state["epoch"] <= self.config.num_epochs:
+                with checkpoints.fitting(path, "a damaged checkpoint"):
+                    self.method.load_state_dict(state["method"])
 
     def with_heads(self, state: dict) -> dict:
         """A checkpoint's state, with the heads of whole networks if the backbone is frozen."""
-        if not self.frozen:
+        if not self.frozen or state["epoch"] > self.config.num_epochs:
             return state
         heads = [self.frozen.head_state(network) for network in state["networks"]]
         return state | {"networks": heads}
@@ -196,14 +202,42 @@ class Run:
     def epochs(self) -> Iterator[int]:
         """The epochs to train; before the first one, the log's first lines and a checkpoint."""
         self.was_complete = distributed.from_rank_zero(
-            lambda: len(self.rows) > self.config.num_epochs and run_dir.has_ended(self.folder)
+            lambda: len(self.rows) > self.config.last_epoch and run_dir.has_ended(self.folder)
         )
         if self.action.evaluate or self.was_complete:
             return
         first = len(self.rows)
         if self.record:
             self.begin()
-        yield from range(first, self.config.num_epochs + 1)
+        yield from range(first, self.config.last_epoch + 1)
+
+    def fine_tune(
+        self, build_network: Callable[[Config], nn.Module]
+    ) -> tuple[Pair, Loader, Method]:
+        """Whole networks on the photos, in the place of heads on features, and their method.
+
+        Before, the heads' label issues are written. With --resume the networks are restored.
+        """
+        heads, frozen = self.pair, self.frozen
+        resumes = len(self.rows) > self.config.num_epochs + 1
+        clean = None if resumes else self.write_lists()
+        self.frozen = None
+        config = replace(self.config, **FineTuning.DEFAULTS)
+        self.loader, start = self.photos, from_checkpoint(config)
+        build = partial(distributed.one_by_one, partial(build_network, start))
+        self.pair = new_pair(build, config, self.device)
+        method = FineTuning(config, self.pair, self.loader, self.method.log)
+        self.method = method
+        if resumes:
+            restore = checkpoints.restore
+            restore(
+                self.state, self.pair, method, self.loader, self.data_sha256, self.checkpoint_path
+            )
+        else:
+            for network, head in zip(self.pair.networks, heads.networks, strict=True):
+                network.load_state_dict(frozen.whole_state(head.state_dict()))
+            method.use(clean)
+        return self.pair, self.loader, method
 
     def begin(self) -> None:
         """Write what a run writes before its first epoch. Raises OSError."""
@@ -252,7 +286,7 @@ class Run:
         if not self.record:
             return
         best_epochs = self.record.best_epochs
-        due = (epoch + 1) % self.config.save_every == 0 or epoch == self.config.num_epochs
+        due = (epoch + 1) % self.config.save_every == 0 or epoch == self.config.last_epoch
         self.writer.wait()  # before the next copy: one copy is in memory at most
         if due or epoch in best_epochs:
             state = checkpoints.copied(self.training_state(epoch))
@@ -271,30 +305,31 @@ class Run:
             self.print_test()
         elif self.record:
             self.writer.wait()
-        line = self.record.log.line if self.record else Terminal().line
-        pictures = self.write_lists(line)
+        if self.pictures is None:
+            self.write_lists()
         if self.action.evaluate:
             return
         results = {"ended": True}
         if self.config.SELECT_ON:
             results["selected_accuracy"] = self.test_selected()
         if self.record:
-            self.record.finish(pictures, results.get("selected_accuracy"))
+            self.record.finish(self.pictures, results.get("selected_accuracy"))
             self.write_config(**results)
 
-    def write_lists(self, line: Callable[[str], None]) -> dict:
-        """Compute the label issues, and on rank 0 write them; returns the pictures by tag."""
-        try:
-            issues = report.compute_label_issues(
-                self.pair, self.loader, self.method, self.config.amp, bool(self.frozen)
+    def write_lists(self) -> torch.Tensor:
+        """Compute the label issues, and on rank 0 write them; the positions of the other images.
+
+        Raises NonFiniteLoss.
+        """
+        line, root = (self.record.log if self.record else Terminal()).line, self.config.data_path
+        issues = report.compute_label_issues(
+            self.pair, self.loader, self.method, self.config.amp, frozen=bool(self.frozen)
+        )
+        if distributed.is_rank_zero():
+            self.pictures = report.report(
+                issues, self.loader, self.folder, line, Path(root), self.config.review
             )
-        except NonFiniteLoss as error:
-            line(f"labels.csv was not written: {error}")
-            return {}
-        if not distributed.is_rank_zero():
-            return {}
-        root = Path(self.config.data_path)
-        return report.report(issues, self.loader, self.folder, line, root, self.config.review)
+        return torch.from_numpy(issues.index[~issues.is_issue])
 
     def test_selected(self) -> float:
         """The test accuracy of the networks in best.pt, each of its own best epoch (method 9)."""
