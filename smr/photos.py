@@ -77,7 +77,7 @@ class PhotoConfig(Config):
         low=0,
         resume=GROWS,
         metavar="N",
-        help="after the heads, fine-tune whole networks on the clean set for N epochs",
+        help="then fine-tune whole networks for N epochs on the photos without label issues",
     )
     noise_file: str = flag(
         "",
