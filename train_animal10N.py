@@ -3,7 +3,7 @@
     python train_animal10N.py --num_epochs 200 --lambda_u 0 --data_path './data/Animal-10N' \\
         --dataset 'animal10N' --num_class 10
 
-Its authors hand out the photos on request. A flag that is not given takes its value from the
+Its authors provide the photos on request. Flags that you omit take their values from the
 hyperparameters. Your own photos have a script of their own: train_folder.py.
 """
 

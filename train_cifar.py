@@ -3,8 +3,8 @@
     python train_cifar.py --dataset digits
     python train_cifar.py --r 0.5 --noise_mode sym --data_path ./data/cifar-10-batches-py --download
 
-The first needs no data; the second reproduces a figure of the paper. A flag that is not given takes
-its value from the hyperparameters of the dataset.
+The first needs no data. The second reproduces a figure of the paper. Flags that you omit take
+their values from the hyperparameters of the dataset.
 """
 
 import sys
@@ -68,7 +68,7 @@ class CifarConfig(Config):
         "cifar10",
         group=DATA,
         choices=tuple(HYPERPARAMETERS),
-        help="digits are scikit-learn's and need no download",
+        help="digits: scikit-learn's, without a download",
     )
     download: bool = flag(
         False, group=DATA, resume=FREE, help="download the official archive if it is not there"
@@ -91,7 +91,7 @@ class CifarConfig(Config):
         low=0,
         high=1,
         shown_default="0.5; human labels: their noise rate",
-        help="fraction of training labels that the noise redraws; some keep their class",
+        help="fraction of training labels that the noise resamples; some keep their class",
     )
     noise_file: str = flag(
         "",

@@ -4,8 +4,8 @@
     python train_clothing1M.py --data_path ./data/Clothing1M --num_batches 250 --num_epochs 20
 
 Both start from torchvision's ResNet-50, pre-trained on ImageNet. The first is the published
-protocol; in the second an epoch sees a quarter as much. A flag that is not given takes its value
-from the hyperparameters.
+protocol; in the second an epoch has a quarter of the images. Flags that you omit take their
+values from the hyperparameters.
 """
 
 import sys
@@ -47,7 +47,7 @@ class ClothingConfig(PhotoConfig):
     """The flags of Clothing1M."""
 
     dataset: str = flag(
-        "clothing1M", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+        "clothing1M", group=DATA, choices=tuple(HYPERPARAMETERS), help="the dataset of this script"
     )
     num_batches: int = flag(
         group=DATA,

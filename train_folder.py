@@ -1,9 +1,9 @@
-"""Train two networks with SMR on your own photos, and list the labels that are wrong.
+"""Train two networks with SMR on your own photos, and list the label issues.
 
     python train_folder.py --data_path photos
 
 photos/<class>/*, or photos/training/<class>/* and photos/testing/<class>/*. The hyperparameters
-follow from the number of photos; the log says which were chosen.
+depend on the number of photos; the log prints them.
 """
 
 import sys
@@ -54,7 +54,9 @@ CHOSEN = (
 class FolderConfig(PhotoConfig):
     """The flags of a photo folder."""
 
-    dataset: str = flag("folder", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one")
+    dataset: str = flag(
+        "folder", group=DATA, choices=tuple(HYPERPARAMETERS), help="the dataset of this script"
+    )
     labels_csv: str = flag(
         "",
         group=DATA,
@@ -68,7 +70,7 @@ class FolderConfig(PhotoConfig):
         above=0,
         high=0.5,
         shown_default=f"{VAL_FRACTION}",
-        help="fraction held out as test images, without a folder of test photos",
+        help="fraction of each class held out for the test, if there is no folder of test photos",
     )
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS

@@ -4,7 +4,7 @@
     python train_webvision.py --method dividemix
 
 The first reproduces the figure of the paper's abstract, the second that of DivideMix, each with
-Inception-ResNet-v2 of timm (pip install timm). A flag that is not given takes its value from the
+Inception-ResNet-v2 of timm (pip install timm). Flags that you omit take their values from the
 hyperparameters of the method.
 """
 
@@ -49,7 +49,7 @@ class WebVisionConfig(PhotoConfig):
     """The flags of WebVision's photos and of ImageNet's."""
 
     dataset: str = flag(
-        "webvision", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+        "webvision", group=DATA, choices=tuple(HYPERPARAMETERS), help="the dataset of this script"
     )
     imagenet_path: str = flag(
         group=DATA,

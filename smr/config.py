@@ -19,8 +19,8 @@ import torch
 from smr import devices, distributed
 from smr.errors import InputError
 
-# What a resume may change of a flag: nothing, anything, its number upwards, or, where it changes
-# figures within rounding alone, anything when the device is another one.
+# What a resume may change of a flag: nothing, anything, its number upwards, or, for flags that
+# change figures within rounding only, anything if the device is another one.
 SAME, FREE, GROWS, DEVICE = "same", "free", "grows", "device"
 GROUPS = ("method", "training", "data and networks", "run", "speed (within rounding)")
 METHOD, TRAINING, DATA, RUN, SPEED = GROUPS
@@ -51,7 +51,7 @@ def flag(
         choices, pattern: what a text may be. A pattern is a regular expression.
         words: of a bool, what the command line calls False and True; without them the flag alone
             is True.
-        shown_default: the default in words, where it is not one value.
+        shown_default: the default in words, if it is not one value.
         resume: SAME, FREE, GROWS or DEVICE.
     """
     return field(default=default, metadata=dict(locals()))
@@ -59,35 +59,35 @@ def flag(
 
 @dataclass
 class Config:
-    """What every run depends on. Raises InputError where a value is out of range.
+    """The flags of every run. Raises InputError if a value is out of range.
 
     Epochs count from 0 to num_epochs inclusive (method 3). Class attributes have no flag.
     """
 
-    method: str = flag("smr", help="which method trains (docs/method.md, section 6)")
+    method: str = flag("smr", help="training method (docs/method.md, sections 6 and 12)")
 
     num_epochs: int = flag(
         group=TRAINING,
         low=0,
         resume=GROWS,
-        help="number of the last epoch; epoch 0 is trained too",
+        help="number of the last epoch; epochs run from 0 to it inclusive",
     )
     batch_size: int = flag(
         group=TRAINING,
         low=2,
-        help="B, the images of a labeled batch; an unlabeled one has as many, a warm-up batch 2B",
+        help="B, images per labeled and per unlabeled batch; a warm-up batch has 2B",
     )
     lr: float = flag(
-        group=TRAINING, above=0, aliases=("--learning_rate",), help="first learning rate of SGD"
+        group=TRAINING, above=0, aliases=("--learning_rate",), help="initial learning rate of SGD"
     )
     lr_steps: tuple = flag(
         group=TRAINING,
         metavar="EPOCH:FACTOR,…",
-        help="from EPOCH on, FACTOR times the first learning rate, as in 80:0.1,140:0.01",
+        help="from EPOCH on the learning rate is FACTOR times --lr, such as 80:0.1,140:0.01",
     )
-    weight_decay: float = flag(group=TRAINING, low=0, help="of SGD")
+    weight_decay: float = flag(group=TRAINING, low=0, help="weight decay of SGD")
 
-    dataset: str = flag(group=DATA, help="which dataset")
+    dataset: str = flag(group=DATA, help="dataset")
     data_path: str = flag(group=DATA, metavar="DIR", resume=FREE, help="folder of the dataset")
     num_class: int = flag(
         group=DATA, low=2, shown_default="the dataset's", help="number of classes"
@@ -105,16 +105,16 @@ class Config:
         group=RUN,
         low=0,
         high=2**32 - 1,
-        help="of noise, networks, batches, mixup and mixtures; 123 is the published one",
+        help="random seed of noise, networks, batches, mixup and GMMs; 123 is the published one",
     )
     device: str = flag(
         "auto",
         group=RUN,
         choices=("auto", "cuda", "cpu", "mps"),
         resume=FREE,
-        help="auto takes the first of cuda, mps and cpu that this machine has",
+        help="auto is the first of cuda, mps and cpu that is available",
     )
-    gpuid: int = flag(0, group=RUN, low=0, resume=FREE, help="number of the GPU")
+    gpuid: int = flag(0, group=RUN, low=0, resume=FREE, help="index of the GPU")
     sync_bn: bool | None = flag(
         group=RUN,
         words=("off", "on"),
@@ -126,7 +126,7 @@ class Config:
         "./checkpoint", group=RUN, metavar="DIR", resume=FREE, help="parent of the run folder"
     )
     save_every: int = flag(
-        1, group=RUN, low=1, metavar="EPOCHS", resume=FREE, help="epochs between two last.pt"
+        1, group=RUN, low=1, metavar="EPOCHS", resume=FREE, help="epochs between writes of last.pt"
     )
     review: int = flag(
         500,
@@ -134,7 +134,7 @@ class Config:
         low=0,
         metavar="N",
         resume=FREE,
-        help="label issues on the review page labels.html, 0 for no page",
+        help="number of label issues on the review page labels.html; 0 for no page",
     )
 
     amp: bool = flag(
@@ -149,7 +149,7 @@ class Config:
         words=("off", "on"),
         resume=DEVICE,
         shown_default="on on cuda, off elsewhere",
-        help="compile the networks by torch.compile; compiled dropout draws other numbers",
+        help="torch.compile; compiled dropout uses other random numbers",
     )
     channels_last: bool = flag(
         group=SPEED,
@@ -165,7 +165,7 @@ class Config:
     METHOD_DEFAULTS: ClassVar[dict] = {}
     # Flags that people try and this script does not have → what to do instead.
     ELSEWHERE: ClassVar[dict[str, str]] = {}
-    # Test set → its title in acc.txt, where the published log names them.
+    # Test set → its title in acc.txt, if the published log has one.
     TEST_TITLES: ClassVar[dict[str, str]] = {}
     # The test set by whose accuracy each network's best epoch is selected (method 9).
     SELECT_ON: ClassVar[str] = ""
@@ -192,7 +192,7 @@ class Config:
         return self.HYPERPARAMETERS[self.dataset]
 
     def check(self, device: torch.device) -> None:
-        """Raise InputError where two values contradict each other."""
+        """Raise InputError if two values contradict each other."""
         if self.compile and not devices.can_compile(device):
             raise InputError(
                 "--compile on: this machine lacks a C compiler or Python's headers (Python.h, in a "
@@ -212,7 +212,7 @@ class Config:
         return self.num_epochs
 
     def set_num_class(self, number: int, where: str) -> None:
-        """Fill in the dataset's number of classes. Raises InputError where the flag differs."""
+        """Fill in the dataset's number of classes. Raises InputError if the flag differs."""
         if self.num_class not in (None, number):
             raise InputError(f"--num_class {self.num_class}: {where} has {number} classes")
         self.num_class = number
@@ -386,8 +386,12 @@ def parse(
         groups[about["group"]].add_argument(f"--{name}", *about["aliases"], **options)
     add = groups[RUN].add_mutually_exclusive_group().add_argument
     add("--resume", nargs="?", const=True, metavar="PATH", help=RESUME_HELP)
-    add("--overwrite", action="store_true", help="delete the run that is in the folder")
-    add("--evaluate", metavar="PATH", help="test this checkpoint, or a run folder's last one")
+    add("--overwrite", action="store_true", help="delete the run in the run folder and start again")
+    add(
+        "--evaluate",
+        metavar="PATH",
+        help="test this checkpoint, or a run folder's last.pt, without training",
+    )
     args = vars(parser.parse_args(argv))
     action = Action(*(args.pop(name) or default for name, default in vars(Action()).items()))
     given = {name: value for name, value in args.items() if value is not None}
@@ -396,7 +400,7 @@ def parse(
     return given, action
 
 
-RESUME_HELP = "continue the run of this command line, or the one at PATH"
+RESUME_HELP = "resume the run of this command line, or the one at PATH"
 
 
 def help_of(each, config_class: type[Config]) -> str:

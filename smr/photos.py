@@ -29,7 +29,7 @@ class PhotoConfig(Config):
         high=1024,
         metavar="PIXELS",
         aliases=("--crop",),
-        help="side of the images that a network takes",
+        help="side of the images that the networks expect",
     )
     resize: int = flag(
         group=DATA,
@@ -37,7 +37,7 @@ class PhotoConfig(Config):
         high=2048,
         metavar="PIXELS",
         shown_default="8/7 of --image_size, or the published one",
-        help="shorter side to which photos are scaled before the crop",
+        help="shorter side of a photo before the crop",
     )
     network: str = flag(
         group=DATA,
@@ -47,20 +47,20 @@ class PhotoConfig(Config):
     pretrained: bool = flag(
         group=DATA,
         words=("off", "on"),
-        help="start from torchvision's first or timm's default weights",
+        help="initial weights: torchvision's IMAGENET1K_V1 or timm's default ones",
     )
     weights: str = flag(
         "",
         group=DATA,
         metavar="FILE",
-        help="start from this state dict of the network, .pt or .safetensors, any last layer",
+        help="initial weights: a state dict, .pt or .safetensors, with any last layer",
     )
     num_workers: int = flag(
         group=DATA,
         low=0,
         resume=FREE,
         shown_default="the cores that this process may use",
-        help="workers that decode photos",
+        help="threads that decode photos",
     )
     freeze_backbone: bool = flag(
         group=DATA,
@@ -77,13 +77,17 @@ class PhotoConfig(Config):
         low=0,
         resume=GROWS,
         metavar="N",
-        help="after the heads, fine-tune whole networks on the clean set for N epochs",
+        help="then fine-tune whole networks for N epochs on the photos without label issues",
     )
     noise_file: str = flag(
-        "", group=DATA, metavar="FILE", resume=FREE, help="labels in the place of the dataset's own"
+        "",
+        group=DATA,
+        metavar="FILE",
+        resume=FREE,
+        help="a list of labels instead of the dataset's own",
     )
     skip_broken: bool = flag(
-        False, group=DATA, resume=FREE, help="leave out files that cannot be decoded"
+        False, group=DATA, resume=FREE, help="exclude files that cannot be decoded"
     )
     check_images: bool = flag(
         False, group=DATA, resume=FREE, help="decode every photo before training"

@@ -189,11 +189,11 @@ def test_the_help_has_the_values_of_each_dataset(capsys):
     assert shown.startswith("usage: ") and "python train_cifar.py --dataset digits\n" in shown
     shown = " ".join(shown.split())
     for words in (
-        "epoch 0 is trained too (default: 300; digits 60)",
-        "memorized (default: 10; cifar100 30; digits 15)",
-        "as in 80:0.1,140:0.01 (default: 150:0.1; digits 50:0.1)",
+        "0 to it inclusive (default: 300; digits 25)",
+        "memorized (default: 10; cifar100 30; digits 8)",
+        "such as 80:0.1,140:0.01 (default: 150:0.1; digits 21:0.1)",
         "of SGD (default: 0.0005)",
-        "a warm-up batch 2B (default: 128; digits 64)",
+        "batch has 2B (default: 128; digits 64)",
         "--method {smr,dividemix,ce,elr}",
         "--lr LR, --learning_rate LR",
         "--elr_beta",

@@ -33,19 +33,22 @@ class SMR(Method):
         recalibrate_every: int = flag(
             low=0,
             metavar="K",
-            help="a cross-entropy epoch every K epochs after the warm-up, 0 for never; dividemix 0",
+            help="epochs between recalibrations by cross-entropy, after the warm-up; 0 for never",
         )
         alpha: float = flag(
             fallback=4.0,
             above=0,
-            help="of mixup's Beta(alpha, alpha); a larger one mixes more evenly",
+            help="parameter of mixup's Beta(alpha, alpha); larger values mix more evenly",
         )
         T: float = flag(0.5, above=0, help="sharpening temperature of soft labels")
         p_threshold: float = flag(
             0.5, low=0, high=1, help="clean probability above which an image is labeled"
         )
         lambda_u: float = flag(
-            fallback=LAMBDA_U, low=0, shown_default="the published value", help="weight of Lu"
+            fallback=LAMBDA_U,
+            low=0,
+            shown_default="the published value",
+            help="weight of the unlabeled loss Lu",
         )
         augment: str = flag(
             "weak",
@@ -93,7 +96,7 @@ class SMR(Method):
         return cross_entropy_epoch(network, optimizer, batches, self.config, progress, penalty)
 
     def recalibrate(self, k: int, progress: Callable) -> dict[str, float]:
-        """An epoch of CE on all given labels (method 3)."""
+        """An epoch of CE on all noisy labels (method 3)."""
         network, optimizer = self.pair.trained[k], self.pair.optimizers[k]
         batches = self.loader.run("recalibrate")
         return cross_entropy_epoch(network, optimizer, batches, self.config, progress)
