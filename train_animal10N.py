@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 
 import dataloader_animal10N as data
-from smr.config import DATA, flag
 from smr.errors import InputError
 from smr.evaluate import test
+from smr.flags import DATA, flag
 from smr.photos import PhotoConfig, build_network
 from smr.run.command import command
 from smr.run.run import Run
@@ -43,9 +43,7 @@ HYPERPARAMETERS = {
 class AnimalConfig(PhotoConfig):
     """The flags of Animal-10N, whose photos have one size."""
 
-    dataset: str = flag(
-        "animal10N", group=DATA, choices=(*HYPERPARAMETERS, "folder"), help="animal10N"
-    )
+    dataset: str = flag("animal10N", DATA, "animal10N", choices=(*HYPERPARAMETERS, "folder"))
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
 

@@ -21,6 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import smr
 from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
+from smr.flags import parse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -153,6 +154,12 @@ def tiny_config(**changes) -> smr.Config:
     fixed = {name: changes.pop(name) for name in OF_THE_SCRIPT if name in changes}
     script = type("TinyConfig", (TinyConfig,), fixed)
     return smr.configure(script, **{"seed": 1, "device": "cpu"} | changes)
+
+
+def config_of(script: type[smr.Config], *argv: str) -> smr.Config:
+    """The configuration of a script's command line, on a CPU."""
+    given, _ = parse(script, "", list(argv))
+    return smr.configure(script, **{"device": "cpu"} | given)
 
 
 def tiny_pair(config: smr.Config, build_network=TinyNet) -> smr.Pair:

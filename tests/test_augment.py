@@ -5,16 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from golden import OneBatch
-from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
+from helpers import Spy, TinyNet, generator, state_copy, tiny_config, tiny_loader, tiny_pair, train
 from runs import RUN_NAME, assert_same_run, rows_of, run_short
 from torch.testing import assert_close
 
 import smr
-import smr.training as passes
 from smr import distributed
 from smr.data import loader as loaders
 from smr.data.augment import LEVELS, rand_augment, strong_augment
+from smr.training import LabeledBatch
 
 
 def photos(count: int) -> torch.Tensor:
@@ -110,31 +109,30 @@ class Watched(TinyNet):
 
 
 @pytest.mark.parametrize("rows_u", [3, 0])
-def test_strong_views_go_into_the_mixed_pass_alone_and_targets_come_from_weak_ones(
-    rows_u, monkeypatch
-):
-    monkeypatch.setattr(passes, "device_weights", lambda _alpha, steps, _device: torch.ones(steps))
+def test_strong_views_go_into_the_mixed_pass_alone_and_targets_come_from_weak_ones(rows_u):
     source = generator()
     x1, x2, s1, s2 = torch.randn(4, 4, 3, 8, 8, generator=source)
     u1, u2, t1, t2 = torch.randn(4, rows_u, 3, 8, 8, generator=source)
-    columns = torch.arange(4), torch.rand(4, generator=source)
-    results, original = [], passes.mixmatch_loss
-    monkeypatch.setattr(
-        passes, "mixmatch_loss", lambda *inputs: results.append(original(*inputs)) or results[-1]
-    )
-    shown = {}
-    for augment in ("weak", "strong"):
+    labeled = LabeledBatch(x1, x2, torch.arange(4), torch.rand(4, generator=source))
+    shown, results = {}, []
+    for augment, strong in (("weak", ()), ("strong", (s1, s2, t1, t2))):
         torch.manual_seed(0)
         batches: list = []
-        recipe = tiny_recipe(augment=augment)
-        pair = tiny_pair(recipe, partial(Watched, batches))
-        labeled, unlabeled = OneBatch(x1, x2, *columns), OneBatch(u1, u2)
-        if augment == "strong":
-            labeled, unlabeled = OneBatch(x1, x2, s1, s2, *columns), OneBatch(u1, u2, t1, t2)
-        if not rows_u:
-            unlabeled = []
-        networks, optimizer = pair.networks, pair.optimizers[0]
-        smr.semi_supervised_epoch(*networks, optimizer, labeled, unlabeled, 20, recipe)
+        config = tiny_config(augment=augment)
+        network, peer = tiny_pair(config, partial(Watched, batches)).networks
+        results.append(
+            smr.mixmatch_loss(
+                network.train(),
+                peer.eval(),
+                labeled,
+                (u1, u2) if rows_u else None,
+                weight=1.0,
+                permutation=torch.randperm(8 + 2 * rows_u),
+                epoch=20,
+                config=config,
+                strong=strong,
+            )
+        )
         shown[augment] = batches
     *weak_targets, weak_mixed = shown["weak"]
     *targets, mixed = shown["strong"]
@@ -145,24 +143,25 @@ def test_strong_views_go_into_the_mixed_pass_alone_and_targets_come_from_weak_on
     assert_close(strong.mixed_targets, weak.mixed_targets, rtol=0, atol=0)
 
 
-def test_only_semi_supervised_epochs_see_strong_views(monkeypatch):
-    calls = []
-    monkeypatch.setattr(loaders, "strong_augment", lambda p, source: calls.append(len(p)) or p)
-    recipe = tiny_recipe(augment="strong", num_epochs=5, warm_up=2, p_threshold=0.3)
-    made = {}
-    for result in smr.train(tiny_pair(recipe), tiny_loader(), recipe):
-        made.setdefault(result.kind, []).append(len(calls))
-        calls.clear()
-    assert made[smr.WARM_UP] == [0, 0] and made[smr.RECALIBRATION] == [0]
-    assert min(made[smr.SEMI_SUPERVISED]) > 0 and len(made[smr.SEMI_SUPERVISED]) == 3
+def test_only_semi_supervised_epochs_ask_for_strong_views():
+    class Strong(Spy):
+        def run(self, mode, *arguments, **options):
+            self.calls.append((mode, options.get("strong", False)))
+            return self.loader.run(mode, *arguments, **options)
+
+    config = tiny_config(augment="strong", num_epochs=5, warm_up=2, p_threshold=0.3)
+    spy = Strong(tiny_loader())
+    assert len(list(train(tiny_pair(config), spy, config))) == 6
+    modes = {"warmup", "eval_train", "train", "recalibrate"}
+    assert {*spy.calls} == {(mode, mode == "train") for mode in modes}
 
 
 def test_a_strong_run_trains_otherwise_and_a_weak_one_never_distorts(monkeypatch):
     def weights(**changes) -> torch.Tensor:
         torch.manual_seed(0), np.random.seed(0)
-        recipe = tiny_recipe(num_epochs=1, **changes)
-        pair = tiny_pair(recipe)
-        list(smr.train(pair, tiny_loader(), recipe))
+        config = tiny_config(num_epochs=1, **changes)
+        pair = tiny_pair(config)
+        list(train(pair, tiny_loader(), config))
         return torch.cat([value.flatten() for value in state_copy(pair.networks[0]).values()])
 
     strong = weights(augment="strong")

@@ -8,8 +8,9 @@ import torch
 from helpers import TinyConfig, fake_rank, tiny_config
 
 from smr import devices
-from smr.config import DATA, FREE, GROWS, configure, flag, flags_of, parse, resumed, speed_defaults
+from smr.config import configure, resumed, speed_defaults
 from smr.errors import InputError
+from smr.flags import DATA, FREE, GROWS, flag, flags_of, parse
 from smr.run.run import contradictions
 from train_animal10N import AnimalConfig
 from train_cifar import CifarConfig
@@ -187,11 +188,12 @@ def test_the_help_has_the_values_of_each_dataset(capsys):
         parse(CifarConfig, "python train_cifar.py --dataset digits", ["--help"])
     shown = capsys.readouterr().out
     assert shown.startswith("usage: ") and "python train_cifar.py --dataset digits\n" in shown
-    shown = " ".join(shown.split())
+    shown, digits = " ".join(shown.split()), CifarConfig.HYPERPARAMETERS["digits"]
+    ((epoch, factor),) = digits["lr_steps"]
     for words in (
-        "0 to it inclusive (default: 300; digits 25)",
-        "memorized (default: 10; cifar100 30; digits 8)",
-        "such as 80:0.1,140:0.01 (default: 150:0.1; digits 21:0.1)",
+        "epoch 0 is trained too (default: 300; digits {num_epochs})".format(**digits),
+        "memorized (default: 10; cifar100 30; digits {warm_up})".format(**digits),
+        f"as in 80:0.1,140:0.01 (default: 150:0.1; digits {epoch}:{factor:g})",
         "of SGD (default: 0.0005)",
         "batch has 2B (default: 128; digits 64)",
         "--method {smr,dividemix,ce,elr}",
@@ -313,6 +315,12 @@ def test_flags_of_speed_are_those_that_suit_the_device():
     assert speed_defaults(CUDA) == {"amp": True, "compile": compiles, "channels_last": True}
     for device in (CPU, torch.device("mps")):
         assert speed_defaults(device) == {"amp": False, "compile": False, "channels_last": True}
+
+
+def test_digits_are_not_compiled_on_a_gpu():
+    digits, cifar10 = (configure(CifarConfig, dataset=name) for name in ("digits", "cifar10"))
+    assert digits.hyperparameters(CUDA)["compile"] is False
+    assert "compile" not in cifar10.hyperparameters(CUDA)
 
 
 def test_compile_on_without_a_compiler_is_refused(no_compiler):

@@ -14,7 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import correct_labels
-from smr.config import Config, flags_of, parse
+from smr.config import Config
+from smr.flags import flags_of, parse
 from smr.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parent.parent

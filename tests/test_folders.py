@@ -10,20 +10,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet
+from helpers import config_of
 from photos import write_photos
 from PIL import Image
 
-import train_animal10N
+import train_folder
 from dataloader_folder import folder_dataloader
 from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame
 from smr.data.image_folder import natural_order
 from smr.data.image_folder import validation_split as held_out
 from smr.errors import InputError
-from smr.run import options
+from train_folder import FolderConfig
 
 TINY = (
-    *("--batch_size", "8", "--image_size", "32"),
+    *("--batch_size", "8", "--image_size", "32", "--network", "preact_resnet18", "--width", "2"),
+    *("--pretrained", "off"),
     *("--num_epochs", "2", "--warm_up", "1", "--recalibrate_every", "2"),
 )
 COUNTS = {"apple": 12, "pear tree": 8, "плум": 5}
@@ -219,24 +220,18 @@ def test_a_training_view_is_a_window_of_the_image_and_scoring_sees_its_middle(ph
         assert min(differences) < 1e-5
 
 
-def resolved(*arguments) -> dict:
-    """The configuration that a command line resolves to."""
-    given = options.given_flags(train_animal10N.new_parser().parse_args(arguments))
-    return train_animal10N.resolve(given, torch.device("cpu"))
-
-
 def test_the_number_of_classes_is_that_of_the_folders(photos):
-    arguments = ("--dataset", "folder", "--data_path", str(photos))
-    config = resolved(*arguments)
-    assert config["num_class"] == 3
-    assert (config["image_size"], config["network"]) == (128, "resnet18")
+    arguments = (FolderConfig, "--data_path", str(photos))
+    config = config_of(*arguments)
+    assert config.num_class == 3
+    assert (config.image_size, config.network) == (128, "resnet18")
     with pytest.raises(InputError, match=re.escape(f"--num_class 4: {photos} has 3 classes")):
-        resolved(*arguments, "--num_class", "4")
+        config_of(*arguments, "--num_class", "4")
 
 
 def test_a_folder_needs_a_path():
-    with pytest.raises(InputError, match="--dataset folder needs --data_path"):
-        resolved("--dataset", "folder")
+    with pytest.raises(InputError, match="--data_path DIR"):
+        config_of(FolderConfig)
 
 
 @pytest.mark.parametrize(
@@ -244,17 +239,16 @@ def test_a_folder_needs_a_path():
 )
 def test_values_out_of_range_are_refused(flag, value, capsys):
     with pytest.raises(SystemExit) as stopped:
-        train_animal10N.new_parser().parse_args([flag, value])
+        train_folder.main([flag, value])
     assert stopped.value.code == 2
     assert flag in capsys.readouterr().err
 
 
 def test_a_badly_labeled_collection_becomes_a_run(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_animal10N, "build_network", lambda config: TinyNet(3, 4))
     monkeypatch.chdir(tmp_path)
     (photos / "training" / "apple" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    command = ["--dataset", "folder", "--data_path", "my photos", "--skip_broken", *TINY]
-    assert train_animal10N.main(command) == 0
+    command = ["--data_path", "my photos", "--skip_broken", *TINY]
+    assert train_folder.main(command) == 0
     log = capsys.readouterr().out
     assert "22 training and 3 test images of 32x32, 3 classes" in log
     assert "classes: apple, pear tree, плум" in log
@@ -271,8 +265,8 @@ def test_a_badly_labeled_collection_becomes_a_run(photos, tmp_path, monkeypatch,
         rows = list(csv.DictReader(file))
     assert len(rows) == 22
     assert rows[-1]["file"].startswith("training/плум/") and rows[-1]["given_name"] == "плум"
-    assert train_animal10N.main([*command, "--resume"]) == 0
-    assert "finished at epoch 2" in capsys.readouterr().out
+    assert train_folder.main([*command, "--resume"]) == 0
+    assert "complete at epoch 2" in capsys.readouterr().out
 
 
 def test_a_share_of_each_class_s_images_is_held_out():

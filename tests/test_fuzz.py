@@ -15,16 +15,16 @@ import torch
 from helpers import write_cifar
 from photos import write_animals
 
+import smr
 import train_cifar
 from dataloader_animal10N import read_animal10n
 from dataloader_cifar import read_cifar, read_human_labels
+from smr.config import resumed
 from smr.data.noise_file import read_label_list
 from smr.errors import InputError
-from smr.gmm_split import SampleLosses
 from smr.logging.console import Terminal
-from smr.run import checkpoints, options
-from smr.run import run as session
-from smr.training import optimize
+from smr.run import checkpoints
+from smr.training import optimizer_step
 
 SECONDS_A_CASE = 5
 CASES = {
@@ -112,31 +112,26 @@ def human_file(path: Path, labels: np.ndarray) -> Path:
 
 def small_run(folder: Path):
     """A checkpoint of a tiny run on digits, and what resumes a run from such a file."""
-    cpu = torch.device("cpu")
-    flags = ["--dataset", "digits", "--width", "1", "--device", "cpu", "--output", str(folder)]
-    given = options.given_flags(train_cifar.new_parser().parse_args(flags))
-    config = train_cifar.resolve(given, cpu)
-    loader = train_cifar.make_loader(config, cpu)
-    script = session.Script(
-        "train_cifar.py", train_cifar.resolve, train_cifar.make_loader, train_cifar.build_network
-    )
-    pair = session.make_pair(script, config, cpu)
-    images = loader.normalize(loader.train_images.plain(torch.arange(4)))
+    flags = {"dataset": "digits", "width": 1, "device": "cpu", "warm_up": 0, "channels_last": False}
+    config = smr.configure(train_cifar.CifarConfig, **flags)
+    loader = train_cifar.make_loader(config, torch.device("cpu"))
+    pair = smr.new_pair(lambda: train_cifar.build_network(config), config, "cpu")
+    method = smr.new_method(config, pair, loader)
+    images, *_ = next(iter(loader.run("eval_train")))
     for network, optimizer in zip(pair.networks, pair.optimizers, strict=True):
-        optimize(network(images).sum() / 1000, optimizer)
-    index = torch.arange(1437)
-    pair.histories = [
-        [SampleLosses(index, torch.rand(1437))],
-        [SampleLosses(index, torch.rand(1437))],
-    ]
+        optimizer_step(network(images[:4]).sum() / 1000, optimizer)
+    method.co_divide()
     rows = [{"epoch": 0, "kind": "warm-up", "test/accuracy": 10.0}]
-    about = "train_cifar.py", pair, loader, config, "labels", rows
-    checkpoints.save(checkpoints.training_state(*about, 0), folder / "last.pt")
+    state = checkpoints.training_state(
+        "train_cifar.py", 0, config, loader, pair, method, data_sha256="labels", rows=rows
+    )
+    checkpoints.save(state, folder / "last.pt")
 
     def resume(path: Path) -> None:
         state = checkpoints.load_training_state(path)
-        session.go_on(script, state, {}, path)
-        checkpoints.restore(state, pair, loader, "labels", path)
+        with checkpoints.fitting(path, "its configuration does not fit"):
+            resumed(train_cifar.CifarConfig, state, {}, str(path))
+        checkpoints.restore(state, pair, method, loader, "labels", path)
 
     return folder / "last.pt", resume
 

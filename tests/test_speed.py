@@ -6,18 +6,16 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import TinyNet, generator, state_copy, tiny_loader, tiny_pair, tiny_recipe
+from helpers import TinyNet, generator, state_copy, tiny_config, tiny_loader, tiny_pair, train
+from runs import at_step, run_short
 from torch import nn
 from torch._dynamo.utils import counters
 
 import smr
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet
-from smr.data import loader as loaders
-from smr.run import devices
-from smr.run import run as session
-from smr.training import autocast, optimize
-from train_cifar import build_network
+from smr import devices
+from smr.training import LabeledBatch, autocast, optimizer_step
 
 CPU = torch.device("cpu")
 
@@ -54,10 +52,11 @@ def flat_parameters(network: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-def step_of(channels_last: bool, recipe: smr.Recipe, compiled: bool = False):
+def step_of(channels_last: bool, amp: bool = False, compiled: bool = False):
     """A semi-supervised step of a small PreAct-ResNet: its MixMatchLoss, and the update."""
     torch.manual_seed(3)
-    pair = smr.new_pair(partial(PreActResNet, (1, 1, 1, 1), 10, 4), recipe, CPU, channels_last)
+    config = tiny_config(channels_last=channels_last, amp=amp)
+    pair = smr.new_pair(partial(PreActResNet, (1, 1, 1, 1), 10, 4), config, CPU)
     network, peer = (worn(network) for network in pair.networks)
     before = flat_parameters(network)
     if compiled:
@@ -67,11 +66,11 @@ def step_of(channels_last: bool, recipe: smr.Recipe, compiled: bool = False):
     x1, x2, u1, u2 = images_of(16).split(4)
     if channels_last:
         x1, x2, u1, u2 = (v.to(memory_format=torch.channels_last) for v in (x1, x2, u1, u2))
-    labeled = x1, x2, torch.arange(4), torch.tensor([0.1, 0.5, 0.9, 1.0])
+    labeled = LabeledBatch(x1, x2, torch.arange(4), torch.tensor([0.1, 0.5, 0.9, 1.0]))
     permutation = torch.randperm(16, generator=generator())
-    with autocast(CPU, recipe.amp):
-        result = smr.mixmatch_loss(network, peer, labeled, (u1, u2), 0.7, permutation, 40.0, recipe)
-    optimize(result.loss, pair.optimizers[0])
+    with autocast(CPU, amp):
+        result = smr.mixmatch_loss(network, peer, labeled, (u1, u2), 0.7, permutation, 40.0, config)
+    optimizer_step(result.loss, pair.optimizers[0])
     return result, flat_parameters(network) - before
 
 
@@ -81,21 +80,21 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_memory_format_changes_no_figure_of_a_step():
-    (plain, update), (ours, our_update) = (step_of(form, tiny_recipe()) for form in (False, True))
+    (plain, update), (ours, our_update) = (step_of(form) for form in (False, True))
     assert torch.allclose(ours.logits, plain.logits, rtol=1e-4, atol=1e-5)
     assert distance(our_update, update) < 1e-4
 
 
 def test_networks_lie_in_the_memory_format_that_is_asked_for():
     for channels_last, form in ((True, torch.channels_last), (False, torch.contiguous_format)):
-        pair = smr.new_pair(TinyNet, tiny_recipe(), CPU, channels_last)
+        pair = smr.new_pair(TinyNet, tiny_config(channels_last=channels_last), CPU)
         for network in pair.networks:
             assert network.conv.weight.is_contiguous(memory_format=form)
 
 
 def test_bf16_step_agrees_with_float32_within_its_rounding():
-    result, update = step_of(True, tiny_recipe())
-    rounded, rounded_update = step_of(True, tiny_recipe(amp=True))
+    result, update = step_of(True)
+    rounded, rounded_update = step_of(True, amp=True)
     assert 0 < distance(rounded.logits, result.logits) < 0.03
     assert rounded.loss.dtype == torch.float32
     assert float(rounded.loss.detach()) == pytest.approx(float(result.loss.detach()), rel=0.02)
@@ -104,10 +103,9 @@ def test_bf16_step_agrees_with_float32_within_its_rounding():
 
 
 def test_compiled_step_agrees_with_eager():
-    recipe = tiny_recipe()
-    result, update = step_of(True, recipe)
+    result, update = step_of(True)
     with compiler("aot_eager"):
-        compiled, compiled_update = step_of(True, recipe, compiled=True)
+        compiled, compiled_update = step_of(True, compiled=True)
     assert torch.allclose(compiled.logits, result.logits, rtol=1e-4, atol=1e-5)
     assert distance(compiled_update, update) < 1e-4
 
@@ -154,15 +152,15 @@ def test_full_batches_are_compiled_and_trailing_ones_are_not():
 
 def test_epochs_after_each_kind_s_first_compile_nothing_anew_and_give_the_same_figures():
     # 41 images: every pass ends on a batch that is not full, of another size in each split.
-    recipe = tiny_recipe(num_epochs=9, warm_up=2, recalibrate_every=3, p_threshold=0.3)
+    config = tiny_config(num_epochs=9, warm_up=2, recalibrate_every=3, p_threshold=0.3)
 
-    def run(compiled: bool) -> list[tuple[smr.EpochResult, int]]:
+    def run(compiled: bool) -> list[tuple[smr.TrainedEpoch, int]]:
         devices.seed_everything(3)
-        pair = tiny_pair(recipe)
+        pair = tiny_pair(config)
         for network in pair.networks if compiled else ():
             devices.compile_network(network, [8, 16, 32])
         counters.clear()
-        return [(result, graphs()) for result in smr.train(pair, tiny_loader(n=41), recipe)]
+        return [(result, graphs()) for result in train(pair, tiny_loader(n=41), config)]
 
     with compiler("eager"):
         compiled = run(compiled=True)
@@ -179,57 +177,37 @@ def test_epochs_after_each_kind_s_first_compile_nothing_anew_and_give_the_same_f
     assert 4 <= made[-1][1] <= 10
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_a_run_compiles_its_networks_for_the_sizes_of_full_batches(amp, monkeypatch):
-    config = {"amp": amp, "channels_last": False, "compile": True, "num_class": 10, "width": 2}
-    config |= {"network": "preact_resnet18", "dataset": "digits", "batch_size": 32}
-    asked = []
-    monkeypatch.setattr(devices, "compile_network", lambda network, sizes: asked.append(sizes))
-    recipe_values = {name: getattr(tiny_recipe(), name) for name in vars(tiny_recipe())}
-    script = session.Script("train_cifar.py", None, None, build_network)
-    session.make_pair(script, recipe_values | config, CPU)
-    assert asked == [[32, 64, 128, 1000]] * 2
-    session.make_pair(script, recipe_values | config | {"compile": False}, CPU)
-    assert len(asked) == 2
+@pytest.mark.skipif(not devices.can_compile(CPU), reason="no compiler, or no Python.h")
+def test_a_run_compiles_the_sizes_of_full_batches_before_its_second_semi_supervised_epoch(tmp_path):
+    made, after = [], []
 
-
-def test_a_run_compiles_six_graphs_at_most_and_none_after_its_first_semi_supervised_epoch(
-    monkeypatch,
-):
-    made = []
-
-    def counting(graph, _):
-        made.append(graph)
+    def counting(graph, inputs):
+        made.append(
+            max(value.shape[0] for value in inputs if value.dim() == 4 and value.shape[2] == 8)
+        )
         return graph.forward
 
-    # 83 images: the warm-up ends on a batch of 3, each split on one of a size of its own.
-    recipe = tiny_recipe(num_epochs=3, recalibrate_every=0, p_threshold=0.3)
-    config = vars(recipe) | {"channels_last": False, "compile": True}
-    for room in (loaders, session):
-        monkeypatch.setattr(room, "SCORING_BATCH", 40)
-    script = session.Script("train_cifar.py", None, None, lambda _: TinyNet())
-    with compiler(counting):
-        pair = session.make_pair(script, config, CPU)
-    after, trailing = [], set()
-    for result in smr.train(pair, tiny_loader(n=83), recipe):
-        after.append(len(made))
-        trailing |= {int(split.labeled.sum()) % 8 for split in result.splits or ()}
-    assert len(trailing) > 2
-    assert after[1:] == [after[1]] * 3
-    # With gradients: a warm-up batch, a mixed one. Without: views, the peer's two, a scoring batch.
-    assert after[1] == 5
+    # 1,100 images: each kind of epoch ends on a batch that is not full.
+    flags = ("--train_images", "1100", "--compile", "on", "--num_epochs", "3")
+    with compiler(counting), at_step(2, 1, 1, lambda: after.append(len(made))):
+        assert run_short(tmp_path, *flags) == 0
+    # With gradients: a warm-up batch, a mixed one. Without: views, the peer's two, 1,000 to score.
+    assert sorted(made) == [32, 64, 64, 128, 1000]
+    assert after == [len(made)]
 
 
 @cache
-def short_run(channels_last: bool, amp: bool) -> list[smr.EpochResult]:
+def short_run(channels_last: bool, amp: bool) -> list[smr.TrainedEpoch]:
     """A warm-up epoch and a semi-supervised one on 320 digits."""
-    recipe = tiny_recipe(num_epochs=1, warm_up=1, batch_size=32, lr=0.05, amp=amp)
+    config = tiny_config(
+        num_epochs=1, warm_up=1, batch_size=32, lr=0.05, amp=amp, channels_last=channels_last
+    )
     devices.seed_everything(1)
     loader = cifar_dataloader(
         "digits", 0.5, "sym", 32, 0, "", None, channels_last=channels_last, train_images=320
     )
-    pair = smr.new_pair(partial(PreActResNet, (1, 1, 1, 1), 10, 8), recipe, CPU, channels_last)
-    return list(smr.train(pair, loader, recipe))
+    pair = smr.new_pair(partial(PreActResNet, (1, 1, 1, 1), 10, 8), config, CPU)
+    return list(train(pair, loader, config))
 
 
 @pytest.mark.parametrize(("amp", "rounding", "moved"), [(False, 1e-4, 0.02), (True, 2e-3, 0.1)])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smr import distributed
-from smr.config import flag
+from smr.flags import flag
 from smr.gmm_split import Split
 from smr.methods.base import Method
 from smr.training import supervised_epoch
@@ -39,8 +39,8 @@ class ELR(Method):
     class Flags:
         """The paper's values for CIFAR-10 with symmetric noise; asymmetric: 1 and 0.9."""
 
-        elr_lambda: float = flag(3.0, low=0, help="ELR: weight of the regularizer")
-        elr_beta: float = flag(0.7, low=0, high=1, help="ELR: momentum of the targets")
+        elr_lambda: float = flag("ELR: weight of the regularizer", default=3.0, low=0)
+        elr_beta: float = flag("ELR: momentum of the targets", default=0.7, low=0, high=1)
 
     def __init__(self, config, pair, loader, log=None):
         super().__init__(config, pair, loader, log)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smr import devices, distributed, features, networks
-from smr.config import Config, configure, parse, resumed, shown_flags
+from smr.config import Config, configure, resumed
 from smr.data.fingerprint import content_fingerprint
 from smr.data.loader import Loader
 from smr.data.memory_dataset import SCORING_BATCH
@@ -20,6 +20,7 @@ from smr.data.noise_file import label_list
 from smr.errors import InputError
 from smr.evaluate import Test, evaluate
 from smr.files import write_json, write_text
+from smr.flags import parse, shown_flags
 from smr.label_issues import report
 from smr.logging.console import Terminal, title
 from smr.logging.metrics_file import RunRecord
@@ -66,8 +67,8 @@ class Run:
             self.exit_stack = self.exit_stack.pop_all()
         return self
 
-    def __exit__(self, *_) -> None:
-        self.exit_stack.close()
+    def __exit__(self, *error) -> bool | None:
+        return self.exit_stack.__exit__(*error)
 
     def open(self) -> tuple[dict, Path, dict | None]:
         """The configuration's values, the checkpoint's path, and its content or None.
