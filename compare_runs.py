@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloader_cifar import HUMAN_LABELS
-from smr.config import DEVICE, FREE, Parser, flags_of, show_value
 from smr.errors import InputError
+from smr.flags import DEVICE, FREE, Parser, flags_of, show_value
 from smr.logging.console import duration, show
 from smr.logging.metrics_file import read_metrics
 from smr.run.command import command

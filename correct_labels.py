@@ -14,7 +14,7 @@ data stays as it is: the run's folder gets corrected_labels.json for the trainin
 import sys
 from pathlib import Path
 
-from smr.config import Parser, number
+from smr.flags import Parser, number
 from smr.label_issues.corrections import read_corrections, read_run, suggestions, summary
 from smr.label_issues.label_lists import write_label_list
 from smr.label_issues.moves import move_files, undo

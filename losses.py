@@ -44,10 +44,7 @@ def uniform_prior_penalty(mean_probabilities: Tensor) -> Tensor:
 
 
 def linear_rampup(
-    current: float,
-    warm_up: float,
-    rampup_length: float = RAMPUP_LENGTH,
-    lambda_u: float = LAMBDA_U,
+    current: float, warm_up: float, rampup_length: float = RAMPUP_LENGTH, lambda_u: float = LAMBDA_U
 ) -> float:
     """lambda_u · clip((current - warm_up) / rampup_length, 0, 1); `current` in epochs (5)."""
     return lambda_u * min(max((current - warm_up) / rampup_length, 0.0), 1.0)

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 import smr
-from smr.config import Parser, number
 from smr.data.decoding import reason_of, usable_cores
 from smr.data.image_folder import first_ten, is_ignored, natural_order
 from smr.devices import find_device
 from smr.errors import InputError
 from smr.files import atomic_write
+from smr.flags import Parser, number
 from smr.logging.console import Terminal
 from smr.run.command import command
 

@@ -3,7 +3,7 @@
     python train_animal10N.py --num_epochs 200 --lambda_u 0 --data_path './data/Animal-10N' \\
         --dataset 'animal10N' --num_class 10
 
-Its authors hand out the photos on request. A flag that is not given takes its value from the
+Its authors provide the photos on request. Flags that you omit take their values from the
 hyperparameters. Your own photos have a script of their own: train_folder.py.
 """
 
@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 
 import dataloader_animal10N as data
-from smr.config import DATA, flag
 from smr.errors import InputError
 from smr.evaluate import test
+from smr.flags import DATA, flag
 from smr.photos import PhotoConfig, build_network
 from smr.run.command import command
 from smr.run.run import Run
@@ -43,9 +43,7 @@ HYPERPARAMETERS = {
 class AnimalConfig(PhotoConfig):
     """The flags of Animal-10N, whose photos have one size."""
 
-    dataset: str = flag(
-        "animal10N", group=DATA, choices=(*HYPERPARAMETERS, "folder"), help="animal10N"
-    )
+    dataset: str = flag("animal10N", DATA, "animal10N", choices=(*HYPERPARAMETERS, "folder"))
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
 

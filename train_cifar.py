@@ -3,8 +3,8 @@
     python train_cifar.py --dataset digits
     python train_cifar.py --r 0.5 --noise_mode sym --data_path ./data/cifar-10-batches-py --download
 
-The first needs no data; the second reproduces a figure of the paper. A flag that is not given takes
-its value from the hyperparameters of the dataset.
+The first needs no data. The second reproduces a figure of the paper. Flags that you omit take
+their values from the hyperparameters of the dataset.
 """
 
 import sys
@@ -22,9 +22,10 @@ from dataloader_cifar import (
     published_lambda_u,
 )
 from PreResNet import ResNet18
-from smr.config import DATA, FREE, Config, flag
+from smr.config import Config
 from smr.data.cifar_files import download
 from smr.evaluate import test
+from smr.flags import DATA, FREE, flag
 from smr.run.command import command
 from smr.run.run import Run
 
@@ -65,44 +66,38 @@ class CifarConfig(Config):
     """The flags of CIFAR's images, noise and network."""
 
     dataset: str = flag(
+        "digits: scikit-learn's, without a download",
+        DATA,
         "cifar10",
-        group=DATA,
         choices=tuple(HYPERPARAMETERS),
-        help="digits are scikit-learn's and need no download",
     )
     download: bool = flag(
-        False, group=DATA, resume=FREE, help="download the official archive if it is not there"
+        "download the official archive if it is not there", DATA, False, resume=FREE
     )
     train_images: int | None = flag(
-        group=DATA,
-        low=2,
-        metavar="N",
-        shown_default="all",
-        help="train on the first N training images",
+        "train on the first N training images", DATA, low=2, metavar="N", shown_default="all"
     )
     noise_mode: str = flag(
+        "injected noise, or one of CIFAR-N's sets of human labels",
+        DATA,
         "sym",
-        group=DATA,
         choices=(*SYNTHETIC_MODES, *HUMAN_LABELS),
-        help="injected noise, or one of CIFAR-N's sets of human labels",
     )
     r: float = flag(
-        group=DATA,
+        "fraction of training labels that the noise resamples; some keep their class",
+        DATA,
         low=0,
         high=1,
         shown_default="0.5; human labels: their noise rate",
-        help="fraction of training labels that the noise redraws; some keep their class",
     )
     noise_file: str = flag(
+        "CIFAR-10_human.pt, CIFAR-100_human.pt or a list of labels (default: inject noise)",
+        DATA,
         "",
-        group=DATA,
         metavar="FILE",
         resume=FREE,
-        help="CIFAR-10_human.pt, CIFAR-100_human.pt or a list of labels (default: inject noise)",
     )
-    width: int = flag(
-        group=DATA, low=1, high=1024, help="channels of PreAct-ResNet-18's first stage"
-    )
+    width: int = flag("channels of PreAct-ResNet-18's first stage", DATA, low=1, high=1024)
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
 

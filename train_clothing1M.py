@@ -4,8 +4,8 @@
     python train_clothing1M.py --data_path ./data/Clothing1M --num_batches 250 --num_epochs 20
 
 Both start from torchvision's ResNet-50, pre-trained on ImageNet. The first is the published
-protocol; in the second an epoch sees a quarter as much. A flag that is not given takes its value
-from the hyperparameters.
+protocol; in the second an epoch has a quarter of the images. Flags that you omit take their
+values from the hyperparameters.
 """
 
 import sys
@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 
 from dataloader_clothing1M import CLASSES, clothing_dataloader
-from smr.config import DATA, flag
 from smr.evaluate import test
+from smr.flags import DATA, flag
 from smr.photos import PhotoConfig, build_network
 from smr.run.command import command
 from smr.run.run import Run
@@ -47,13 +47,13 @@ class ClothingConfig(PhotoConfig):
     """The flags of Clothing1M."""
 
     dataset: str = flag(
-        "clothing1M", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+        "the dataset of this script", DATA, "clothing1M", choices=tuple(HYPERPARAMETERS)
     )
     num_batches: int = flag(
-        group=DATA,
+        "batches of B in the sample that an epoch trains on; a warm-up has twice the images",
+        DATA,
         low=1,
         metavar="N",
-        help="batches of B in the sample that an epoch trains on; a warm-up has twice the images",
     )
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS

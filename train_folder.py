@@ -1,9 +1,9 @@
-"""Train two networks with SMR on your own photos, and list the labels that are wrong.
+"""Train two networks with SMR on your own photos, and list the label issues.
 
     python train_folder.py --data_path photos
 
 photos/<class>/*, or photos/training/<class>/* and photos/testing/<class>/*. The hyperparameters
-follow from the number of photos; the log says which were chosen.
+depend on the number of photos; the log prints them.
 """
 
 import sys
@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 
 from dataloader_folder import VAL_FRACTION, folder_dataloader, list_folder
-from smr.config import DATA, FREE, flag, shown_flags
 from smr.data.image_file_dataset import ImageFileLoader
 from smr.errors import InputError
 from smr.evaluate import test
+from smr.flags import DATA, FREE, flag, shown_flags
 from smr.photos import PhotoConfig, build_network
 from smr.run.command import command
 from smr.run.run import Run
@@ -54,21 +54,23 @@ CHOSEN = (
 class FolderConfig(PhotoConfig):
     """The flags of a photo folder."""
 
-    dataset: str = flag("folder", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one")
+    dataset: str = flag(
+        "the dataset of this script", DATA, "folder", choices=tuple(HYPERPARAMETERS)
+    )
     labels_csv: str = flag(
+        "a CSV with the columns file and label, if the photos are not in class folders",
+        DATA,
         "",
-        group=DATA,
         metavar="FILE",
         resume=FREE,
         aliases=("--labels",),
-        help="a CSV with the columns file and label, if the photos are not in class folders",
     )
     val_fraction: float | None = flag(
-        group=DATA,
+        "fraction of each class held out for the test, if there is no folder of test photos",
+        DATA,
         above=0,
         high=0.5,
         shown_default=f"{VAL_FRACTION}",
-        help="fraction held out as test images, without a folder of test photos",
     )
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS

@@ -4,7 +4,7 @@
     python train_webvision.py --method dividemix
 
 The first reproduces the figure of the paper's abstract, the second that of DivideMix, each with
-Inception-ResNet-v2 of timm (pip install timm). A flag that is not given takes its value from the
+Inception-ResNet-v2 of timm (pip install timm). Flags that you omit take their values from the
 hyperparameters of the method.
 """
 
@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 
 from dataloader_webvision import webvision_dataloader
-from smr.config import DATA, FREE, flag
 from smr.evaluate import test
+from smr.flags import DATA, FREE, flag
 from smr.photos import PhotoConfig, build_network
 from smr.run.command import command
 from smr.run.run import Run
@@ -49,14 +49,13 @@ class WebVisionConfig(PhotoConfig):
     """The flags of WebVision's photos and of ImageNet's."""
 
     dataset: str = flag(
-        "webvision", group=DATA, choices=tuple(HYPERPARAMETERS), help="the only one"
+        "the dataset of this script", DATA, "webvision", choices=tuple(HYPERPARAMETERS)
     )
     imagenet_path: str = flag(
-        group=DATA,
+        "ImageNet's validation images, in folders by synset or class number (optional)",
+        DATA,
         metavar="DIR",
         resume=FREE,
-        help="ImageNet's validation images, in folders named by synset or class number; without "
-        "them there is one test set",
     )
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS

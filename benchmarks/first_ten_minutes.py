@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_cifar
 from PreResNet import ResNet18
 from smr import devices
-from smr.config import Parser
+from smr.flags import Parser
 from smr.logging.console import RunLog
 from smr.logging.metrics_file import read_metrics
 from smr.run.command import command

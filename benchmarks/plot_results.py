@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from compare_runs import FinishedRun, differences, read_run, run_folders
-from smr.config import Parser
 from smr.errors import InputError
+from smr.flags import Parser
 from smr.logging.figures import INK, LIGHT, Color, blank, sideways, text_width, write
 from smr.logging.metrics_file import read_metrics
 from smr.run.command import command

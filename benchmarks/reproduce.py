@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare_runs
 import train_cifar
-from smr.config import DEVICE, FREE, Parser, configure, flags_of, parse, show_value
+from smr.config import configure
 from smr.files import write_json, write_text
+from smr.flags import DEVICE, FREE, Parser, flags_of, parse, show_value
 from smr.logging.console import show
 from smr.logging.metrics_file import read_metrics
 from smr.run.command import command

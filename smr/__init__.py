@@ -1,6 +1,8 @@
 """Build your own method on these: `import smr`. README has an example."""
 
-from smr.config import Config, configure, flag
+from smr.config import Config, configure
+
+from smr.flags import flag
 from smr.errors import InputError, NonFiniteLoss
 from smr.evaluate import evaluate, predict_batches, sample_losses, test
 from smr.gmm_split import SampleLosses, Split, clean_probability, fit_gmm, gmm_split

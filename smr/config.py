@@ -4,159 +4,121 @@ A script derives its own from `Config` and adds the flags of its data; a method 
 the method. A field that is None after that takes its value from the script's hyperparameters.
 """
 
-import argparse
-import difflib
-import math
-import re
-import types
-import typing
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 
 from smr import devices, distributed
 from smr.errors import InputError
-
-# What a resume may change of a flag: nothing, anything, its number upwards, or, where it changes
-# figures within rounding alone, anything when the device is another one.
-SAME, FREE, GROWS, DEVICE = "same", "free", "grows", "device"
-GROUPS = ("method", "training", "data and networks", "run", "speed (within rounding)")
-METHOD, TRAINING, DATA, RUN, SPEED = GROUPS
-
-
-def flag(
-    default: Any = None,
-    *,
-    fallback: Any = None,
-    help: str,
-    group: str = METHOD,
-    low: float | None = None,
-    high: float = 1_000_000,
-    above: float | None = None,
-    choices: tuple[str, ...] = (),
-    pattern: str = "",
-    words: tuple[str, str] | None = None,
-    metavar: str | None = None,
-    shown_default: str = "",
-    aliases: tuple[str, ...] = (),
-    resume: str = SAME,
-) -> Any:
-    """A field of a configuration, which is a flag of the command line.
-
-    Args:
-        fallback: its value if neither the command line nor `hyperparameters` has one.
-        low, high, above: the range of a number; `above` leaves the bound itself out.
-        choices, pattern: what a text may be. A pattern is a regular expression.
-        words: of a bool, what the command line calls False and True; without them the flag alone
-            is True.
-        shown_default: the default in words, where it is not one value.
-        resume: SAME, FREE, GROWS or DEVICE.
-    """
-    return field(default=default, metadata=dict(locals()))
+from smr.flags import (
+    DATA,
+    DEVICE,
+    FREE,
+    GROWS,
+    ON_OFF,
+    RUN,
+    SAME,
+    SPEED,
+    TRAINING,
+    checked,
+    flag,
+    flags_of,
+    shown,
+)
 
 
 @dataclass
 class Config:
-    """What every run depends on. Raises InputError where a value is out of range.
+    """The flags of every run. Raises InputError if a value is out of range.
 
     Epochs count from 0 to num_epochs inclusive (method 3). Class attributes have no flag.
     """
 
-    method: str = flag("smr", help="which method trains (docs/method.md, section 6)")
+    method: str = flag("training method (docs/method.md, sections 6 and 12)", default="smr")
 
     num_epochs: int = flag(
-        group=TRAINING,
-        low=0,
-        resume=GROWS,
-        help="number of the last epoch; epoch 0 is trained too",
+        "number of the last epoch; epoch 0 is trained too", TRAINING, low=0, resume=GROWS
     )
     batch_size: int = flag(
-        group=TRAINING,
-        low=2,
-        help="B, the images of a labeled batch; an unlabeled one has as many, a warm-up batch 2B",
+        "B, images per labeled and per unlabeled batch; a warm-up batch has 2B", TRAINING, low=2
     )
     lr: float = flag(
-        group=TRAINING, above=0, aliases=("--learning_rate",), help="first learning rate of SGD"
+        "initial learning rate of SGD", TRAINING, above=0, aliases=("--learning_rate",)
     )
     lr_steps: tuple = flag(
-        group=TRAINING,
+        "from EPOCH on the learning rate is FACTOR times --lr, such as 80:0.1,140:0.01",
+        TRAINING,
         metavar="EPOCH:FACTOR,…",
-        help="from EPOCH on, FACTOR times the first learning rate, as in 80:0.1,140:0.01",
     )
-    weight_decay: float = flag(group=TRAINING, low=0, help="of SGD")
+    weight_decay: float = flag("weight decay of SGD", TRAINING, low=0)
 
-    dataset: str = flag(group=DATA, help="which dataset")
-    data_path: str = flag(group=DATA, metavar="DIR", resume=FREE, help="folder of the dataset")
-    num_class: int = flag(
-        group=DATA, low=2, shown_default="the dataset's", help="number of classes"
-    )
+    dataset: str = flag("dataset", DATA)
+    data_path: str = flag("folder of the dataset", DATA, metavar="DIR", resume=FREE)
+    num_class: int = flag("number of classes", DATA, low=2, shown_default="the dataset's")
 
     id: str = flag(
+        "last part of the run folder's name (default: none)",
+        RUN,
         "",
-        group=RUN,
         pattern=r"[\w.+-]*",
         resume=FREE,
-        help="last part of the run folder's name (default: none)",
     )
     seed: int = flag(
+        "random seed of noise, networks, batches, mixup and GMMs; 123 is the published one",
+        RUN,
         123,
-        group=RUN,
         low=0,
         high=2**32 - 1,
-        help="of noise, networks, batches, mixup and mixtures; 123 is the published one",
     )
     device: str = flag(
+        "auto is the first of cuda, mps and cpu that is available",
+        RUN,
         "auto",
-        group=RUN,
         choices=("auto", "cuda", "cpu", "mps"),
         resume=FREE,
-        help="auto takes the first of cuda, mps and cpu that this machine has",
     )
-    gpuid: int = flag(0, group=RUN, low=0, resume=FREE, help="number of the GPU")
+    gpuid: int = flag("index of the GPU", RUN, 0, low=0, resume=FREE)
     sync_bn: bool | None = flag(
-        group=RUN,
-        words=("off", "on"),
+        "under torchrun on GPUs: batch norm statistics over the batches of all ranks",
+        RUN,
+        words=ON_OFF,
         resume=DEVICE,
         shown_default="on",
-        help="under torchrun on GPUs: batch norm statistics over the batches of all ranks",
     )
-    output: str = flag(
-        "./checkpoint", group=RUN, metavar="DIR", resume=FREE, help="parent of the run folder"
-    )
+    output: str = flag("parent of the run folder", RUN, "./checkpoint", metavar="DIR", resume=FREE)
     save_every: int = flag(
-        1, group=RUN, low=1, metavar="EPOCHS", resume=FREE, help="epochs between two last.pt"
+        "epochs between writes of last.pt", RUN, 1, low=1, metavar="EPOCHS", resume=FREE
     )
     review: int = flag(
+        "number of label issues on the review page labels.html; 0 for no page",
+        RUN,
         500,
-        group=RUN,
         low=0,
         metavar="N",
         resume=FREE,
-        help="label issues on the review page labels.html, 0 for no page",
     )
 
     amp: bool = flag(
-        group=SPEED,
+        "bf16 autocast",
+        SPEED,
         words=("off", "bf16"),
         resume=DEVICE,
         shown_default="bf16 on cuda, off elsewhere",
-        help="bf16 autocast",
     )
     compile: bool = flag(
-        group=SPEED,
-        words=("off", "on"),
+        "torch.compile; compiled dropout uses other random numbers",
+        SPEED,
+        words=ON_OFF,
         resume=DEVICE,
         shown_default="on on cuda, off elsewhere",
-        help="compile the networks by torch.compile; compiled dropout draws other numbers",
     )
     channels_last: bool = flag(
-        group=SPEED,
-        words=("off", "on"),
+        "memory format of images and weights",
+        SPEED,
+        words=ON_OFF,
         resume=DEVICE,
         shown_default="on",
-        help="memory format of images and weights",
     )
 
     # dataset → the values of fields that the command line leaves open, and for the help.
@@ -165,7 +127,7 @@ class Config:
     METHOD_DEFAULTS: ClassVar[dict] = {}
     # Flags that people try and this script does not have → what to do instead.
     ELSEWHERE: ClassVar[dict[str, str]] = {}
-    # Test set → its title in acc.txt, where the published log names them.
+    # Test set → its title in acc.txt, if the published log has one.
     TEST_TITLES: ClassVar[dict[str, str]] = {}
     # The test set by whose accuracy each network's best epoch is selected (method 9).
     SELECT_ON: ClassVar[str] = ""
@@ -192,7 +154,7 @@ class Config:
         return self.HYPERPARAMETERS[self.dataset]
 
     def check(self, device: torch.device) -> None:
-        """Raise InputError where two values contradict each other."""
+        """Raise InputError if two values contradict each other."""
         if self.compile and not devices.can_compile(device):
             raise InputError(
                 "--compile on: this machine lacks a C compiler or Python's headers (Python.h, in a "
@@ -212,7 +174,7 @@ class Config:
         return self.num_epochs
 
     def set_num_class(self, number: int, where: str) -> None:
-        """Fill in the dataset's number of classes. Raises InputError where the flag differs."""
+        """Fill in the dataset's number of classes. Raises InputError if the flag differs."""
         if self.num_class not in (None, number):
             raise InputError(f"--num_class {self.num_class}: {where} has {number} classes")
         self.num_class = number
@@ -223,110 +185,6 @@ def speed_defaults(device: torch.device) -> dict:
     on_cuda = device.type == "cuda"
     compiles = on_cuda and devices.can_compile(device) and distributed.world_size() == 1
     return {"amp": on_cuda, "compile": compiles, "channels_last": True}
-
-
-def kind_of(each) -> type:
-    """int, float, str, bool or tuple: the type of a field, without None."""
-    hint = each.type
-    if isinstance(hint, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    return hint
-
-
-def checked(each, value: Any) -> Any:
-    """The value of a field, a number in the field's own type. Raises InputError."""
-    if value is None:
-        return None
-    kind, about = kind_of(each), each.metadata
-    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value, fits = float(value), True
-    expected = ""
-    if kind is tuple:
-        value = tuple(tuple(step) for step in value)
-        fits = all(len(step) == 2 and math.isfinite(step[1]) for step in value)
-        expected = about["metavar"]
-    if about["choices"]:
-        fits = fits and value in about["choices"]
-        expected = "one of " + ", ".join(about["choices"])
-    elif about["pattern"]:
-        fits = fits and re.fullmatch(about["pattern"], value) is not None
-        expected = "letters, digits and . _ + - only"
-    elif kind in (int, float) and (about["low"] is not None or about["above"] is not None):
-        low, open_low = about["low"], about["above"] is not None
-        low = about["above"] if open_low else low
-        fits = fits and low <= value <= about["high"] and not (open_low and value == low)
-        expected = "a whole number" if kind is int else "a number"
-        expected += f" {'above' if open_low else 'from'} {low:,} to {about['high']:,}"
-    if not fits:
-        value = value if kind is tuple else shown(each, value)
-        raise InputError(f"--{each.name} {value}: expected {expected or kind.__name__}")
-    return value
-
-
-def read(each, text: str) -> Any:
-    """A field's value from the text of the command line. Raises argparse.ArgumentTypeError."""
-    kind, words = kind_of(each), each.metadata["words"]
-    try:
-        if words:
-            if text not in words:
-                raise InputError(f"expected {words[0]} or {words[1]}")
-            return text == words[1]
-        return checked(each, read_lr_steps(text) if kind is tuple else kind(text))
-    except InputError as error:
-        reason = str(error).partition("expected ")[2]
-        raise argparse.ArgumentTypeError(f"'{text}': expected {reason}") from None
-    except ValueError:
-        kind_name = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"'{text}': expected {kind_name}") from None
-
-
-def number(kind: type, low: float, high: float = 1_000_000) -> Callable[[str], float]:
-    """An argparse type for a script without a configuration: an int or float from low to high."""
-    metadata = {
-        "low": low,
-        "high": high,
-        "above": None,
-        "choices": (),
-        "pattern": "",
-        "words": None,
-    }
-    each = types.SimpleNamespace(name="", type=kind, metadata=metadata)
-    return lambda text: read(each, text)
-
-
-def read_lr_steps(text: str) -> tuple[tuple[int, float], ...]:
-    """'80:0.1,140:0.01' → ((80, 0.1), (140, 0.01)): from an epoch on, a factor of the first lr."""
-    if not re.fullmatch(r"(\d+:\d*\.?\d+(e-?\d+)?(,|$))*", text) or text.endswith(","):
-        raise InputError("expected EPOCH:FACTOR,…, such as 80:0.1,140:0.01, or '' for no step")
-    pairs = (step.split(":") for step in text.split(",") if step)
-    return tuple(sorted((int(epoch), float(factor)) for epoch, factor in pairs))
-
-
-def shown(each, value: Any) -> str:
-    """A field's value as the command line writes it."""
-    words = each.metadata["words"]
-    return words[value] if words and isinstance(value, bool) else show_value(value)
-
-
-def show_value(value: Any) -> str:
-    """A value of config.json as the command line writes it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, list | tuple):
-        return ",".join(f"{epoch}:{factor:g}" for epoch, factor in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def flags_of(config_class: type) -> dict[str, Any]:
-    """Name → field of a configuration class, or of one of its instances."""
-    return {each.name: each for each in fields(config_class)}
-
-
-def shown_flags(config: Config, names: typing.Iterable[str]) -> str:
-    """'--lr 0.02  --warm_up 10': these fields of a configuration as flags."""
-    flags = flags_of(config)
-    return "  ".join(f"--{name} {shown(flags[name], getattr(config, name))}" for name in names)
 
 
 def configure(config_class: type[Config], **given: Any) -> Config:
@@ -352,106 +210,6 @@ def with_method(config_class: type[Config], method: str) -> type[Config]:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     bases, defaults = (config_class, METHODS[method].Flags), METHODS[method].DEFAULTS
     return dataclass(type(config_class.__name__, bases, {"METHOD_DEFAULTS": defaults}))
-
-
-@dataclass(frozen=True)
-class Action:
-    """What to do with a run, which is no part of its configuration."""
-
-    resume: str | bool = False
-    overwrite: bool = False
-    evaluate: str = ""
-
-
-def parse(
-    config_class: type[Config], usage: str, argv: list[str] | None
-) -> tuple[dict[str, Any], Action]:
-    """The flags that the command line gives, by name, and what to do. Exits with status 2."""
-    from smr.methods import METHODS
-
-    parser = Parser(usage, config_class.ELSEWHERE)
-    groups = {name: parser.add_argument_group(name) for name in GROUPS}
-    flags = flags_of(config_class)
-    for method in METHODS.values():
-        flags |= {k: v for k, v in flags_of(method.Flags).items() if k not in flags}
-    for name, each in flags.items():
-        about = each.metadata
-        options: dict[str, Any] = {"help": help_of(each, config_class), "default": None}
-        if kind_of(each) is bool and not about["words"]:
-            options["action"] = "store_true"
-        else:
-            options |= {"type": lambda text, each=each: read(each, text)}
-            choices = tuple(METHODS) if name == "method" else about["choices"] or about["words"]
-            options["metavar"] = "{" + ",".join(choices) + "}" if choices else about["metavar"]
-        groups[about["group"]].add_argument(f"--{name}", *about["aliases"], **options)
-    add = groups[RUN].add_mutually_exclusive_group().add_argument
-    add("--resume", nargs="?", const=True, metavar="PATH", help=RESUME_HELP)
-    add("--overwrite", action="store_true", help="delete the run that is in the folder")
-    add("--evaluate", metavar="PATH", help="test this checkpoint, or a run folder's last one")
-    args = vars(parser.parse_args(argv))
-    action = Action(*(args.pop(name) or default for name, default in vars(Action()).items()))
-    given = {name: value for name, value in args.items() if value is not None}
-    if "gpuid" in given and distributed.launched():
-        parser.error("argument --gpuid: torchrun's processes take a GPU each")
-    return given, action
-
-
-RESUME_HELP = "continue the run of this command line, or the one at PATH"
-
-
-def help_of(each, config_class: type[Config]) -> str:
-    """A flag's help with its default: one value, or those of the datasets."""
-    about, tables = each.metadata, config_class.HYPERPARAMETERS
-    default = about["shown_default"]
-    values = {
-        dataset: shown(each, table[each.name])
-        for dataset, table in tables.items()
-        if table.get(each.name) not in (None, "")
-    }
-    if not default and values:
-        (_, first), *others = values.items()
-        others = [f"{dataset} {value}" for dataset, value in others if value != first]
-        default = "; ".join([first, *others])
-    elif not default and kind_of(each) is not bool:
-        plain = each.default if each.default is not None else about["fallback"]
-        default = "" if plain in (None, "") else shown(each, plain)
-    text = about["help"].replace("%", "%%")
-    return text + (f" (default: {default})" if default else "")
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line on rank 0, and that names the flag you meant."""
-
-    def __init__(self, usage: str, elsewhere: dict[str, str] | None = None):
-        super().__init__(
-            description=usage,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        self.elsewhere = elsewhere or {}
-
-    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"{unknown[0]}: there is no such flag{self.hint(unknown[0])}")
-        return parsed
-
-    def hint(self, unknown: str) -> str:
-        """What to do instead of an unknown flag."""
-        word = unknown.split("=")[0].replace("-", "_").strip("_")
-        if word in self.elsewhere:
-            return f"; {self.elsewhere[word]}"
-        known = [name for action in self._actions for name in action.option_strings]
-        close = [name for name in known if len(word) > 2 and word in name]
-        close += difflib.get_close_matches(f"--{word}", known, 1, 0.7)
-        return f"; did you mean {close[0]}?" if close else ""
-
-    def _print_message(self, message: str, file=None):
-        if distributed.is_rank_zero():
-            super()._print_message(message, file)
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 def resumed(config_class: type[Config], state: dict, given: dict[str, Any], where: str) -> Config:
@@ -484,8 +242,3 @@ def resumed(config_class: type[Config], state: dict, given: dict[str, Any], wher
         return configure(config_class, **(kept | given))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """The fields of a configuration, for config.json and checkpoints."""
-    return asdict(config)

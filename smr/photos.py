@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from smr import networks
-from smr.config import DATA, FREE, GROWS, Config, flag
+from smr.config import Config
 from smr.data.decoding import usable_cores
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
+from smr.flags import DATA, FREE, GROWS, flag
 
 WIDTH = 64
 OWN_LABELS = "these labels come with the photos, and no noise is injected"
@@ -20,74 +21,66 @@ OWN_LABELS = "these labels come with the photos, and no noise is injected"
 class PhotoConfig(Config):
     """Flags of photos and of their networks. Raises InputError."""
 
-    width: int = flag(
-        WIDTH, group=DATA, low=1, high=1024, help="channels of preact_resnet18's first stage"
-    )
+    width: int = flag("channels of preact_resnet18's first stage", DATA, WIDTH, low=1, high=1024)
     image_size: int = flag(
-        group=DATA,
+        "side of the images that the networks expect",
+        DATA,
         low=32,
         high=1024,
         metavar="PIXELS",
         aliases=("--crop",),
-        help="side of the images that a network takes",
     )
     resize: int = flag(
-        group=DATA,
+        "shorter side of a photo before the crop",
+        DATA,
         low=32,
         high=2048,
         metavar="PIXELS",
         shown_default="8/7 of --image_size, or the published one",
-        help="shorter side to which photos are scaled before the crop",
     )
     network: str = flag(
-        group=DATA,
-        metavar="NAME",
-        help="preact_resnet18, a torchvision classification network, or timm/NAME",
+        "preact_resnet18, a torchvision classification network, or timm/NAME", DATA, metavar="NAME"
     )
     pretrained: bool = flag(
-        group=DATA,
+        "initial weights: torchvision's IMAGENET1K_V1 or timm's default ones",
+        DATA,
         words=("off", "on"),
-        help="start from torchvision's first or timm's default weights",
     )
     weights: str = flag(
+        "initial weights: a state dict, .pt or .safetensors, with any last layer",
+        DATA,
         "",
-        group=DATA,
         metavar="FILE",
-        help="start from this state dict of the network, .pt or .safetensors, any last layer",
     )
     num_workers: int = flag(
-        group=DATA,
+        "threads that decode photos",
+        DATA,
         low=0,
         resume=FREE,
         shown_default="the cores that this process may use",
-        help="workers that decode photos",
     )
     freeze_backbone: bool = flag(
-        group=DATA,
+        "compute the features of each photo once; two linear heads train on them",
+        DATA,
         words=("off", "on"),
         shown_default="off",
-        help="compute the features of each photo once; two linear heads train on them",
     )
     feature_views: int = flag(
-        2, group=DATA, low=0, high=100, help="augmented views of each photo in the features"
+        "augmented views of each photo in the features", DATA, 2, low=0, high=100
     )
     finetune_epochs: int = flag(
+        "then fine-tune whole networks for N epochs on the photos without label issues",
+        DATA,
         0,
-        group=DATA,
         low=0,
         resume=GROWS,
         metavar="N",
-        help="after the heads, fine-tune whole networks on the clean set for N epochs",
     )
     noise_file: str = flag(
-        "", group=DATA, metavar="FILE", resume=FREE, help="labels in the place of the dataset's own"
+        "a list of labels instead of the dataset's own", DATA, "", metavar="FILE", resume=FREE
     )
-    skip_broken: bool = flag(
-        False, group=DATA, resume=FREE, help="leave out files that cannot be decoded"
-    )
-    check_images: bool = flag(
-        False, group=DATA, resume=FREE, help="decode every photo before training"
-    )
+    skip_broken: bool = flag("exclude files that cannot be decoded", DATA, False, resume=FREE)
+    check_images: bool = flag("decode every photo before training", DATA, False, resume=FREE)
 
     ELSEWHERE: ClassVar = {"r": OWN_LABELS, "noise_mode": OWN_LABELS}
 

@@ -1,6 +1,7 @@
 """Fixtures: tiny CIFAR folders, and one thread, which is fastest on networks this small."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,3 +49,17 @@ def clock(monkeypatch):
     monkeypatch.setattr(time, "monotonic", clock)
     monkeypatch.setattr(time, "perf_counter", clock)
     return clock
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory) -> Path:
+    """The folder of a short run on digits with every kind of epoch of SMR."""
+    import train_cifar
+
+    torch.manual_seed(0)
+    output = tmp_path_factory.mktemp("run")
+    flags = "--dataset digits --width 2 --batch_size 256 --num_epochs 4 --warm_up 1"
+    flags = [*flags.split(), "--recalibrate_every", "4", "--output", str(output)]
+    assert train_cifar.main(flags) == 0
+    (folder,) = output.iterdir()
+    return folder

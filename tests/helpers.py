@@ -19,9 +19,9 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import smr
-from smr.config import parse
 from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
+from smr.flags import parse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"

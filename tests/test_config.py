@@ -8,8 +8,9 @@ import torch
 from helpers import TinyConfig, fake_rank, tiny_config
 
 from smr import devices
-from smr.config import DATA, FREE, GROWS, configure, flag, flags_of, parse, resumed, speed_defaults
+from smr.config import configure, resumed, speed_defaults
 from smr.errors import InputError
+from smr.flags import DATA, FREE, GROWS, flag, flags_of, parse
 from smr.run.run import contradictions
 from train_animal10N import AnimalConfig
 from train_cifar import CifarConfig
@@ -194,7 +195,7 @@ def test_the_help_has_the_values_of_each_dataset(capsys):
         "memorized (default: 10; cifar100 30; digits {warm_up})".format(**digits),
         f"as in 80:0.1,140:0.01 (default: 150:0.1; digits {epoch}:{factor:g})",
         "of SGD (default: 0.0005)",
-        "a warm-up batch 2B (default: 128; digits 64)",
+        "batch has 2B (default: 128; digits 64)",
         "--method {smr,dividemix,ce,elr}",
         "--lr LR, --learning_rate LR",
         "--elr_beta",

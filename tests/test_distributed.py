@@ -38,10 +38,10 @@ import smr
 import train_cifar
 from dataloader_clothing1M import clothing_dataloader
 from smr import distributed
-from smr.config import parse
 from smr.data.image_file_dataset import Frame
 from smr.devices import seed_everything
 from smr.errors import InputError, NonFiniteLoss
+from smr.flags import parse
 from smr.label_issues.report import compute_label_issues
 from smr.run import checkpoints
 

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import reproduce
 
 import train_cifar
-from smr.config import as_dict, configure, parse
+from smr.config import as_dict, configure
+from smr.flags import parse
 from smr.logging.metrics_file import read_metrics
 from smr.run.run_dir import run_name
 

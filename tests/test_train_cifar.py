@@ -21,8 +21,9 @@ from torchvision import datasets
 
 import train_cifar
 from dataloader_cifar import noisy_labels
-from smr.config import configure, flags_of, parse
+from smr.config import configure
 from smr.errors import InputError
+from smr.flags import flags_of, parse
 from smr.methods import METHODS, SMR
 
 # Epoch 0 warms up, 1 and 3 are semi-supervised, 2 recalibrates.

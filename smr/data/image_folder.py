@@ -14,7 +14,6 @@ from smr.data.corrections_log import dropped_folders
 from smr.errors import InputError
 
 OWN_PHOTOS = "your own photos in class folders: train_folder.py"
-# correct_labels.py moves the photos there that a person dropped, and says so in a log.
 # What systems leave in folders, in lower case: thumbnails, archives' metadata, trash.
 JUNK = {
     *("@eadir", "__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "#recycle"),

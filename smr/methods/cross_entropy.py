@@ -1,4 +1,4 @@
-"""Plain cross-entropy on the given labels in every epoch, the baseline (method 6)."""
+"""Plain cross-entropy on the noisy labels in every epoch, the baseline (method 6)."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from smr.training import cross_entropy_epoch
 
 
 class CrossEntropy(Method):
-    """Two networks, each trained on the given labels by itself."""
+    """Two networks, each trained separately on the noisy labels."""
 
     def kind_of_epoch(self, epoch: int) -> str:
         return "cross-entropy"

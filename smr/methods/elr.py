@@ -2,7 +2,7 @@
 
 A network's targets are running means of its own predictions, one for each training image. The
 regularizer pulls the predictions towards them: what a network learned early keeps it from
-memorizing noisy labels. Each of the two networks trains by itself; the test adds their logits.
+memorizing noisy labels. The two networks train separately; the test adds their logits.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smr import distributed
-from smr.config import flag
+from smr.flags import flag
 from smr.gmm_split import Split
 from smr.methods.base import Method
 from smr.training import supervised_epoch
@@ -33,14 +33,14 @@ def elr_regularizer(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 class ELR(Method):
-    """Cross-entropy plus `elr_lambda` times the regularizer, on all given labels."""
+    """Cross-entropy plus `elr_lambda` times the regularizer, on all noisy labels."""
 
     @dataclass
     class Flags:
         """The paper's values for CIFAR-10 with symmetric noise; asymmetric: 1 and 0.9."""
 
-        elr_lambda: float = flag(3.0, low=0, help="elr: weight of the regularizer")
-        elr_beta: float = flag(0.7, low=0, high=1, help="elr: momentum of the targets")
+        elr_lambda: float = flag("ELR: weight of the regularizer", default=3.0, low=0)
+        elr_beta: float = flag("ELR: momentum of the targets", default=0.7, low=0, high=1)
 
     def __init__(self, config, pair, loader, log=None):
         super().__init__(config, pair, loader, log)

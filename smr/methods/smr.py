@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from losses import LAMBDA_U
-from smr.config import flag
 from smr.errors import NonFiniteLoss
 from smr.evaluate import sample_losses
+from smr.flags import flag
 from smr.gmm_split import SampleLosses, Split, append_losses, gmm_split
 from smr.methods.base import Method
 from smr.training import cross_entropy_epoch, mixmatch_epoch, mixup_epoch
@@ -23,35 +23,37 @@ class SMR(Method):
     class Flags:
         """DivideMix's published constants for CIFAR, kept by SMR, and SMR's own two parts."""
 
-        warm_up: int = flag(low=0, help="epochs of warm-up, before noisy labels are memorized")
+        warm_up: int = flag("epochs of warm-up, before noisy labels are memorized", low=0)
         warmup_loss: str = flag(
+            "loss of the warm-up",
             fallback="mixup",
             choices=("mixup", "ce"),
             shown_default="mixup; dividemix ce",
-            help="loss of the warm-up",
         )
         recalibrate_every: int = flag(
+            "epochs between recalibrations by cross-entropy, after the warm-up; 0 for never",
             low=0,
             metavar="K",
-            help="a cross-entropy epoch every K epochs after the warm-up, 0 for never; dividemix 0",
         )
         alpha: float = flag(
+            "parameter of mixup's Beta(alpha, alpha); larger values mix more evenly",
             fallback=4.0,
             above=0,
-            help="of mixup's Beta(alpha, alpha); a larger one mixes more evenly",
         )
-        T: float = flag(0.5, above=0, help="sharpening temperature of soft labels")
+        T: float = flag("sharpening temperature of soft labels", default=0.5, above=0)
         p_threshold: float = flag(
-            0.5, low=0, high=1, help="clean probability above which an image is labeled"
+            "clean probability above which an image is labeled", default=0.5, low=0, high=1
         )
         lambda_u: float = flag(
-            fallback=LAMBDA_U, low=0, shown_default="the published value", help="weight of Lu"
+            "weight of the unlabeled loss Lu",
+            fallback=LAMBDA_U,
+            low=0,
+            shown_default="the published value",
         )
         augment: str = flag(
-            "weak",
+            "strong: strong augmentation of the mixed images; the targets are of weak views",
+            default="weak",
             choices=("weak", "strong"),
-            help="strong: after the warm-up, the mixed images are strongly augmented; targets "
-            "still come from weakly augmented views",
         )
 
     def __init__(self, config, pair, loader, log=None):
@@ -93,7 +95,7 @@ class SMR(Method):
         return cross_entropy_epoch(network, optimizer, batches, self.config, progress, penalty)
 
     def recalibrate(self, k: int, progress: Callable) -> dict[str, float]:
-        """An epoch of CE on all given labels (method 3)."""
+        """An epoch of CE on all noisy labels (method 3)."""
         network, optimizer = self.pair.trained[k], self.pair.optimizers[k]
         batches = self.loader.run("recalibrate")
         return cross_entropy_epoch(network, optimizer, batches, self.config, progress)

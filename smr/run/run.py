@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smr import devices, distributed, features, networks
-from smr.config import Config, configure, parse, resumed, shown_flags
+from smr.config import Config, configure, resumed
 from smr.data.fingerprint import content_fingerprint
 from smr.data.loader import Loader
 from smr.data.memory_dataset import SCORING_BATCH
@@ -20,6 +20,7 @@ from smr.data.noise_file import label_list
 from smr.errors import InputError
 from smr.evaluate import Test, evaluate
 from smr.files import write_json, write_text
+from smr.flags import parse, shown_flags
 from smr.label_issues import report
 from smr.logging.console import Terminal, title
 from smr.logging.metrics_file import RunRecord

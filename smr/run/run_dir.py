@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from smr.config import Action, Config
+from smr.config import Config
 from smr.errors import InputError
 from smr.features import FOLDER
+from smr.flags import Action
 from smr.label_issues import report
 
 try:
