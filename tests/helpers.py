@@ -128,7 +128,7 @@ def tiny_loader(
 class TinyConfig(smr.Config):
     """CIFAR-10's proportions, small enough for a test."""
 
-    dataset: str = smr.flag("tiny", help="the only one")
+    dataset: str = smr.flag("the only one", default="tiny")
 
     HYPERPARAMETERS: ClassVar = {
         "tiny": {

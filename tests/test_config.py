@@ -24,7 +24,7 @@ class OneMoreFlag(TinyConfig):
     """A script with one flag of its own."""
 
     crop: float | None = flag(
-        group=DATA, above=0, high=0.5, resume=GROWS, help="fraction that is cropped, in %"
+        "fraction that is cropped, in %", DATA, above=0, high=0.5, resume=GROWS
     )
     HYPERPARAMETERS: ClassVar = {"tiny": TinyConfig.HYPERPARAMETERS["tiny"] | {"crop": 0.25}}
 

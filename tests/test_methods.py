@@ -336,7 +336,7 @@ class Frozen(smr.Method):
 
     @dataclass
     class Flags:
-        count_from: int = smr.flag(3, low=0, high=9, help="frozen: first count")
+        count_from: int = smr.flag("frozen: first count", default=3, low=0, high=9)
 
     def __init__(self, config, pair, loader, log=None):
         super().__init__(config, pair, loader, log)
