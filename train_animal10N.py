@@ -7,9 +7,14 @@ Its authors provide the photos on request. Flags that you omit take their values
 hyperparameters. Your own photos have a script of their own: train_folder.py.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
+
+if __name__ == "__main__":
+    # Before torch is loaded: idle threads soon leave their cores to other runs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 

@@ -8,9 +8,14 @@ protocol; in the second an epoch has a quarter of the images. Flags that you omi
 values from the hyperparameters.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
+
+if __name__ == "__main__":
+    # Before torch is loaded: idle threads soon leave their cores to other runs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 

@@ -6,9 +6,14 @@ photos/<class>/*, or photos/training/<class>/* and photos/testing/<class>/*. The
 depend on the number of photos; the log prints them.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
+
+if __name__ == "__main__":
+    # Before torch is loaded: idle threads soon leave their cores to other runs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 

@@ -8,10 +8,15 @@ Inception-ResNet-v2 of timm (pip install timm). Flags that you omit take their v
 hyperparameters of the method.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+if __name__ == "__main__":
+    # Before torch is loaded: idle threads soon leave their cores to other runs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 

@@ -20,17 +20,19 @@ from smr.data.noise_file import label_list
 from smr.errors import InputError
 from smr.evaluate import Test, evaluate
 from smr.files import write_json, write_text
-from smr.flags import parse, shown_flags
+from smr.flags import parse
 from smr.label_issues import report
-from smr.logging.console import Terminal, title
+from smr.logging.console import Terminal
 from smr.logging.metrics_file import RunRecord
 from smr.methods import Method, TrainedEpoch, new_method
 from smr.methods.finetune import FineTuning
-from smr.run import checkpoints, run_dir
+from smr.run import checkpoints, messages, run_dir
 from smr.training import Pair, new_pair
 
 # What the networks start from, if a checkpoint holds them.
 FROM_CHECKPOINT = {"pretrained": False, "weights": ""}
+# Pixels of images on which a second CPU thread does not pay.
+TINY_IMAGE = 16 * 16
 
 
 class Run:
@@ -48,7 +50,9 @@ class Run:
         # The checkpoint to start from, and the rows of metrics.jsonl until then.
         self.state: dict | None = None
         self.rows: list[dict] = []
+        # With --freeze_backbone: the backbone, and what its features depend on.
         self.frozen: features.FrozenBackbone | None = None
+        self.features_key: dict = {}
         # TensorBoard's pictures of the label issues, once these are written.
         self.pictures: dict | None = None
         # Rank 0 writes; the other ranks have no record.
@@ -130,14 +134,19 @@ class Run:
         elif distributed.is_rank_zero():
             weights.parent.mkdir(parents=True, exist_ok=True)
             checkpoints.save(network.state_dict(), weights)
-        key = {
+        self.features_key = {
             "data": self.data_sha256,
             "weights": self.frozen.checksum(),
             "views": config.feature_views,
         }
         network.to(self.device, memory_format=torch.channels_last)
         self.loader = features.extract(
-            network, self.loader, config.feature_views, weights.parent, key, config.amp
+            network,
+            self.loader,
+            config.feature_views,
+            weights.parent,
+            self.features_key,
+            config.amp,
         )
         self.frozen.scale = self.loader.scale
         devices.seed_everything(config.seed)  # the same draws whether they were computed or read
@@ -148,6 +157,9 @@ class Run:
         config = self.config
         devices.prepare_process(self.device, config.amp)
         start = from_checkpoint(config) if self.state else config
+        height, width = self.loader.info.image_size
+        if self.frozen or height * width <= TINY_IMAGE:
+            torch.set_num_threads(1)
 
         def build() -> nn.Module:
             network = self.frozen.new_head() if self.frozen else build_network(start)
@@ -230,10 +242,8 @@ class Run:
         method = FineTuning(config, self.pair, self.loader, self.method.log)
         self.method = method
         if resumes:
-            restore = checkpoints.restore
-            restore(
-                self.state, self.pair, method, self.loader, self.data_sha256, self.checkpoint_path
-            )
+            self.pictures, path = {}, self.checkpoint_path
+            checkpoints.restore(self.state, self.pair, method, self.loader, self.data_sha256, path)
         else:
             for network, head in zip(self.pair.networks, heads.networks, strict=True):
                 network.load_state_dict(frozen.whole_state(head.state_dict()))
@@ -244,7 +254,7 @@ class Run:
         """Write what a run writes before its first epoch. Raises OSError."""
         loader = self.loader
         self.write_config()
-        self.introduce()
+        messages.introduce(self)
         if not self.rows:
             if loader.clean_labels is not None:
                 labels = label_list(loader.noisy_labels.tolist(), loader.info.dropped_images)
@@ -274,6 +284,8 @@ class Run:
             "hardware": devices.hardware(self.device),
             "world_size": distributed.world_size(),
         }
+        if self.features_key:
+            machine["features"] = self.features_key
         described = asdict(self.config) | asdict(self.loader.info) | machine | results
         write_json(self.folder / "config.json", described)
 
@@ -303,7 +315,7 @@ class Run:
             )
             return
         if self.action.evaluate:
-            self.print_test()
+            messages.print_test(self)
         elif self.record:
             self.writer.wait()
         if self.pictures is None:
@@ -340,54 +352,6 @@ class Run:
         figures, _ = evaluate(self.pair.networks, self.loader.run("test"), self.config)
         return figures["accuracy"]
 
-    def print_test(self) -> None:
-        """Print the test figures of the checkpoint, beside the accuracy that it stores."""
-        epochs = self.state.get("epochs", [self.state["epoch"]])
-        for test_set in self.loader.test_sets:
-            batches = self.loader.run(test_set)
-            figures, _ = evaluate(self.pair.networks, batches, self.config)
-            stored = ""
-            if test_set == "test" and len(epochs) == 1:
-                stored = f" (stored {self.state['accuracy']:.2f} %)"
-            Terminal().line(
-                f"{self.checkpoint_path}, epoch {' and '.join(map(str, epochs))}: "
-                f"{test_set} accuracy {figures['accuracy']:.2f} %{stored}, "
-                f"network 1 {figures['net1/accuracy']:.2f} %, "
-                f"network 2 {figures['net2/accuracy']:.2f} %; "
-                f"macro precision {figures['precision']:.2f} %, recall {figures['recall']:.2f} %, "
-                f"F1 {figures['f1']:.2f} %"
-            )
-
-    def introduce(self) -> None:
-        """The first lines of the log."""
-        line, config, info = self.record.log.line, self.config, self.loader.info
-        height, width = info.image_size
-        line(
-            f"{title(config)}: {info.train_images} training and {info.test_images} test images "
-            f"of {height}x{width}, {len(info.class_names)} classes"
-        )
-        line("classes: " + ", ".join(info.class_names))
-        for note in info.data_notes:
-            line(f"data: {note}")
-        for note in contradictions(config, info.train_images):
-            line(f"note: {note}")
-        if info.noise_rate is not None:
-            line(
-                f"training labels: noise rate {100 * info.noise_rate:.2f} %, "
-                f"sha256 {info.noise_sha256}"
-            )
-        flags = shown_flags(config, self.given) or "none"
-        line(f"flags: {flags}; config.json has the values of all others")
-        line(f"device: {devices.hardware(self.device)}; run folder: {self.folder}")
-        if (now := distributed.world_size()) > 1:
-            statistics = "over all of them" if config.sync_bn else "of each, averaged every epoch"
-            line(f"{now} processes share each batch; batch norm statistics {statistics}")
-        if self.rows:
-            line(f"resumed after epoch {len(self.rows) - 1}")
-        before = self.state["world_size"] if self.state else now
-        if now != before:
-            line(f"note: {before} processes before, {now} now: figures differ within noise")
-
 
 def script_of(config_class: type[Config]) -> str:
     """The file name of the script that defines a configuration class."""
@@ -397,19 +361,3 @@ def script_of(config_class: type[Config]) -> str:
 def from_checkpoint(config: Config) -> Config:
     """The configuration of networks whose weights a checkpoint will replace."""
     return replace(config, **{k: v for k, v in FROM_CHECKPOINT.items() if hasattr(config, k)})
-
-
-def contradictions(config: Config, train_images: int) -> list[str]:
-    """Notes on values of a configuration that defeat each other."""
-    last, notes = config.num_epochs, []
-    if getattr(config, "warm_up", 0) > last:
-        notes.append(f"the warm-up lasts to the last epoch, {last}: no epoch splits the labels")
-    if late := [str(epoch) for epoch, _ in config.lr_steps if epoch > last]:
-        notes.append(f"learning-rate steps at {', '.join(late)} are after the last epoch, {last}")
-    if config.batch_size > train_images:
-        notes.append(f"a batch of {config.batch_size} is larger than the {train_images} images")
-    if config.method == "dividemix" and (k := config.recalibrate_every):
-        notes.append(
-            f"dividemix has no recalibration: --recalibrate_every {k} makes it another method"
-        )
-    return notes
