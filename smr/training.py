@@ -97,9 +97,6 @@ def optimizer_step(loss: Tensor, optimizer: Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)  # at once: the next forward pass needs the memory
 
 
-# --- mixup ---
-
-
 def mixup_weights(alpha: float, steps: int, device: torch.device | str = "cpu") -> Tensor:
     """float32 [steps]: l ~ Beta(alpha, alpha), l := max(l, 1-l), one a batch (method 3)."""
     weights = np.random.beta(alpha, alpha, steps)
@@ -109,9 +106,6 @@ def mixup_weights(alpha: float, steps: int, device: torch.device | str = "cpu") 
 def mix(values: Tensor, weight: Tensor | float, permutation: Tensor) -> Tensor:
     """l·values + (1-l)·values[permutation] over the first dimension (method 3, 5)."""
     return weight * values + (1 - weight) * values[permutation]
-
-
-# --- supervised epochs: warm-up, recalibration, plain cross-entropy ---
 
 
 def supervised_epoch(
@@ -190,9 +184,6 @@ def cross_entropy_epoch(
     return supervised_epoch(network, optimizer, batches, batch_loss, config, progress)
 
 
-# --- the semi-supervised epoch ---
-
-
 @torch.no_grad()
 def pseudo_labels(network: nn.Module, peer: nn.Module, u1: Tensor, u2: Tensor, T: float) -> Tensor:
     """Targets [b, classes] of unlabeled images: both networks' mean softmax, sharpened (method 5).
@@ -227,13 +218,13 @@ class LabeledBatch:
 
 @dataclass(frozen=True)
 class MixMatchLoss:
-    """A semi-supervised step's loss and its parts, with the targets of the unmixed images."""
+    """A semi-supervised step's loss and its parts, with the targets of the unmixed images.
+
+    parts: loss_x, loss_u, lambda_u (the ramped weight of loss_u) and penalty.
+    """
 
     loss: Tensor
-    loss_x: Tensor
-    loss_u: Tensor
-    lambda_u: float
-    penalty: Tensor
+    parts: dict[str, Tensor | float]
     logits: Tensor
     mixed_targets: Tensor
     targets_x: Tensor
@@ -286,17 +277,9 @@ def mixmatch_loss(
     loss_u = distributed.weight_by_rows(loss_u, len(logits) - rows_x)
     softmax = distributed.weight_by_rows(torch.softmax(logits, dim=1).mean(dim=0), len(logits))
     penalty = uniform_prior_penalty(distributed.all_reduce_mean(softmax))
-    return MixMatchLoss(
-        loss=loss_x + lambda_u * loss_u + penalty,
-        loss_x=loss_x,
-        loss_u=loss_u,
-        lambda_u=lambda_u,
-        penalty=penalty,
-        logits=logits,
-        mixed_targets=mixed_targets,
-        targets_x=targets_x,
-        targets_u=targets_u,
-    )
+    parts = {"loss_x": loss_x, "loss_u": loss_u, "lambda_u": lambda_u, "penalty": penalty}
+    loss = loss_x + lambda_u * loss_u + penalty
+    return MixMatchLoss(loss, parts, logits, mixed_targets, targets_x, targets_u)
 
 
 def endless(batches: Iterable) -> Iterator:
@@ -329,10 +312,7 @@ def mixmatch_epoch(
     steps = len(labeled)
     ramp_steps = len(labeled.dataset) // labeled.batch_size + 1  # Kept: the published count
     weights = mixup_weights(config.alpha, steps, device)
-    accuracies = {
-        "refined_label_accuracy": LabelAccuracy(),
-        "pseudo_label_accuracy": LabelAccuracy(),
-    }
+    refined, pseudo = LabelAccuracy(), LabelAccuracy()
     unlabeled_batches = endless(unlabeled)
     views = 4 if config.augment == "strong" else 2
     for step, batch_x in enumerate(labeled):
@@ -354,11 +334,11 @@ def mixmatch_epoch(
                 strong=strong_x + strong_u,
             )
         optimizer_step(result.loss, optimizer)
-        parts = ("loss", "loss_x", "loss_u", "lambda_u", "penalty")
-        meter.add(result.loss, {name: getattr(result, name) for name in parts}, images)
-        accuracies["refined_label_accuracy"].add(result.targets_x, true_x)
-        accuracies["pseudo_label_accuracy"].add(result.targets_u, true_u)
+        meter.add(result.loss, {"loss": result.loss} | result.parts, images)
+        refined.add(result.targets_x, true_x)
+        pseudo.add(result.targets_u, true_u)
         progress(step + 1, steps, meter)
     distributed.average_buffers(network)
+    accuracies = {"refined_label_accuracy": refined, "pseudo_label_accuracy": pseudo}
     measured = {name: each.percent() for name, each in accuracies.items() if each.count}
     return meter.figures() | measured

@@ -126,14 +126,14 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts(labeled_rows_only):
     mixed = 0.8 * targets + 0.2 * targets[permutation]
     assert len(result.logits) == rows
     assert_close(result.mixed_targets, mixed[:rows])
-    assert_close(result.loss_x, -(log_p[:8] * mixed[:8]).sum(dim=1).mean())
-    assert_close(result.penalty, (0.1 * torch.log(0.1 / p.mean(dim=0))).sum())
-    assert result.lambda_u == 12.5
-    assert_close(result.loss, result.loss_x + 12.5 * result.loss_u + result.penalty)
+    assert_close(result.parts["loss_x"], -(log_p[:8] * mixed[:8]).sum(dim=1).mean())
+    assert_close(result.parts["penalty"], (0.1 * torch.log(0.1 / p.mean(dim=0))).sum())
+    assert result.parts["lambda_u"] == 12.5
+    assert_close(result.loss, result.parts["loss_x"] + 12.5 * result.parts["loss_u"] + result.parts["penalty"])
     if labeled_rows_only:
-        assert result.loss_u == 0
+        assert result.parts["loss_u"] == 0
     else:
-        assert_close(result.loss_u, ((p[8:] - mixed[8:]) ** 2).mean())
+        assert_close(result.parts["loss_u"], ((p[8:] - mixed[8:]) ** 2).mean())
     # Gradients flow through the mixed forward pass alone.
     assert result.logits.requires_grad
     for each in (result.targets_x, result.targets_u, result.mixed_targets):
