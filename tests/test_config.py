@@ -11,7 +11,7 @@ from smr import devices
 from smr.config import configure, resumed, speed_defaults
 from smr.errors import InputError
 from smr.flags import DATA, FREE, GROWS, flag, flags_of, parse
-from smr.run.run import contradictions
+from smr.run.messages import contradictions
 from train_animal10N import AnimalConfig
 from train_cifar import CifarConfig
 from train_clothing1M import ClothingConfig
@@ -193,10 +193,10 @@ def test_the_help_has_the_values_of_each_dataset(capsys):
     for words in (
         "epoch 0 is trained too (default: 300; digits {num_epochs})".format(**digits),
         "memorized (default: 10; cifar100 30; digits {warm_up})".format(**digits),
-        f"as in 80:0.1,140:0.01 (default: 150:0.1; digits {epoch}:{factor:g})",
+        f"such as 80:0.1,140:0.01 (default: 150:0.1; digits {epoch}:{factor:g})",
         "of SGD (default: 0.0005)",
         "batch has 2B (default: 128; digits 64)",
-        "--method {smr,dividemix,ce,elr}",
+        "--method {smr,ce,dividemix,elr}",
         "--lr LR, --learning_rate LR",
         "--elr_beta",
     ):

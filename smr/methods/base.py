@@ -44,6 +44,8 @@ class Method:
     `state_dict` and `load_state_dict`, which a resume uses. `Flags` are its command-line flags.
     """
 
+    # As --method names it.
+    NAME: ClassVar[str] = ""
     # Hyperparameters that the method sets whatever the dataset.
     DEFAULTS: ClassVar[dict] = {}
 

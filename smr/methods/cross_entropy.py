@@ -10,6 +10,8 @@ from smr.training import cross_entropy_epoch
 class CrossEntropy(Method):
     """Two networks, each trained separately on the noisy labels."""
 
+    NAME = "ce"
+
     def kind_of_epoch(self, epoch: int) -> str:
         return "cross-entropy"
 

@@ -35,6 +35,8 @@ def elr_regularizer(probabilities: Tensor, targets: Tensor) -> Tensor:
 class ELR(Method):
     """Cross-entropy plus `elr_lambda` times the regularizer, on all noisy labels."""
 
+    NAME = "elr"
+
     @dataclass
     class Flags:
         """The paper's values for CIFAR-10 with symmetric noise; asymmetric: 1 and 0.9."""

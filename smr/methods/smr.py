@@ -19,6 +19,8 @@ WARM_UP, SEMI_SUPERVISED, RECALIBRATION = "warm-up", "semi-supervised", "recalib
 class SMR(Method):
     """Two networks that split the training set for each other (docs/method.md, sections 3 to 5)."""
 
+    NAME = "smr"
+
     @dataclass
     class Flags:
         """DivideMix's published constants for CIFAR, kept by SMR, and SMR's own two parts."""
