@@ -63,7 +63,7 @@ def test_an_edited_list_stays_and_the_new_one_gets_another_name(pair, tmp_path):
     report(pair, tmp_path)
     assert (tmp_path / "labels_2.csv").read_bytes() == b"mine, too"
     assert sorted(path.name for path in tmp_path.glob("labels*.csv")) == [
-        *("labels.csv", "labels_2.csv", "labels_3.csv"),
+        *("labels.csv", "labels_2.csv", "labels_3.csv")
     ]
 
 

@@ -132,7 +132,7 @@ def test_columns_are_those_that_a_run_has_figures_for(capsys):
     assert headings(capsys, method={}) == ["lr", "test%", "best%", "seconds"]
     test_sets = ("webvision", "imagenet")
     assert headings(capsys, method={}, top5=True, test_sets=test_sets) == [
-        *("lr", "webvision%", "webvision5%", "imagenet%", "imagenet5%", "best%", "seconds"),
+        *("lr", "webvision%", "webvision5%", "imagenet%", "imagenet5%", "best%", "seconds")
     ]
 
 

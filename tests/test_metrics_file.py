@@ -10,12 +10,7 @@ from runs import events_of, metrics_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smr.evaluate import Test
-from smr.logging.metrics_file import (
-    RunRecord,
-    accuracy_line,
-    memory_line,
-    read_metrics,
-)
+from smr.logging.metrics_file import RunRecord, accuracy_line, memory_line, read_metrics
 from smr.methods import TrainedEpoch
 from smr.run.run_dir import run_name
 

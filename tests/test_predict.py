@@ -167,7 +167,7 @@ def test_what_is_no_image_is_left_out_and_named_and_hidden_files_are_not_looked_
     assert predict.main([str(checkpoint), str(folder), "--output", str(tmp_path / "p.csv")]) == 0
     assert "1 of 4 files cannot be read as images" in capsys.readouterr().err
     assert [row["file"][-8:] for row in read_table(tmp_path / "p.csv")] == [
-        *("/2/0.png", "/2/1.png", "ray.webp"),
+        *("/2/0.png", "/2/1.png", "ray.webp")
     ]
 
 

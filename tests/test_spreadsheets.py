@@ -115,9 +115,7 @@ def test_the_pages_corrections_are_read_by_number_where_excel_rewrote_names(run)
     ) == [Correction(44, 1), Correction(45, 3), Correction(46, 5)]
     with pytest.raises(InputError, match=r"row 2: '5.1' may be"):
         page_rows(
-            run,
-            "44,training/Käse/44.png,Käse,5.1,other,",
-            "11,training/5.10/11.png,5.1,,drop,",
+            run, "44,training/Käse/44.png,Käse,5.1,other,", "11,training/5.10/11.png,5.1,,drop,"
         )
 
 
