@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import compare_runs
 import train_folder
 from smr import devices, features
-from smr.config import Parser, configure
+from smr.config import configure
 from smr.data.fingerprint import checksum
 from smr.data.loader import Loader
 from smr.errors import InputError
 from smr.evaluate import evaluate
+from smr.flags import Parser
 from smr.label_issues.report import compute_label_issues
 from smr.label_issues.scores import probability_of
 from smr.methods import new_method

@@ -129,7 +129,10 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts(labeled_rows_only):
     assert_close(result.parts["loss_x"], -(log_p[:8] * mixed[:8]).sum(dim=1).mean())
     assert_close(result.parts["penalty"], (0.1 * torch.log(0.1 / p.mean(dim=0))).sum())
     assert result.parts["lambda_u"] == 12.5
-    assert_close(result.loss, result.parts["loss_x"] + 12.5 * result.parts["loss_u"] + result.parts["penalty"])
+    assert_close(
+        result.loss,
+        result.parts["loss_x"] + 12.5 * result.parts["loss_u"] + result.parts["penalty"],
+    )
     if labeled_rows_only:
         assert result.parts["loss_u"] == 0
     else:
