@@ -10,10 +10,12 @@ from helpers import write_cifar
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from dataclasses import asdict
+
 import reproduce
 
 import train_cifar
-from smr.config import as_dict, configure
+from smr.config import configure
 from smr.flags import parse
 from smr.logging.metrics_file import read_metrics
 from smr.run.run_dir import run_name
@@ -104,8 +106,8 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
         noise = {"noise_mode": cell[:-2], "r": int(cell[-2:]) / 100}
     noise |= {"method": method, "device": "cpu"}
     flags = [word for k, v in noise.items() for word in (f"--{k}", str(v))]
-    published = as_dict(configured(*flags))
-    changed = {k: v for k, v in as_dict(config).items() if published.get(k) != v}
+    published = asdict(configured(*flags))
+    changed = {k: v for k, v in asdict(config).items() if published.get(k) != v}
     expected = {"id": protocol}
     if protocol == "short":
         expected |= {"num_epochs": 100, "lr_steps": ((50, 0.1),)}
