@@ -6,7 +6,6 @@ import re
 import shutil
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 import torch
 from photo_sets import write_photo
