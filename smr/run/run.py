@@ -125,19 +125,12 @@ class Run:
             return self.loader
         self.photos = self.loader
         devices.prepare_process(self.device, config.amp)
-<<<<<<< HEAD
-        resumes = distributed.from_rank_zero(weights.exists)
-        start = from_checkpoint(config) if resumes else config
-        network = distributed.one_by_one(partial(build_network, start))
-        self.frozen = features.FrozenBackbone(network)
-        if resumes:
-=======
-        stored = self.state is not None and weights.exists()  # not an earlier run's, to overwrite
+        # Without a checkpoint the file is an earlier run's.
+        stored = self.state is not None and distributed.from_rank_zero(weights.exists)
         start = from_checkpoint(config) if stored else config
         network = distributed.one_by_one(partial(build_network, start))
         self.frozen = features.FrozenBackbone(network)
         if stored:
->>>>>>> frozen
             with checkpoints.fitting(weights, "holds another network than these flags make"):
                 network.load_state_dict(torch.load(weights, weights_only=True))
         elif distributed.is_rank_zero():
