@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from smr import distributed
+from smr.data.duplicates import IN_BOTH_PARTS
 from smr.data.fingerprint import checksum
 from smr.data.loader import Loader
 from smr.errors import NonFiniteLoss
@@ -237,7 +238,7 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
     with atomic_write(path) as file:
         file.write(to_csv(("file", "duplicate", "problem"), pairs))
     positions = {file: i for i, file in enumerate(loader.files)}
-    conflicts = [pair for *pair, problem in pairs if problem != "in training and test"]
+    conflicts = [pair for *pair, problem in pairs if problem != IN_BOTH_PARTS]
     both = [pair for one, other in conflicts for pair in ((one, other), (other, one))]
     return {positions[file]: other for file, other in both if file in positions}
 
