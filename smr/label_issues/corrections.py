@@ -25,8 +25,7 @@ class FinishedRun:
     """A finished run and the training images that its lists are about.
 
     rows: position in the training set → place in the lists `labels`, `files` (relative to the
-    data's folder; None if the images are no files) and `checksums` (None if they may not move).
-    written: the digests of the lists that the run wrote.
+    data's folder, or None) and `checksums` (or None). written: the digests of the run's own lists.
     """
 
     folder: Path

@@ -32,8 +32,7 @@ from smr.logging.console import Terminal
 from smr.methods import Method
 from smr.training import Pair
 
-# Pictures of label issues: how many images, in rows of how many, of what side; TensorBoard shows
-# pictures small.
+# Label issues in a picture: how many, in rows of how many, of what side; TensorBoard's are small.
 FOLDER_GALLERY, TENSORBOARD_GALLERY = (64, 8, 128), (9, 3, 224)
 CONFUSIONS_NAMED = 3
 
@@ -196,14 +195,9 @@ def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | N
     written = [each for each in written if each != digest(raw)] + [digest(raw)]
     files = [loader.files[i] for i in issues.index] if loader.files else None
     may_move = root and loader.info.labels_in_paths
-    content = {
-        "written": written,
-        "class_names": loader.class_names,
-        "index": issues.index.tolist(),
-        "labels": issues.labels.tolist(),
-        "files": files,
-        "crc32": [checksum(root / file) for file in files] if may_move else None,
-    }
+    crc32 = [checksum(root / file) for file in files] if may_move else None
+    content = {"written": written, "class_names": loader.class_names, "files": files}
+    content |= {"index": issues.index.tolist(), "labels": issues.labels.tolist(), "crc32": crc32}
     path, number = folder / "labels.csv", 1
     while path.exists() and digest(path.read_bytes()) not in written:
         number += 1
@@ -222,16 +216,16 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
 
     Without duplicates there is no such file. Raises OSError.
     """
-    pairs = loader.info.duplicates
+    pairs, others = loader.info.duplicates, {}
     if not pairs:
         path.unlink(missing_ok=True)
         return {}
     with atomic_write(path) as file:
         file.write(to_csv(("file", "duplicate", "problem"), pairs))
-    positions = {file: i for i, file in enumerate(loader.files)}
-    conflicts = [pair for *pair, problem in pairs if problem != "in training and test"]
-    both = [pair for one, other in conflicts for pair in ((one, other), (other, one))]
-    return {positions[file]: other for file, other in both if file in positions}
+    for one, other, problem in pairs:
+        if problem != "in training and test":
+            others |= {one: other, other: one}
+    return {i: others[file] for i, file in enumerate(loader.files) if file in others}
 
 
 def report(

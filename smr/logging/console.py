@@ -94,6 +94,7 @@ class RunLog:
 
     def __init__(self, config, truth_known: bool, test_sets: Sequence[str]):
         self.title, self.last_epoch, self.terminal = title(config), config.last_epoch, Terminal()
+        self.line = self.terminal.line
         self.seconds: list[tuple[str, float]] = []  # kind and wall time of past epochs
         self.notes: set[str] = set()
         self.uses_unlabeled_loss = getattr(config, "lambda_u", 0) != 0
@@ -107,10 +108,6 @@ class RunLog:
             if getattr(config, "top5", False):
                 self.columns.append((f"{name}5%", max(6, len(name) + 2), ".2f", f"{name}/top5"))
         self.columns += LAST_COLUMNS
-
-    def line(self, text: str) -> None:
-        """Print a line."""
-        self.terminal.line(text)
 
     def note(self, text: str) -> None:
         """Print a note, once per run."""

@@ -119,8 +119,7 @@ def epoch_figures(
 def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
     """Histogram of a split's scaled losses under the two densities of its GMM (method 4).
 
-    Clean and noisy labels are stacked in two colors if is_clean [m] is known. The densities
-    are scaled to counts, so that they lie on bars that the GMM describes well.
+    Clean and noisy labels are stacked if is_clean [m] is known; densities are scaled to counts.
     """
     # Letters are large: TensorBoard shows a picture 350 pixels wide.
     width, height, left, right, top, bottom, letters = 1280, 800, 150, 1240, 90, 720, 42

@@ -33,13 +33,12 @@ def accuracy_line(row: dict, test_titles: dict[str, str]) -> str:
     """An epoch's line of `acc.txt`, in the published form for one test set or several."""
     if not test_titles:
         return f"Epoch:{row['epoch']}   Accuracy:{row['test/accuracy']:.2f}\n"
-    accuracies = [
-        f"{title} Acc: {row[f'{name}/accuracy']:.2f}%"
-        + (f" ({row[f'{name}/top5']:.2f}%)" if f"{name}/top5" in row else "")
-        for name, title in test_titles.items()
-        if f"{name}/accuracy" in row
-    ]
-    return " \t ".join([f"Epoch:{row['epoch']}", *accuracies]) + "\n"
+    words = [f"Epoch:{row['epoch']}"]
+    for name, title in test_titles.items():
+        if f"{name}/accuracy" in row:
+            top5 = f" ({row[f'{name}/top5']:.2f}%)" if f"{name}/top5" in row else ""
+            words.append(f"{title} Acc: {row[f'{name}/accuracy']:.2f}%{top5}")
+    return " \t ".join(words) + "\n"
 
 
 def memory_line(row: dict) -> str:
@@ -72,8 +71,7 @@ class RunRecord:
     def best_epochs(self) -> tuple[int, int]:
         """Each network's best epoch, the first of equals.
 
-        Both are the epoch of the best test accuracy, unless `config.SELECT_ON` names the test set
-        on which each network is selected by its own accuracy.
+        By the test accuracy, or by each network's own on the test set `config.SELECT_ON`.
         """
         names = ["test/accuracy"] * 2
         if self.config.SELECT_ON:
@@ -93,15 +91,14 @@ class RunRecord:
             write_text(self.folder / name, content)
 
     def header(self) -> None:
-        """Print the headings of the epochs' lines; an epoch's seconds count from here."""
+        """Print the headings of the epochs' lines; the first epoch starts here."""
         self.epoch_ended = time.monotonic()
         self.log.header()
 
     def add(self, trained: TrainedEpoch, tests: dict[str, Test], memory: dict[str, float]) -> None:
         """Add an epoch, with these `memory/` metrics, to the log, the files and TensorBoard.
 
-        `time/seconds` is the wall time since the epoch before was added. The copy of that one's
-        checkpoint is in it.
+        `time/seconds` is the wall time since the epoch before was added.
         """
         now = time.monotonic()
         metrics = dict(trained.metrics)
