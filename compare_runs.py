@@ -196,6 +196,8 @@ def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
     """The table's cells under HEADINGS; `note` follows the method."""
     dataset, noise, method = row[0].cell
     config, last_tens = row[0].config, [statistics.mean(run.accuracies[-10:]) for run in row]
+    whole = config.get("train_images", PUBLISHED_IMAGES)
+    frozen = config.get("freeze_backbone", False)  # another network than the published one
     return (
         dataset,
         noise,
@@ -206,7 +208,7 @@ def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
         mean_and_deviation([run.accuracies[-1] for run in row]),
         mean_and_deviation(last_tens),
         duration(statistics.mean(run.seconds for run in row)),
-        published(row[0].cell, config.get("train_images", PUBLISHED_IMAGES)),
+        published(row[0].cell, 0 if frozen else whole),
     )
 
 
