@@ -105,10 +105,11 @@ def refuse_a_part(root: Path) -> None:
     """Raise InputError for a training or test part whose other part lies beside it."""
     name, parent = root.resolve().name, root.resolve().parent
     for own, others in ((TRAINING, TESTING), (TESTING, TRAINING)):
-        if name.casefold() in own and subfolders(root):
-            if beside := parts_among(parent, subfolders(parent), others):
-                above = f"which holds {name}/ and {beside[0]}/"
-                raise InputError(f"{root}: give the folder above it, {above}")
+        if name.casefold() not in own or not subfolders(root):
+            continue
+        if beside := parts_among(parent, subfolders(parent), others):
+            above = f"which holds {name}/ and {beside[0]}/"
+            raise InputError(f"{root}: give the folder above it, {above}")
 
 
 def check_classes(folder: Path, names: list[str]) -> None:
