@@ -116,14 +116,14 @@ def test_a_record_with_a_label_outside_the_classes_is_refused(tmp_path, label):
     labels[7] = label
     (folder / "data_batch_1.bin").write_bytes(records(images, labels, ids))
     assert refusal(folder) == (
-        f"{folder}: 1 of 30 records have a label outside 0 to 9: data_batch_1.bin:7 ({label})"
+        f"{folder}: 1 of 30 images have a label outside 0 to 9: data_batch_1.bin:7 ({label})"
     )
 
 
 def test_a_file_name_with_a_label_outside_the_classes_is_refused_even_with_skip_broken(tmp_path):
     folder = write_animals(tmp_path, "names")
     write_png(folder / "training" / "10_5.png", np.zeros((64, 64, 3), np.uint8))
-    message = "1 of 31 files in training/ have a label outside 0 to 9: training/10_5.png"
+    message = "1 of 31 images have a label outside 0 to 9: training/10_5.png (10)"
     assert message in refusal(folder)
     assert message in refusal(folder, skip_broken=True)
 
@@ -149,7 +149,7 @@ def test_files_that_are_no_images_are_named_counted_and_left_out_only_on_request
     for i in range(11):
         (folder / "training" / f"3_9{i:03}.jpg").write_text("no picture")
     (folder / "training" / "README.txt").write_text("about")
-    (folder / "testing" / "2_sub").mkdir()
+    (folder / "testing" / "2-sub.png").write_text("about")
     message = refusal(folder)
     assert "13 of 63 files cannot be read as images" in message and "--skip_broken" in message
     assert "training/README.txt (its name does not begin with a label and _)" in message

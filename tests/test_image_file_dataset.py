@@ -311,8 +311,8 @@ def test_a_broken_photo_is_named_once_and_missing_where_that_is_allowed(folder, 
 
 
 def test_a_broken_photo_stops_the_run_otherwise(folder):
-    (folder / "4.jpg").write_text("no picture")
     loader = loader_of(folder, workers=1)
+    (folder / "4.jpg").write_text("no picture")
     with pytest.raises(InputError, match=r"4\.jpg: cannot be decoded \(no image\).*--skip_broken"):
         list(loader.run("warmup"))
 
@@ -345,9 +345,8 @@ def test_photos_of_nearly_one_color_are_named_once(folder, capsys):
 
 
 def test_thumbnails_are_the_middles_and_black_where_there_is_none(folder):
-    (folder / "1.png").unlink()
-    (folder / "1.png").write_text("no picture")
     loader = loader_of(folder)
+    (folder / "1.png").write_text("no picture")
     shown = loader.thumbnails(np.array([1, 5]))
     assert shown.shape == (2, 32, 32, 3) and not shown[0].any()
     wanted = (slowly(folder / "5.png") * torch.tensor(STD)[:, None, None]).permute(1, 2, 0)
