@@ -149,7 +149,7 @@ def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
     holders: dict[str, str] = {}
     shared: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
-        for inner in subfolders(root / name):
+        for inner in subfolders(unwrapped(root / name)):
             if (other := holders.setdefault(same_name(inner), name)) != name:
                 shared[other, name].append(inner)
     for (one, other), inner in shared.items():
@@ -159,6 +159,13 @@ def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
                 "classes? Name the parts training/ and testing/, or put each class's photos into "
                 "one folder"
             )
+
+
+def unwrapped(folder: Path) -> Path:
+    """The folder, or the one inside if that is all it contains."""
+    while len(content := entries(folder)) == 1 and content[0].is_dir():
+        folder = Path(content[0].path)
+    return folder
 
 
 def holds_photos(folder: Path) -> bool:
