@@ -13,7 +13,7 @@ second runs of a seed, are listed below the table and not averaged.
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +71,7 @@ PUBLISHED = {
 class FinishedRun:
     """A run that reached its last epoch: test accuracies in per cent by epoch, seconds in all.
 
-    `cell` is dataset, noise and method; `settings` all else that its accuracy depends on, except
-    the seed.
+    cell: dataset, noise and method; settings: all else but the seed that its accuracy depends on.
     """
 
     folder: Path
@@ -103,12 +102,13 @@ def method_of(config: dict) -> str:
     name = config["method"]
     own_loss = "mixup" if name == "smr" else "ce"
     warmup_loss = config.get("warmup_loss", own_loss)
-    text = name if warmup_loss == own_loss else f"{name}, {warmup_loss} warm-up"
-    if name == "smr" and not config["recalibrate_every"]:
-        text += ", no recalibration"
-    if name == "dividemix" and config["recalibrate_every"]:
-        text += ", recalibration"
-    return f"{text}, strong augmentation" if config.get("augment") == "strong" else text
+    parts = {
+        f"{warmup_loss} warm-up": warmup_loss != own_loss,
+        "no recalibration": name == "smr" and not config["recalibrate_every"],
+        "recalibration": name == "dividemix" and config["recalibrate_every"],
+        "strong augmentation": config.get("augment") == "strong",
+    }
+    return ", ".join([name, *(part for part, switched in parts.items() if switched)])
 
 
 def read_run(folder: Path) -> FinishedRun | str:
@@ -124,14 +124,10 @@ def read_run(folder: Path) -> FinishedRun | str:
         settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
         if config.get("noise_file"):
             settings["noise_sha256"] = config.get("noise_sha256", "")[:8]
-        return FinishedRun(
-            folder,
-            config,
-            (config["dataset"], noise_of(config), method_of(config)),
-            settings,
-            [row["test/accuracy"] for row in rows],
-            sum(row["time/seconds"] for row in rows),
-        )
+        cell = (config["dataset"], noise_of(config), method_of(config))
+        accuracies = [row["test/accuracy"] for row in rows]
+        seconds = sum(row["time/seconds"] for row in rows)
+        return FinishedRun(folder, config, cell, settings, accuracies, seconds)
     except OSError:
         return "not a run: config.json is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -156,14 +152,13 @@ def add_noise_rates(runs: Sequence[FinishedRun]) -> None:
 
 def one_per_seed(row: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
     """The first run of each seed, and a note on each other one."""
-    firsts: dict[int, FinishedRun] = {}
-    notes = []
+    firsts, notes = {}, []
     for run in row:
         first = firsts.setdefault(run.config["seed"], run)
         if first is not run:
+            note = f"{run.folder}: seed {run.config['seed']} as {first.folder}"
             same = run.config.get("noise_sha256") == first.config.get("noise_sha256")
-            labels = "" if same else ", with other training labels"
-            notes.append(f"{run.folder}: seed {run.config['seed']} as {first.folder}{labels}")
+            notes.append(note if same else f"{note}, with other training labels")
     return list(firsts.values()), notes
 
 
@@ -175,15 +170,6 @@ def differences(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
         for key in keys
         if any(other.settings.get(key) != run.settings.get(key) for other in cell)
     )
-
-
-def world_sizes(row: Sequence[FinishedRun]) -> list[str]:
-    """A note if the runs of a row had different numbers of processes (docs/reproduce.md)."""
-    sizes = sorted({run.config.get("world_size", 1) for run in row})
-    if len(sizes) == 1:
-        return []
-    words = " and ".join(map(str, sizes))
-    return [f"{', '.join(row[0].cell)}: runs of {words} processes, which differ within noise"]
 
 
 def bullets(heading: str, notes: Sequence[str]) -> str:
@@ -198,12 +184,9 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def published(cell: tuple[str, str, str], train_images: int) -> str:
-    """The published figure of the cell's method, else those of other methods by name.
-
-    There is none for a part of the training set.
-    """
-    dataset, noise, method = cell
-    figures = PUBLISHED.get((dataset, noise), {}) if train_images >= PUBLISHED_IMAGES else {}
+    """The cell's published figure, else other methods'; none for a part of the training set."""
+    *data, method = cell
+    figures = PUBLISHED.get(tuple(data), {}) if train_images >= PUBLISHED_IMAGES else {}
     if method in figures:
         return figures[method]
     return ", ".join(f"{name} {figure}" for name, figure in figures.items()) or "–"
@@ -212,16 +195,18 @@ def published(cell: tuple[str, str, str], train_images: int) -> str:
 def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
     """The table's cells under HEADINGS; `note` follows the method."""
     dataset, noise, method = row[0].cell
-    last_tens = [statistics.mean(run.accuracies[-10:]) for run in row]
+    config, last_tens = row[0].config, [statistics.mean(run.accuracies[-10:]) for run in row]
     return (
-        *(dataset, noise, f"{method} ({note})" if note else method),
-        str(row[0].config["num_epochs"]),
+        dataset,
+        noise,
+        f"{method} ({note})" if note else method,
+        str(config["num_epochs"]),
         str(len(row)),
         mean_and_deviation([run.best for run in row]),
         mean_and_deviation([run.accuracies[-1] for run in row]),
         mean_and_deviation(last_tens),
         duration(statistics.mean(run.seconds for run in row)),
-        published(row[0].cell, row[0].config.get("train_images", PUBLISHED_IMAGES)),
+        published(row[0].cell, config.get("train_images", PUBLISHED_IMAGES)),
     )
 
 
@@ -231,7 +216,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (heading, ["---"] * len(heading), *rows))
 
 
-def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
+def run_folders(paths: Iterable[Path]) -> Iterator[Path]:
     """The paths, with a folder of runs replaced by its runs."""
     for path in paths:
         runs = sorted(config.parent for config in path.glob("*/config.json"))
@@ -254,7 +239,10 @@ def compare(paths: Sequence[Path]) -> str:
     for _, row in sorted(rows.items()):
         row, repeated = one_per_seed(row)
         excluded += repeated
-        warnings += world_sizes(row)
+        sizes = sorted({run.config.get("world_size", 1) for run in row})
+        if len(sizes) > 1:  # docs/reproduce.md
+            words = f"{' and '.join(map(str, sizes))} processes, which differ within noise"
+            warnings.append(f"{', '.join(row[0].cell)}: runs of {words}")
         cell = [run for run in finished if run.cell == row[0].cell]
         lines.append(table_row(row, differences(row[0], cell)))
     notes = bullets("Averaged together", warnings) + bullets("Not averaged in", excluded)

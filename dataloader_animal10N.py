@@ -68,7 +68,7 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Termina
             list_part = partial(list_class_folders, labels=ANIMAL_FOLDERS, otherwise=otherwise)
         console.line(f"{root}: {form}")
         (images, train), (test_images, test) = (
-            read_images(root, list_part(root, part), ANIMAL_SIZE, threads, console)
+            read_images(root, list_part(root, part), ANIMAL_SIZE, threads)
             for part in ("training", "testing")
         )
     else:

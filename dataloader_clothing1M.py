@@ -4,18 +4,15 @@ loader = clothing_dataloader("./data/Clothing1M", 32, 8, num_batches=1000)
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from smr.data.augment import Views
-from smr.data.decoding import check_images as checked
-from smr.data.image_file_dataset import Frame, ImageFileLoader, ImageFiles, scaled
-from smr.data.image_folder import Listing, class_notes, names_and_labels, read_lines, refuse_broken
+from smr.data.image_file_dataset import Frame, ImageFileLoader
+from smr.data.image_folder import Listing, names_and_labels, read_lines
 from smr.data.loader import DatasetInfo
-from smr.data.noise_file import relabeled
 from smr.errors import InputError
 
 CLASSES = (
@@ -68,27 +65,19 @@ def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
         raise InputError(f"{lists / keys}: names no photo; {WHERE}")
     if unlabeled := next((name for name in names if name not in labels), None):
         raise InputError(f"{lists / keys}: {path.name} has no label of {unlabeled}")
-    values = np.array([labels[name] for name in names], dtype=np.int64)
-    if outside := [
-        name for name, label in zip(names, values, strict=True) if label >= len(CLASSES)
-    ]:
-        raise InputError(f"{path}: the label of {outside[0]} is not 0 to {len(CLASSES) - 1}")
+    if outside := next((name for name in names if labels[name] >= len(CLASSES)), None):
+        raise InputError(f"{path}: the label of {outside} is not 0 to {len(CLASSES) - 1}")
     # The data's folder is that above images/, or images/ itself.
     prefix = "" if (root / "images").is_dir() else "images/"
+    values = np.array([labels[name] for name in names], dtype=np.int64)
     return Listing([name.removeprefix(prefix) for name in names], values)
 
 
 class clothing_dataloader(ImageFileLoader):
     """Clothing1M; `.run` is described in `smr.data.loader.Loader`.
 
-    Args:
-        root: the folder above images/, or images/ itself.
-        num_batches: labeled batches of an epoch.
-        num_workers: threads that decode.
-        frame: how photos become images.
-        check_images: decode all photos first, instead of reading their headers alone.
-        noise_file: a file of labels instead of the dataset's own, or "".
-    The others are those of ImageFileLoader.
+    Args: root, the folder above images/, or images/ itself; num_batches, labeled batches of an
+    epoch. The others are those of ImageFileLoader.
     """
 
     def __init__(
@@ -98,58 +87,46 @@ class clothing_dataloader(ImageFileLoader):
         num_workers: int,
         num_batches: int = 1000,
         frame: Frame = Frame(256, 224),  # noqa: B008, it is frozen
-        check_images: bool = False,
-        noise_file: str | Path = "",
-        skip_broken: bool = False,
         seed: int = 123,
         **options,
     ):
         root, self.num_batches = Path(root), num_batches
-        lists, decode = find_lists(root), partial(scaled, frame=frame) if check_images else None
-        train, val, test = (
-            checked(root, read_part(lists, kind, f"{name}_key_list.txt", root), num_workers, decode)
-            for kind, name in (
-                ("noisy", "noisy_train"),
-                ("clean", "clean_val"),
-                ("clean", "clean_test"),
-            )
-        )
-        notes = refuse_broken(root, train, val, test, skip_broken=skip_broken)
-        train, dropped = relabeled(train, noise_file, len(CLASSES))
-        notes += train.notes + val.notes + test.notes + class_notes(root, train, test, CLASSES)
-        files, val_files, test_files = (
-            ImageFiles(root, part.files, frame) for part in (train, val, test)
+        lists = find_lists(root)
+        val, test = (
+            read_part(lists, "clean", f"clean_{name}_key_list.txt", root)
+            for name in ("val", "test")
         )
         super().__init__(
-            files,
-            train.labels,
-            {"val": (val_files, val.labels), "test": (test_files, test.labels)},
+            root,
+            read_part(lists, "noisy", "noisy_train_key_list.txt", root),
+            {"val": (root, val), "test": (root, test)},
             VIEWS,
-            DatasetInfo(list(CLASSES), data_notes=notes, dropped_images=dropped),
+            frame,
+            DatasetInfo(list(CLASSES)),
+            num_workers=num_workers,
             batch_size=batch_size,
             seed=seed,
-            workers=num_workers,
-            skip_broken=skip_broken,
             **options,
         )
 
     def run(self, mode: str, *args, **options):
         """The batches of `mode` over this epoch's sample; see `Loader.run`. Raises ValueError."""
         count = self.num_batches * self.batch_size
+        train = self.train_images, self.noisy_labels
         if mode == "warmup":
-            return self.supervised(self._sample(2 * count, (self.new_seed(),)))
+            return self.supervised(self._sample(2 * count, self.new_seed()))
         if mode == "eval_train":
-            return self._scoring(self._sample(count, (self.new_seed(),)))
+            return self._scoring(*train, self._sample(count, self.new_seed()))
         if mode == "recalibrate":
             # Kept: not augmented, not shuffled. Both networks and a resumed run see the same
             # sample, because the generator's state stays as it is.
             seed = self.new_seed(self.generator.clone_state())
-            batches = self._scoring(self._sample(count, (seed, RECALIBRATION)))
+            batches = self._scoring(*train, self._sample(count, seed, RECALIBRATION))
             batches.split_rows = True
             return batches
         return super().run(mode, *args, **options)
 
-    def _sample(self, count: int, seed: tuple[int, ...]) -> torch.Tensor:
+    def _sample(self, count: int, *seed: int) -> torch.Tensor:
         draw = np.random.default_rng(seed)
         labels = self.noisy_labels.cpu().numpy()
         return torch.from_numpy(balanced_sample(labels, count, draw)).to(self.device)

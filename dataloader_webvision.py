@@ -5,30 +5,13 @@ for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from smr.data.decoding import check_images as checked
-from smr.data.image_file_dataset import (
-    IMAGENET_VIEWS,
-    Frame,
-    ImageFileLoader,
-    ImageFiles,
-    scaled,
-)
-from smr.data.image_folder import (
-    Listing,
-    class_notes,
-    entries,
-    first_ten,
-    names_and_labels,
-    read_lines,
-    refuse_broken,
-)
+from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader
+from smr.data.image_folder import Listing, entries, first_ten, names_and_labels, read_lines
 from smr.data.loader import DatasetInfo
-from smr.data.noise_file import relabeled
 from smr.errors import InputError
 
 WHERE = (
@@ -69,13 +52,12 @@ def read_classes(root: Path, num_class: int) -> list[tuple[str, str]]:
     lines = [line.split(maxsplit=1) for line in read_lines(path, WHERE) if line.strip()]
     if len(lines) < num_class:
         raise InputError(f"{path}: {len(lines)} classes, expected {num_class}; {WHERE}")
-    classes = [
-        (synset, names[0].split(",")[0] if names else synset)
-        for synset, *names in lines[:num_class]
-    ]
-    times = Counter(name for _, name in classes)
+    synsets = [synset for synset, *_ in lines[:num_class]]
+    names = [line[-1].split(",")[0] for line in lines[:num_class]]
+    times = Counter(names)
     return [
-        (synset, name if times[name] == 1 else f"{name} ({synset})") for synset, name in classes
+        (synset, name if times[name] == 1 else f"{name} ({synset})")
+        for synset, name in zip(synsets, names, strict=True)
     ]
 
 
@@ -106,14 +88,9 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
 class webvision_dataloader(ImageFileLoader):
     """Mini WebVision; `.run` is described in `smr.data.loader.Loader`.
 
-    Args:
-        root, imagenet: the data's folders; without `imagenet`, "", there is one test set.
-        num_class: how many of WebVision's classes, the first ones.
-        num_workers: threads that decode.
-        frame: how photos become images.
-        check_images: decode all photos first, instead of reading their headers alone.
-        noise_file: a file of labels instead of the dataset's own, or "".
-    The others are those of ImageFileLoader.
+    Args: root, imagenet, the data's folders; without `imagenet`, "", there is one test set;
+    num_class, how many of WebVision's classes, the first ones. The others are those of
+    ImageFileLoader.
     """
 
     def __init__(
@@ -124,36 +101,26 @@ class webvision_dataloader(ImageFileLoader):
         batch_size: int,
         num_workers: int,
         frame: Frame = Frame(320, 299),  # noqa: B008, it is frozen
-        check_images: bool = False,
-        noise_file: str | Path = "",
-        skip_broken: bool = False,
         seed: int = 123,
         **options,
     ):
-        decode = partial(scaled, frame=frame) if check_images else None
-        check = partial(checked, threads=num_workers, decode=decode)
-        root, imagenet, tests = Path(root), imagenet and Path(imagenet), {}
+        root, imagenet = Path(root), imagenet and Path(imagenet)
         synsets, names = zip(*read_classes(root, num_class), strict=True)
-        train, val = (check(root, part) for part in read_webvision(root, num_class))
-        notes = refuse_broken(root, train, val, skip_broken=skip_broken)
-        train, dropped = relabeled(train, noise_file, num_class)
-        notes += train.notes + val.notes + class_notes(root, train, val, names)
-        tests["test"] = ImageFiles(root, val.files, frame), val.labels
+        train, val = read_webvision(root, num_class)
+        tests, info = {"test": (root, val)}, DatasetInfo(list(names))
         if imagenet:
-            photos = check(imagenet, read_imagenet(imagenet, synsets))
-            notes += refuse_broken(imagenet, photos, skip_broken=skip_broken) + photos.notes
-            tests["imagenet"] = ImageFiles(imagenet, photos.files, frame), photos.labels
+            tests["imagenet"] = imagenet, read_imagenet(imagenet, synsets)
         else:
-            notes.append("no ImageNet: WebVision's validation images are the only test set")
+            info.data_notes.append("no ImageNet: the only test set are WebVision's own images")
         super().__init__(
-            ImageFiles(root, train.files, frame),
-            train.labels,
+            root,
+            train,
             tests,
             IMAGENET_VIEWS,
-            DatasetInfo(list(names), data_notes=notes, dropped_images=dropped),
+            frame,
+            info,
+            num_workers=num_workers,
             batch_size=batch_size,
             seed=seed,
-            workers=num_workers,
-            skip_broken=skip_broken,
             **options,
         )

@@ -25,7 +25,7 @@ import torch
 
 import smr
 from smr.data.decoding import reason_of, usable_cores
-from smr.data.image_folder import first_ten, is_ignored, natural_order
+from smr.data.image_folder import files_inside, first_ten
 from smr.devices import find_device
 from smr.errors import InputError
 from smr.files import atomic_write
@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not (args.photos or args.export):
         parser.error("give PHOTOS, --export FILE, or both")
-    for path in (args.output, args.export):
+    for path in filter(None, (args.output, args.export)):
         check_output(path)
-    broken: dict[Path, str] = {}
+    broken: dict[str, str] = {}
     paths = files_of(args.photos, broken)
     model = smr.load(args.checkpoint)
     if args.export:
@@ -68,13 +68,13 @@ def main(argv: list[str] | None = None) -> None:
             predict(model, paths, args.batch_size, file, broken)
 
 
-def check_output(path: Path | None) -> None:
+def check_output(path: Path) -> None:
     """Raise InputError if this file cannot be written, before any work is done."""
-    if path and path.exists():
+    if path.exists():
         raise InputError(f"{path}: exists already; give another name or remove it")
-    if path and not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
-    if path and not os.access(path.parent, os.W_OK | os.X_OK):
+    if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: the folder {path.parent} is read-only")
 
 
@@ -84,43 +84,39 @@ def table_file(path: Path | None) -> Iterator[TextIO]:
 
     If this is interrupted, the temporary one keeps the rows so far. Raises InputError.
     """
-    if path is None:
-        try:
-            yield sys.stdout
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise InputError(f"standard output: {error.strerror}") from error
-        return
-    part = path.with_name(f"{path.name}.part")
-    kept = f"the rows so far are in {part}"
+    part = path and path.with_name(f"{path.name}.part")
+    so_far = f"the rows so far are in {part}" if path else "incomplete"
     try:
-        try:
-            # Names that are not UTF-8 are written escaped.
-            with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                yield file
-        finally:
-            if part.exists() and not part.stat().st_size:
-                part.unlink()
+        if path is None:
+            yield sys.stdout
+            return
+        # Names that are not UTF-8 are written escaped.
+        with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
         os.replace(part, path)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; {kept}") from error
+        raise InputError(f"{path or 'standard output'}: {error.strerror}; {so_far}") from error
     except KeyboardInterrupt:
-        print(f"predict.py: interrupted; {kept}", file=sys.stderr)
-        raise SystemExit(130) from None
+        print(f"predict.py: {so_far}", file=sys.stderr)
+        raise
+    finally:
+        if path and part.exists() and not part.stat().st_size:
+            part.unlink()
 
 
-def files_of(photos: Sequence[Path], broken: dict[Path, str]) -> list[Path]:
+def files_of(photos: Sequence[Path], broken: dict[str, str]) -> list[str]:
     """The files, and those in folders, linked ones too, without hidden ones and junk.
 
     Adds what cannot be read to `broken`, with the reason. Raises InputError.
     """
-    files: list[Path] = []
+    files: list[str] = []
     for path in photos:
         if path.is_dir():
-            files += files_inside(path, broken)
+            files += files_inside(path, broken, str(path), lenient=True)
         elif path.is_file():
-            files.append(path)
+            files.append(str(path))
         else:
             raise InputError(f"{path}: there is no such file or folder")
     if photos and not files:
@@ -129,56 +125,34 @@ def files_of(photos: Sequence[Path], broken: dict[Path, str]) -> list[Path]:
     return files
 
 
-def files_inside(
-    folder: Path, broken: dict[Path, str], above: frozenset[str] = frozenset()
-) -> Iterator[Path]:
-    """The files of a folder and of those inside, in natural order; adds to `broken`."""
-    above |= {os.path.realpath(folder)}
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: natural_order(entry.name))
-    except OSError as error:
-        broken[folder] = error.strerror
-        return
-    for entry in entries:
-        path = folder / entry.name
-        if is_ignored(entry.name):
-            continue
-        if not entry.is_dir():
-            yield path
-        elif os.path.realpath(path) in above:
-            broken[path] = "a link to a folder that it lies in"
-        else:
-            yield from files_inside(path, broken, above)
-
-
 def decoded(
-    model: smr.Predictor, paths: Sequence[Path], batch_size: int, broken: dict[Path, str]
-) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    model: smr.Predictor, paths: Sequence[str], batch_size: int, broken: dict[str, str]
+) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Paths and uint8 images [b, height, width, 3] by the batch; others join `broken`."""
 
-    def read(path: Path) -> np.ndarray | None:
+    def read(path: str) -> np.ndarray | None:
         try:
             return model.read(path)
-        except Exception as error:  # Pillow's decoders raise whatever they stumble over
-            broken[path] = reason_of(error)
+        except Exception as error:  # Pillow's decoders raise many types
+            broken[path] = reason_of(error, path)
             return None
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            pairs = zip(batch, threads.map(read, batch), strict=True)
-            readable = [(path, image) for path, image in pairs if image is not None]
-            if readable:
-                names, images = zip(*readable, strict=True)
-                yield list(names), torch.from_numpy(np.stack(images))
+            images = [*threads.map(read, batch)]
+            names = [path for path, image in zip(batch, images, strict=True) if image is not None]
+            if names:
+                images = [image for image in images if image is not None]
+                yield names, torch.from_numpy(np.stack(images))
 
 
 def predict(
     model: smr.Predictor,
-    paths: Sequence[Path],
+    paths: Sequence[str],
     batch_size: int,
     file: TextIO,
-    broken: dict[Path, str],
+    broken: dict[str, str],
 ) -> None:
     """Write the table of predicted classes, batch by batch. Raises InputError and OSError.
 
@@ -224,9 +198,8 @@ def export(model: smr.Predictor, paths: Sequence[Path], path: Path) -> None:
         torch.export.save(program, archive, extra_files=extra_files)
         archive.seek(0)
         exported = torch.export.load(archive).module()
-        worst = max(
-            float((exported(each) - model(each)).abs().max()) for each in (images[0], images[0][:1])
-        )
+        whole, one = images[0], images[0][:1]
+        worst = max(float((exported(each) - model(each)).abs().max()) for each in (whole, one))
     if not worst < TOLERANCE:
         raise InputError(f"{path}: not written: the program's probabilities are {worst:.2g} off")
     try:

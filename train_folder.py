@@ -22,7 +22,7 @@ from smr.data.image_file_dataset import ImageFileLoader
 from smr.errors import InputError
 from smr.evaluate import test
 from smr.flags import DATA, FREE, flag, shown_flags
-from smr.photos import PhotoConfig, build_network
+from smr.photos import PhotoConfig, build_network, resize_of
 from smr.run.command import command
 from smr.run.run import Run
 
@@ -84,11 +84,14 @@ class FolderConfig(PhotoConfig):
         """Clothing1M's, with the values that follow from the number of photos."""
         if not self.data_path:
             raise InputError("--data_path DIR is missing: the folder with DIR/<class>/*")
+        values = super().hyperparameters(device)
+        if self.num_class and self.lr_steps is not None:  # a run's whole configuration
+            return values
         folder = list_folder(self.data_path, self.val_fraction, self.seed, self.labels_csv)
         self.set_num_class(len(folder.class_names), self.data_path)
-        values = super().hyperparameters(device)
         if device.type == "cuda":
             values["image_size"] = 224
+            values["resize"] = resize_of(self.image_size or 224)
         # Without pre-trained weights there is nothing to freeze.
         trained = values["pretrained"] if self.pretrained is None else self.pretrained
         values["freeze_backbone"] = bool(trained or self.weights)
@@ -128,6 +131,7 @@ def make_loader(config: FolderConfig, device: torch.device) -> ImageFileLoader:
         check_images=config.check_images,
         **config.loader_options(device),
     )
+    config.set_num_class(len(loader.class_names), config.data_path)
     chosen = shown_flags(config, CHOSEN)
     loader.info.data_notes.append(
         f"hyperparameters for {loader.info.train_images} photos: {chosen}"

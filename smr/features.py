@@ -141,15 +141,21 @@ def extract(
     counts = {name: len(photos.tests[name][0]) for name in photos.test_sets}
     count = len(photos.noisy_labels)
     progress = Progress(sum(counts.get(name, count) for name in names))
+    with torch.no_grad():
+        width = backbone.eval()(torch.zeros(1, 3, *photos.info.image_size, device=photos.device))
+    refuse_too_large(2 * width.shape[1] * progress.total, photos.device)
     state, features = photos.generator.get_state(), {}
     for number, name in enumerate(names):
         path, size = folder / f"{name}.npy", counts.get(name, count)
-        if not path.exists():
+        # Rank 0 decides: the others may already see the file that it is writing.
+        if distributed.from_rank_zero(lambda path=path: not path.exists()):
             # Each pass has a seed of its own, so that a resumed extraction draws the same views.
             photos.generator.manual_seed(number)
-            mode = name if name in counts else "whole" if name == "train_0" else "warmup"
-            values = pass_features(backbone, photos.run(mode), size, amp, progress)
-            refuse_too_large(2 * values.shape[1] * progress.total, photos.device)
+            if name in counts or name == "train_0":
+                batches = photos.run(name if name in counts else "whole")
+            else:
+                batches = photos.supervised(photos.train_index)  # augmented
+            values = pass_features(backbone, batches, size, amp, progress)
             if distributed.is_rank_zero():
                 with atomic_write(path) as file:
                     np.save(file, values.numpy())

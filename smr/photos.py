@@ -89,7 +89,7 @@ class PhotoConfig(Config):
             device
         )
         size = self.image_size or values["image_size"]
-        return {"resize": round(8 / 7 * size), "lambda_u": 0.0} | values
+        return {"resize": resize_of(size), "lambda_u": 0.0} | values
 
     def check(self, device: torch.device) -> None:
         super().check(device)
@@ -129,6 +129,11 @@ class PhotoConfig(Config):
             "device": device,
             "skip_broken": self.skip_broken,
         }
+
+
+def resize_of(image_size: int) -> int:
+    """The shorter side of a photo from which a crop of `image_size` is taken by default."""
+    return round(8 / 7 * image_size)
 
 
 def build_network(config: PhotoConfig) -> nn.Module:

@@ -166,7 +166,7 @@ def test_a_half_finished_attempt_is_finished_or_undone(
     assert f"{done} of 4 files were moved" in refused(capsys, run, corrections)
     if undoes and done > 1:
         calls[:] = calls[:1] * (done - 1)  # the undoing, too, stops half way
-        assert "--undo again continues" in refused(capsys, run, "--undo")
+        assert "the same command again continues" in refused(capsys, run, "--undo")
     monkeypatch.undo()
     if undoes:
         assert call(run, "--undo") == 0

@@ -29,7 +29,7 @@ def listing_of(names, broken=None) -> Listing:
 
 def read(root, names, size=64, threads=2, broken=None):
     """(images, Listing) of the files that are images."""
-    return image_files.read_images(root, listing_of(names, broken), size, threads, Terminal())
+    return image_files.read_images(root, listing_of(names, broken), size, threads)
 
 
 def save(tmp_path, image, name, **options):

@@ -16,6 +16,7 @@ from smr.data import image_file_dataset as streams
 from smr.data.augment import Views
 from smr.data.image_file_dataset import Frame, ImageFileLoader, ImageFiles
 from smr.data.image_file_dataset import random_numbers as drawn
+from smr.data.image_folder import Listing
 from smr.data.loader import DatasetInfo
 from smr.errors import InputError
 
@@ -54,13 +55,17 @@ def folder(tmp_path):
 def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> ImageFileLoader:
     """Photo i of the folder has the label i % 3; the first three are the test set too."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name[:-4]))
-    train, test = (ImageFiles(folder, files, frame) for files in (names, names[:3]))
-    labels = np.arange(len(names)) % 3
+    train = Listing(names, np.arange(len(names)) % 3)
     return ImageFileLoader(
-        *(train, labels, {"test": (test, labels[:3])}, Views(MEAN, STD), DatasetInfo(list("abc"))),
+        folder,
+        train,
+        {"test": (folder, train.only(np.arange(len(names)) < 3))},
+        Views(MEAN, STD),
+        frame,
+        DatasetInfo(list("abc")),
+        num_workers=workers,
         batch_size=batch_size,
         seed=seed,
-        workers=workers,
         **options,
     )
 
@@ -213,7 +218,7 @@ def test_a_view_depends_on_neither_workers_nor_batches_nor_the_other_photos(fold
     resumed = loader_of(folder, frame, seed=99)
     resumed.generator.set_state(state)
     resumed.new_seed()  # as the pass before did
-    few = by_index(resumed._supervised(torch.tensor([7, 2])))
+    few = by_index(resumed.supervised(torch.tensor([7, 2])))
     assert all(torch.equal(few[i][0], wanted[1][i][0]) for i in (2, 7))
 
 

@@ -20,7 +20,8 @@ SMR = {"lambda_u": 25.0, "p_threshold": 0.5}
 
 def config_of(method=SMR, **changes) -> SimpleNamespace:
     config = {"dataset": "cifar10", "r": 0.5, "noise_mode": "sym", "num_epochs": 9}
-    return SimpleNamespace(**config | method | changes)
+    config |= method | changes
+    return SimpleNamespace(**config, last_epoch=config["num_epochs"])
 
 
 def new_log(truth_known=True, test_sets=("test",), **changes) -> RunLog:

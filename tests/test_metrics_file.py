@@ -30,7 +30,9 @@ def add_epoch(record: RunRecord, epoch: int, accuracy: float, **more: float) -> 
 
 def new_record(folder, rows=(), **changes) -> RunRecord:
     folder.mkdir(exist_ok=True)
-    record = RunRecord(folder, SimpleNamespace(**CONFIG | changes), tiny_loader(), list(rows))
+    config = SimpleNamespace(**CONFIG | changes)
+    config.last_epoch = config.num_epochs
+    record = RunRecord(folder, config, tiny_loader(), list(rows))
     record.header()
     return record
 

@@ -1,36 +1,34 @@
-"""Folders of photos as people have them: their forms, the recipe that suits them, their runs."""
+"""The forms of photo folders and label tables, and train_folder.py."""
 
 import csv
+import json
 import re
 import shutil
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 import torch
 from photo_sets import write_photo
 from photos import write_photos
 from runs import assert_same_run
 
-import train_animal10N
+import smr
+import train_folder
 from dataloader_folder import folder_dataloader, list_folder
 from smr.data.image_file_dataset import Frame
-from smr.data.image_folder import class_notes
 from smr.errors import InputError
-from smr.run import options
-
-CPU = torch.device("cpu")
+from train_folder import FROZEN, WHOLE, FolderConfig, whole_hyperparameters
 
 
 def listed(root, val_fraction=None):
     return list_folder(root, val_fraction, seed=1)
 
 
-def test_classes_lie_directly_in_the_folder(tmp_path):
-    found = listed(write_photos(tmp_path, {"apple": 5, "плум": 3}, part=""))
-    assert found.class_names == ["apple", "плум"]
-    assert found.notes[0] == "form: <class>/, 2 classes"
-    assert sorted(found.train.files + found.test.files) == sorted(
+def test_class_folders_lie_directly_in_the_folder(tmp_path):
+    folder = listed(write_photos(tmp_path, {"apple": 5, "плум": 3}, part=""))
+    assert folder.class_names == ["apple", "плум"]
+    assert "<class>/, 2 classes" in folder.notes[0]
+    assert sorted(folder.train.files + folder.test.files) == sorted(
         [f"apple/{i}.png" for i in range(5)] + [f"плум/{i}.png" for i in range(3)]
     )
 
@@ -38,21 +36,17 @@ def test_classes_lie_directly_in_the_folder(tmp_path):
 @pytest.mark.parametrize(
     "names",
     [
-        ("training", "testing"),
-        ("train", "test"),
-        ("train", "val"),
-        ("Training", "Testing"),
-        ("TRAIN", "Valid"),
-        ("train", "validation"),
+        *(("training", "testing"), ("train", "test"), ("train", "val"), ("Training", "Testing")),
+        *(("TRAIN", "Valid"), ("train", "validation")),
     ],
 )
-def test_other_people_s_names_of_the_two_parts_are_known(tmp_path, names):
+def test_the_usual_names_of_the_two_parts_are_known(tmp_path, names):
     for part in names:
         write_photos(tmp_path, {"a": 2, "b": 2}, part=part, shape=(4, 4))
-    found = listed(tmp_path)
-    assert found.class_names == ["a", "b"]
-    assert found.train.files[0] == f"{names[0]}/a/0.png" and not found.test_labels_are_noisy
-    assert found.test.files[-1] == f"{names[1]}/b/1.png"
+    folder = listed(tmp_path)
+    assert folder.class_names == ["a", "b"]
+    assert folder.train.files[0] == f"{names[0]}/a/0.png" and not folder.test_labels_are_noisy
+    assert folder.test.files[-1] == f"{names[1]}/b/1.png"
 
 
 def refusal(root, **options) -> str:
@@ -62,18 +56,18 @@ def refusal(root, **options) -> str:
     return str(refused.value)
 
 
-def test_what_lies_beside_the_parts_is_refused_or_named(tmp_path):
+def test_photos_beside_the_parts_are_refused_and_other_folders_noted(tmp_path):
     root = write_photos(tmp_path / "a", {"2022": 2, "2023": 2}, "train", shape=(4, 4))
     assert listed(root).class_names == ["2022", "2023"]
     (root / "notes").mkdir()
     (root / "notes" / "readme.txt").touch()
     write_photos(root, {"2022": 1, "2023": 1}, "val", shape=(4, 4))
     write_photos(root, {"2022": 1, "2023": 1}, "test", shape=(4, 4))
-    found = listed(root)
-    assert found.test.files == ["test/2022/0.png", "test/2023/0.png"]
-    assert "folders that are not used: val/, notes/" in found.notes
+    folder = listed(root)
+    assert folder.test.files == ["test/2022/0.png", "test/2023/0.png"]
+    assert any(note.endswith(": val/, notes/") for note in folder.notes)
     write_photos(root, {"car": 2, "bus": 2}, "", shape=(4, 4))
-    assert "train/ is the training part, but photos lie beside it: bus/, car/" in refusal(root)
+    assert "photos lie beside it: bus/, car/" in refusal(root)
     root = write_photos(tmp_path / "b", {"a": 2, "b": 2}, "train", shape=(4, 4))
     (root / "loose.jpg").touch()
     assert "photos lie beside it: loose.jpg" in refusal(root)
@@ -93,16 +87,17 @@ def test_folders_that_may_be_parts_are_refused_as_classes(tmp_path):
     assert "are both training parts" in refusal(tmp_path / "c")
 
 
-def test_dropped_is_a_class_unless_our_own_log_made_it(tmp_path):
+def test_dropped_is_a_class_unless_a_corrections_log_names_it(tmp_path):
     root = write_photos(tmp_path, {"dropped": 3, "kept": 3}, "", shape=(4, 4))
     write_photos(root, {"other": 3}, "", shape=(4, 4))
     assert listed(root).class_names == ["dropped", "kept", "other"]
-    (root / ".corrections_run.log").write_text('["kept/1.png", "other/1.png"]\n')
+    log = root / ".corrections_run.log"
+    log.write_text('["kept/1.png", "dropped/1.png"]\n')  # which is another class
     assert listed(root).class_names == ["dropped", "kept", "other"]
-    (root / ".corrections_run.log").write_text('["kept/1.png", "dropped/kept/1.png"]\n')
-    found = listed(root)
-    assert found.class_names == ["kept", "other"] and len(found.train.files) == 4
-    assert "dropped/ holds the photos that corrections dropped" in found.notes
+    log.write_text('["kept/1.png", "dropped/kept/1.png", null, null, true]\n')
+    folder = listed(root)
+    assert folder.class_names == ["kept", "other"] and len(folder.train.files) == 4
+    assert any(note.startswith("dropped/ ") for note in folder.notes)
 
 
 def test_identical_photos_in_two_classes_or_parts_are_named(tmp_path):
@@ -121,8 +116,7 @@ def test_identical_photos_in_two_classes_or_parts_are_named(tmp_path):
         ["training/a/0.png", "training/b/copy.png", "in a and b"],
         ["training/b/2.png", "testing/b/copy.png", "in training and test"],
     ]
-    note = "2 pairs of identical photos: training/a/0.png = training/b/copy.png (in a and b)"
-    assert any(line.startswith(note) for line in info.data_notes)
+    assert any("training/a/0.png = training/b/copy.png" in note for note in info.data_notes)
 
 
 TABLES = {
@@ -142,7 +136,7 @@ TABLES = {
 def test_labels_are_read_from_a_table(tmp_path, form):
     write_photos(tmp_path, {"images/part 1": 5, "images/part2": 4}, "", shape=(4, 4))
     header, line = TABLES[form]
-    text, wanted = header, {}
+    text, numbers = header, {}
     for number in range(9):
         name = f"n {number}.png"
         part = ("part 1", "part2")[number >= 5]
@@ -150,9 +144,8 @@ def test_labels_are_read_from_a_table(tmp_path, form):
             tmp_path / f"images/{part}/{name}"
         )
         path = f"images/{part}/{name}"
-        wanted[path] = number % 3
-        fields = {"path": path, "name": name, "stem": name[:-4], "number": (number % 3) * 5}
-        fields["number"] = 10 * (number % 3)
+        numbers[path] = number % 3
+        fields = {"path": path, "name": name, "stem": name[:-4], "number": 10 * (number % 3)}
         text += line.format(
             label=("Käse", "apple 10", "apple 2")[number % 3], quoted=quote(path), **fields
         )
@@ -164,14 +157,14 @@ def test_labels_are_read_from_a_table(tmp_path, form):
     assert names == (["0", "10", "20"] if form == "numbers" else ["Käse", "apple 2", "apple 10"])
     labels = dict(zip(loader.files, loader.noisy_labels.tolist(), strict=True))
     order = [0, 1, 2] if form == "numbers" else [0, 2, 1]
-    assert labels.items() <= {path: order[label] for path, label in wanted.items()}.items()
+    assert labels.items() <= {path: order[number] for path, number in numbers.items()}.items()
     assert len(labels) + loader.info.test_images == 9 and not loader.info.labels_in_paths
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a,b\n1,2\n", "columns a, b; expected 'file' and 'label'"),
+        ("a,b\n1,2\n", "columns a, b;"),
         ("file,label\nx/0.png,cat\n", "labels of 1 classes"),
         ("file,label\n7.png,cat\n8.png,dog\n", "none of its 2 files is in"),
         ("file,label\n0.png,cat\n1.png,dog\n", "'0.png' names 2 files: x/0.png, y/0.png"),
@@ -189,67 +182,14 @@ def test_missing_and_unlabeled_files_of_a_table_are_named(tmp_path):
     write_photos(tmp_path, {"x": 9}, "", shape=(4, 4))
     rows = [f"x/{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(7)]
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows, "x/gone.png,cat", "x/8.png,"]))
-    found = list_folder(tmp_path, labels_csv=tmp_path / "t.csv")
-    assert found.train.broken == {"x/gone.png": "listed in t.csv, but not there"}
-    assert "2 images without a label in t.csv: x/7.png, x/8.png" in found.notes
+    folder = list_folder(tmp_path, labels_csv=tmp_path / "t.csv")
+    assert list(folder.train.broken) == ["x/gone.png"]
+    assert any(re.match(r"2 .* t\.csv: x/7\.png, x/8\.png$", note) for note in folder.notes)
 
 
 def test_photos_of_trains_and_tests_are_classes(tmp_path):
-    assert listed(write_photos(tmp_path, {"test": 2, "train": 2}, "")).class_names == [
-        *("test", "train")
-    ]
-
-
-def test_folders_inside_a_class_folder_are_read_in_natural_order(tmp_path):
-    write_photos(tmp_path, {"a/10": 1, "a/2/deep er": 2, "b": 1}, shape=(4, 4))
-    write_photos(tmp_path, {"a": 1}, shape=(4, 4))
-    write_photos(tmp_path, {"a": 1, "b": 1}, "testing", shape=(4, 4))
-    found = listed(tmp_path)
-    assert [name.removeprefix("training/") for name in found.train.files] == [
-        *("a/0.png", "a/2/deep er/0.png", "a/2/deep er/1.png", "a/10/0.png", "b/0.png")
-    ]
-    assert found.train.labels.tolist() == [0, 0, 0, 0, 1] and not found.train.broken
-
-
-def test_links_are_followed_but_never_in_a_circle(tmp_path):
-    write_photos(tmp_path / "elsewhere", {"x": 2}, "", shape=(4, 4))
-    write_photos(tmp_path / "photos", {"a": 2}, "", shape=(4, 4))
-    (tmp_path / "photos" / "b").symlink_to(tmp_path / "elsewhere" / "x")
-    (tmp_path / "photos" / "a" / "again").symlink_to(tmp_path / "photos" / "a")
-    found = listed(tmp_path / "photos")
-    assert np.bincount([*found.train.labels, *found.test.labels]).tolist() == [2, 2]
-    assert found.train.broken == {"a/again": "a link to a folder that it lies in"}
-
-
-def test_a_class_that_is_spelt_otherwise_in_testing_is_the_same_class(tmp_path):
-    write_photos(tmp_path, {"cat": 2, "Ma\u0308dchen": 2}, shape=(4, 4))
-    write_photos(tmp_path, {"Cat": 1, "m\u00e4dchen": 1}, "testing", shape=(4, 4))
-    found = listed(tmp_path)
-    assert len(found.class_names) == 2
-    names = {
-        name.split("/")[1]: int(label)
-        for name, label in zip(found.test.files, found.test.labels, strict=True)
-    }
-    assert names == {"Cat": found.class_names.index("cat"), "m\u00e4dchen": 1 - names["Cat"]}
-
-
-def test_two_spellings_of_a_class_in_training_are_a_question(tmp_path):
-    write_photos(tmp_path, {"cat": 1, "Cat": 1}, shape=(4, 4))
-    with pytest.raises(InputError, match=r"are 'Cat' and 'cat' one class. Rename one of them"):
-        listed(tmp_path)
-
-
-def test_uneven_classes_are_noted_with_their_counts(tmp_path):
-    write_photos(tmp_path, {"few": 2, "many": 22, "some": 5}, shape=(4, 4))
-    write_photos(tmp_path, {"few": 1}, "testing", shape=(4, 4))
-    (note,) = notes_of(listed(tmp_path))
-    assert note.startswith("classes are uneven, from 2 images of few to 22 of many: ")
-    write_photos(tmp_path, {"few": 3}, shape=(4, 4))
-    assert notes_of(listed(tmp_path)) == []
-
-
-def notes_of(folder) -> list[str]:
-    return class_notes(folder.root, folder.train, folder.test, folder.class_names)
+    root = write_photos(tmp_path, {"test": 2, "train": 2}, "")
+    assert listed(root).class_names == ["test", "train"]
 
 
 def test_val_fraction_beside_testing_is_noted(tmp_path):
@@ -270,122 +210,154 @@ def mixed(tmp_path_factory):
     return root
 
 
+def configured(**flags) -> smr.Config:
+    return smr.configure(FolderConfig, device="cpu", **flags)
+
+
+def values_of(config: smr.Config, names) -> dict:
+    return {name: getattr(config, name) for name in names}
+
+
 @pytest.mark.parametrize(
     ("count", "epochs", "batch_size", "every"),
     [(8, 40, 8, 5), (60, 35, 8, 4), (200, 19, 8, 3), (500, 12, 16, 3), (2000, 6, 32, 3),
      (30_000, 4, 32, 3), (10**6, 4, 32, 3)],
 )  # fmt: skip
-def test_the_recipe_suits_the_number_of_photos(count, epochs, batch_size, every):
-    recipe = train_animal10N.recipe_for(count, CPU, None)
-    assert (recipe["num_epochs"], recipe["batch_size"], recipe["recalibrate_every"]) == (
-        *(epochs, batch_size, every),
-    )
-    assert recipe["warm_up"] == 1 and recipe["lr_steps"] == ((-(-epochs // 2), 0.1),)
-    assert (recipe["image_size"], recipe["network"], recipe["pretrained"]) == (
-        128,
-        "resnet18",
-        True,
-    )
-    on_card = train_animal10N.recipe_for(count, torch.device("cuda"), None)
-    assert on_card["image_size"] == 224
-
-
-@pytest.mark.parametrize(("given", "half", "every"), [(0, 1, 3), (2, 1, 3), (5, 3, 3), (40, 20, 5)])
-def test_learning_rate_and_recalibration_follow_the_epochs_that_a_flag_gives(
-    mixed, given, half, every
+def test_the_hyperparameters_of_whole_networks_suit_the_number_of_photos(
+    count, epochs, batch_size, every
 ):
-    flags = ["--dataset", "folder", "--data_path", str(mixed), "--num_epochs", str(given)]
-    config = resolved(*flags)
-    assert (config["num_epochs"], config["lr_steps"]) == (given, ((half, 0.1),))
-    assert config["recalibrate_every"] == every
-    config = resolved(*flags, "--lr_steps", "1:0.5", "--recalibrate_every", "7")
-    assert (config["lr_steps"], config["recalibrate_every"]) == (((1, 0.5),), 7)
+    values = whole_hyperparameters(count, None)
+    names = ("num_epochs", "batch_size", "recalibrate_every")
+    assert tuple(values[name] for name in names) == (epochs, batch_size, every)
+    assert values["warm_up"] == 1 and values["lr_steps"] == ((-(-epochs // 2), 0.1),)
 
 
-def resolved(*arguments) -> dict:
-    given = options.given_flags(train_animal10N.new_parser().parse_args(arguments))
-    return train_animal10N.resolve(given, CPU)
+def test_with_pre_trained_weights_the_backbone_is_frozen_and_without_them_it_is_trained(
+    mixed, tmp_path
+):
+    frozen, weights = {"freeze_backbone": True} | FROZEN, str(tmp_path / "weights.pt")
+    whole = {"freeze_backbone": False} | WHOLE | {"num_epochs": 40, "batch_size": 8}
+    for flags, expected in (
+        ({}, frozen | {"pretrained": True, "network": "resnet18", "image_size": 128}),
+        ({"pretrained": True}, frozen),
+        ({"weights": weights}, frozen | {"pretrained": False}),
+        ({"weights": weights, "pretrained": False}, frozen),
+        ({"pretrained": False}, whole | {"network": "resnet18", "image_size": 128}),
+        ({"freeze_backbone": False}, whole | {"pretrained": True}),
+        ({"lr": 0.5, "warm_up": 2}, frozen | {"lr": 0.5, "warm_up": 2}),
+    ):
+        config = configured(data_path=str(mixed), **flags)
+        assert values_of(config, expected) == expected, flags
+        assert config.hyperparameters(torch.device("cuda"))["image_size"] == 224
 
 
-def test_animal10n_keeps_its_own_recipe():
-    config = resolved()
-    assert (config["network"], config["pretrained"], config["image_size"]) == (
-        "vgg19_bn",
-        False,
-        64,
-    )
-    with pytest.raises(InputError, match="--resize: only with --dataset folder"):
-        resolved("--resize", "80")
+@pytest.mark.parametrize(
+    ("num_epochs", "half", "every"), [(0, 1, 3), (2, 1, 3), (5, 3, 3), (40, 20, 5)]
+)
+def test_learning_rate_and_recalibration_follow_the_epochs_of_the_flag(
+    mixed, num_epochs, half, every
+):
+    flags = {"data_path": str(mixed), "pretrained": False, "num_epochs": num_epochs}
+    expected = {"num_epochs": num_epochs, "lr_steps": ((half, 0.1),), "recalibrate_every": every}
+    assert values_of(configured(**flags), expected) == expected
+    expected |= {"lr_steps": ((1, 0.5),), "recalibrate_every": 7}
+    assert values_of(configured(**flags | expected), expected) == expected
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--image_size", "64", "--resize", "63"), "--resize 63 is smaller than the crop"),
-        (("--width", "8"), "--width: only with --network preact_resnet18"),
-        (("--network", "resnet81"), "--network resnet81: expected preact_resnet18"),
-        (("--network", "vit_b_16"), "vit_b_16 takes no images of 128x128"),
+        ({"image_size": 64, "resize": 63}, "--resize 63 is smaller than the crop"),
+        ({"width": 8}, "--width: only with --network preact_resnet18"),
+        ({"network": "resnet81"}, "--network resnet81: expected preact_resnet18"),
+        ({"network": "vit_b_16"}, "vit_b_16 takes no images of 128x128"),
+        ({"pretrained": False, "finetune_epochs": 1}, "--finetune_epochs: "),
+        ({"noise_file": "labels.json"}, "--noise_file: .* --labels"),
+        ({"num_class": 4}, "--num_class 4: .*my photos has 3 classes"),
+        ({"data_path": ""}, "--data_path DIR is missing"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(mixed, flags, words):
+def test_flags_that_do_not_fit_are_refused(mixed, flags, words):
+    assert configured(data_path=str(mixed)).num_class == 3
     with pytest.raises(InputError, match=words):
-        resolved("--dataset", "folder", "--data_path", str(mixed), *flags)
+        configured(**{"data_path": str(mixed)} | flags)
 
 
-def test_contradictions_that_pass_are_told():
-    config = {"method": "smr", "warm_up": 3, "num_epochs": 2, "lr_steps": ((2, 0.1), (5, 0.01))}
-    assert options.contradictions(config | {"batch_size": 9}, 8) == [
-        "the warm-up lasts as long as the run, to epoch 2: no labels are judged",
-        "learning-rate steps at 5 are beyond the last epoch, 2",
-        "a batch of 9 is larger than the set of 8 images",
-    ]
-    assert options.contradictions(config | {"batch_size": 8, "warm_up": 2, "lr_steps": ()}, 8) == []
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--image_size", "31"), ("--val_fraction", "0"), ("--val_fraction", "0.6")]
+)
+def test_values_out_of_range_are_refused(flag, value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_folder.main([flag, value])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and flag in line and f"'{value}'" in line
 
 
-def train(root, output, *flags) -> int:
-    shared = ("--dataset", "folder", "--data_path", str(root), "--output", str(output))
-    small = ("--network", "squeezenet1_1", "--pretrained", "off", "--num_workers", "0")
-    return train_animal10N.main([*shared, *small, *flags])
+# --- runs of whole networks ---
+
+SMALL = (
+    *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--pretrained", "off"),
+    *("--recalibrate_every", "2", "--lr_steps", "1:0.1", "--num_workers", "0", "--review", "0"),
+)
 
 
-def test_a_folder_becomes_a_list_and_a_resumed_run_ends_alike(mixed, tmp_path, capsys):
-    flags = ("--image_size", "40", "--recalibrate_every", "2", "--lr_steps", "1:0.1")
-    assert train(mixed, tmp_path / "whole", *flags, "--num_epochs", "2") == 0
-    log = capsys.readouterr().out
-    assert "25 training and 3 test images of 40x40, 3 classes" in log
-    assert re.search("recipe for so many photos, or the flags: --num_epochs 2  --batch_size 8", log)
-    folder = tmp_path / "whole" / "folder_smr_seed123"
+def train(root, output, *flags: str) -> int:
+    return train_folder.main(["--data_path", str(root), "--output", str(output), *SMALL, *flags])
+
+
+def rows_of_csv(folder) -> list[dict]:
     with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 25 and rows[-1]["file"].startswith("плум/photo ")
-    assert train(mixed, tmp_path / "parts", *flags, "--num_epochs", "0") == 0
-    parts = ("--num_epochs", "2", "--resume", "--num_workers", "2")
-    assert train(mixed, tmp_path / "parts", *flags, *parts) == 0
+        return list(csv.DictReader(file))
+
+
+def test_a_run_has_the_label_issues_of_a_folder_and_a_resumed_one_ends_alike(
+    mixed, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(mixed, tmp_path / "my photos")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos" / "apple" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    flags = ("my photos", "whole", "--skip_broken", "--num_epochs", "2")
+    assert train(*flags) == 0
+    log = capsys.readouterr().out
+    for words in (
+        "25 training and 3 test images of 32x32, 3 classes",
+        "classes: apple, pear tree, плум",
+        "left out 1 of 29 files, which cannot be read as images: apple/broken.png",
+        "labels are noisy too",
+        "hyperparameters for 25 photos: --num_epochs 2  --batch_size 8",
+    ):
+        assert words in log
+    folder = tmp_path / "whole" / "folder_smr_seed123"
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert described["class_names"] == ["apple", "pear tree", "плум"]
+    assert described["test_labels_are_noisy"] is True
+    rows = rows_of_csv(folder)
+    assert len(rows) == 25 and rows[-1]["given_name"] == "плум"
+    assert rows[-1]["file"].startswith("плум/photo ")
+    assert train(*flags, "--resume") == 0
+    assert "complete at epoch 2" in capsys.readouterr().out
+    assert train("my photos", "parts", "--skip_broken", "--num_epochs", "0") == 0
+    assert train("my photos", "parts", *flags[2:], "--resume", "--num_workers", "2") == 0
     assert_same_run(tmp_path / "parts" / folder.name, folder)
 
 
-def test_a_photo_that_breaks_later_ends_the_run_in_a_line_or_is_left_out(mixed, tmp_path, capsys):
+def test_a_photo_that_breaks_later_is_refused_in_one_line_or_excluded(mixed, tmp_path, capsys):
     root = tmp_path / "photos"
-    for path in mixed.rglob("*.jpg"):
-        (root / path.relative_to(mixed)).parent.mkdir(parents=True, exist_ok=True)
-        (root / path.relative_to(mixed)).write_bytes(path.read_bytes())
+    shutil.copytree(mixed, root)
     name = list_folder(root, None, 123).train.files[3]
     broken = root / name
-    broken.write_bytes(broken.read_bytes()[:-400])  # its header is whole
+    broken.write_bytes(broken.read_bytes()[:-400])  # its header is intact
     flags = ("--image_size", "97", "--num_epochs", "0")
     with pytest.raises(SystemExit) as stopped:
         train(root, tmp_path, *flags)
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"{name}: cannot be decoded" in told
-    assert "--skip_broken" in told
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and f"{name}: cannot be decoded" in line
+    assert "--skip_broken" in line
     with pytest.raises(SystemExit):
         train(root, tmp_path, *flags, "--check_images", "--id", "checked")
     assert f"1 of 28 files cannot be read as images: {name}" in capsys.readouterr().err
     assert train(root, tmp_path, *flags, "--resume", "--skip_broken") == 0
-    log = capsys.readouterr().out
-    assert log.count("left out ") == 1
-    with open(
-        tmp_path / "folder_smr_seed123" / "labels.csv", encoding="utf-8-sig", newline=""
-    ) as file:
-        assert len(list(csv.DictReader(file))) == 24
+    assert capsys.readouterr().out.count("left out ") == 1
+    assert len(rows_of_csv(tmp_path / "folder_smr_seed123")) == 24

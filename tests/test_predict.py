@@ -192,14 +192,14 @@ def test_linked_folders_are_searched_and_what_cannot_be_read_is_named(
     assert [row["file"] for row in read_table(tmp_path / "p.csv")] == names
     said = capsys.readouterr().err
     assert f"{folder / 'loop'} (a link to a folder that it lies in)" in said
-    assert f"{folder / 'dangling.png'} (No such file" in said and "2 of 6 files" in said
+    assert f"{folder / 'dangling.png'} (no file)" in said and "2 of 6 files" in said
 
 
 def test_a_folder_that_cannot_be_read_is_named(photos, checkpoint, tmp_path, capsys, monkeypatch):
     closed, scandir = photos / "testing" / "10", os.scandir
 
     def refusing(path):
-        if path == closed:
+        if str(path) == str(closed):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
@@ -244,11 +244,11 @@ def test_the_rows_so_far_are_kept_if_it_is_interrupted(photos, checkpoint, tmp_p
     output = tmp_path / "p.csv"
     model = Stopping(smr.load(checkpoint), lambda: signal.raise_signal(signal.SIGINT))
     paths = predict.files_of([photos / "training"], {})
-    with pytest.raises(SystemExit) as stop, predict.table_file(output) as file:
+    with pytest.raises(KeyboardInterrupt), predict.table_file(output) as file:
         predict.predict(model, paths, 3, file, {})
-    assert stop.value.code == 130 and "p.csv.part" in capsys.readouterr().err
+    assert "the rows so far are in" in capsys.readouterr().err
     rows = read_table(tmp_path / "p.csv.part")
-    assert [row["file"] for row in rows] == [str(path) for path in paths[:3]]
+    assert [row["file"] for row in rows] == paths[:3]
     assert not output.exists()
 
 

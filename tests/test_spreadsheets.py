@@ -11,7 +11,7 @@ from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.errors import InputError
 from smr.label_issues import report
-from smr.label_issues.corrections import Correction, read_corrections, read_run
+from smr.label_issues.corrections import read_corrections, read_run
 from smr.label_issues.scores import LabelIssues
 from smr.label_issues.spreadsheet import may_be
 
@@ -37,7 +37,7 @@ def run(tmp_path):
     return read_run(tmp_path)
 
 
-def rewritten(run, forms: dict[str, str], changes: dict[int, tuple[int, str]], **form) -> list:
+def rewritten(run, forms: dict[str, str], changes: dict[int, tuple[int, str]], **form) -> dict:
     """The corrections of labels.csv after a spreadsheet: index → (column, text) were typed."""
     raw = (run.folder / "labels.csv").read_bytes()
     assert raw.startswith(b"\xef\xbb\xbf")  # without which Excel shows KÃ¤se
@@ -63,19 +63,15 @@ def rewritten(run, forms: dict[str, str], changes: dict[int, tuple[int, str]], *
     ],
 )
 def test_one_edit_is_one_correction_whatever_a_spreadsheet_does_to_the_others(run, forms, form):
-    assert rewritten(run, forms, {}, **form) == []
+    assert rewritten(run, forms, {}, **form) == {}
     changes = {0: (2, "4"), 12: (3, "Käse"), 23: (3, forms.get("1-2", "1-2"))}
-    expected = [Correction(0, 4), Correction(12, 4), Correction(23, 3)]
-    assert rewritten(run, forms, changes, **form) == expected
+    assert rewritten(run, forms, changes, **form) == {0: 4, 12: 4, 23: 3}
 
 
 def test_a_name_that_may_be_two_classes_is_asked_for_and_a_verbatim_one_is_taken(run):
     with pytest.raises(InputError, match=r"'5.1' \(0\) or '5.10' \(1\)"):
         rewritten(run, ENGLISH, {40: (3, "5.1")})
-    assert rewritten(run, {}, {40: (3, "5.1"), 12: (3, "5.1")}) == [
-        Correction(12, 0),
-        Correction(40, 0),
-    ]
+    assert rewritten(run, {}, {40: (3, "5.1"), 12: (3, "5.1")}) == {12: 0, 40: 0}
 
 
 def test_a_name_rewritten_as_another_class_is_named_in_a_note(run):
@@ -89,16 +85,16 @@ def test_pandas_writes_back_what_is_read_as_unchanged(run):
     table = pandas.read_csv(run.folder / "labels.csv")
     table.loc[3, "given"] = 4
     table.to_csv(run.folder / "edited.csv", index=False)
-    assert read_corrections(run.folder / "edited.csv", run)[0] == [Correction(3, 4)]
+    assert read_corrections(run.folder / "edited.csv", run)[0] == {3: 4}
     rows = range(PER_CLASS, 3 * PER_CLASS)  # numbers alone: 5.10 becomes 5.1, 00000 becomes 0.0
     table = pandas.read_csv(run.folder / "labels.csv").iloc[rows]
     table["given_name"] = table["given_name"].astype(float)
     table["given"] = table["given"].astype(float)
     table.to_csv(run.folder / "edited.csv", index=False)
-    assert read_corrections(run.folder / "edited.csv", run)[0] == []
+    assert read_corrections(run.folder / "edited.csv", run)[0] == {}
 
 
-def page_rows(run, *rows: str) -> list:
+def page_rows(run, *rows: str) -> dict:
     header = "index,file,given,corrected,action,label\n"
     path = run.folder / "corrections.csv"
     path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8-sig")
@@ -112,7 +108,7 @@ def test_the_pages_corrections_are_read_by_number_where_excel_rewrote_names(run)
         "45,training/Käse/45.png,Käse,02-Jan,take,3",
         "11,training/5.10/11.png,5.1,5.1,keep,1",
         "46,training/Käse/46.png,Käse,NA,other,4",  # by hand: the name, not the page's number
-    ) == [Correction(44, 1), Correction(45, 3), Correction(46, 5)]
+    ) == {44: 1, 45: 3, 46: 5}
     with pytest.raises(InputError, match=r"row 2: '5.1' may be"):
         page_rows(
             run, "44,training/Käse/44.png,Käse,5.1,other,", "11,training/5.10/11.png,5.1,,drop,"

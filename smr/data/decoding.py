@@ -43,11 +43,9 @@ ONE_COLOR = 8
 # Files that a thread decodes at a time.
 PORTION = 100
 
-TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
-
 # Text in a PNG, such as the XMP of an editor, is no reason to refuse the picture.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-_decoding = threading.local()
+_decoding, _printed = threading.local(), set()
 
 
 def usable_cores() -> int:
@@ -88,15 +86,11 @@ def name_warning(show: Callable, message, category, *place, **options) -> None:
     """Print a warning of Pillow with the file that it is about, once; others by `show`."""
     path = getattr(_decoding, "path", None)
     if path is None:
-        show(message, category, *place, **options)
-    else:
-        print_once(f"note: {path}: {' '.join(str(message).split())}")
-
-
-@cache
-def print_once(line: str) -> None:
-    """Print a line the first time."""
-    Terminal().line(line)
+        return show(message, category, *place, **options)
+    line = f"note: {path}: {' '.join(str(message).split())}"
+    if line not in _printed:
+        _printed.add(line)
+        Terminal().line(line)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -111,18 +105,16 @@ def upright(path: str | Path, least: int) -> Image.Image:
     """
     _decoding.path = path
     try:
-        with open_image(path) as image:
-            reduced = image.draft(None, (least, least)) is not None
-            try:
-                image.load()
-            except OSError:
-                if not reduced:
-                    raise
-            else:
+        for fractions in (True, False):
+            with open_image(path) as image:
+                reduced = fractions and image.draft(None, (least, least)) is not None
+                try:
+                    image.load()
+                except OSError:
+                    if not reduced:
+                        raise
+                    continue  # a lossless JPEG has no fractions
                 return turned(as_rgb(image), image)
-        with open_image(path) as image:  # a lossless JPEG has no fractions
-            image.load()
-            return turned(as_rgb(image), image)
     finally:
         _decoding.path = None
 
@@ -205,6 +197,19 @@ def reason_of(error: Exception, path: str | Path | None = None) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
+def raise_if_exhausted(error: BaseException) -> None:
+    """Raise InputError, with the flag to change, if memory, threads or file handles ran out."""
+    about = ""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        about = "out of memory: lower --num_workers, --batch_size or --image_size"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        about = f"{error.strerror}: lower --num_workers"
+    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        about = "no more threads can be started: lower --num_workers"
+    if about:
+        raise InputError(f"photos cannot be decoded: {about}") from error
+
+
 def check_images(
     root: Path, listing: Listing, threads: int, decode: Callable | None = None
 ) -> Listing:
@@ -219,11 +224,11 @@ def check_images(
         with open_image(path):
             return False
 
-    return for_each_file(root, listing, look, threads, Terminal(), "looking at")[0]
+    return for_each_file(root, listing, look, threads, "looking at")[0]
 
 
 def read_images(
-    root: Path, listing: Listing, size: int, threads: int, console: Terminal
+    root: Path, listing: Listing, size: int, threads: int
 ) -> tuple[np.ndarray, Listing]:
     """The images uint8 [m, size, size, 3] of those files that are images, and their Listing."""
     images = np.empty((len(listing.files), size, size, 3), dtype=np.uint8)
@@ -233,19 +238,14 @@ def read_images(
         return is_one_color(images[position])
 
     started = time.monotonic()
-    listing, decoded = for_each_file(root, listing, read, threads, console, "decoding")
+    listing, decoded = for_each_file(root, listing, read, threads, "decoding")
     seconds = time.monotonic() - started
-    console.line(f"decoded {decoded.sum()} images in {seconds:.1f} s, {threads} threads")
+    Terminal().line(f"decoded {decoded.sum()} images in {seconds:.1f} s, {threads} threads")
     return images if decoded.all() else images[decoded], listing
 
 
 def for_each_file(
-    root: Path,
-    listing: Listing,
-    look: Callable[[int, Path], bool],
-    threads: int,
-    console: Terminal,
-    doing: str,
+    root: Path, listing: Listing, look: Callable[[int, Path], bool], threads: int, doing: str
 ) -> tuple[Listing, np.ndarray]:
     """Call `look` with each file's position and path, in threads; Pillow's decoders leave the GIL.
 
@@ -255,30 +255,25 @@ def for_each_file(
     files, broken, one_color = listing.files, {}, []
     good = np.ones(len(files), dtype=bool)
 
-    def look_at_portion(positions: range) -> int:
-        for position in positions:
-            path = root / files[position]
+    def look_at_portion(start: int) -> int:
+        portion = files[start : start + PORTION]
+        for position, file in enumerate(portion, start):
             try:
-                if look(position, path):
-                    one_color.append(files[position])
-            except MemoryError:
-                raise
+                if look(position, root / file):
+                    one_color.append(file)
             except Exception as error:  # Pillow's decoders raise many types
-                if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
-                    raise InputError(f"{path}: {error.strerror}: lower --num_workers") from error
-                broken[files[position]] = reason_of(error, path)
+                raise_if_exhausted(error)
+                broken[file] = reason_of(error, root / file)
                 good[position] = False
-        return len(positions)
+        return len(portion)
 
-    done = 0
-    executor = ThreadPoolExecutor(max(1, threads))
+    done, terminal, executor = 0, Terminal(), ThreadPoolExecutor(max(1, threads))
     try:
         starts = range(0, len(files), PORTION)
-        portions = [range(start, min(start + PORTION, len(files))) for start in starts]
-        for portion in as_completed([executor.submit(look_at_portion, p) for p in portions]):
+        for portion in as_completed([executor.submit(look_at_portion, start) for start in starts]):
             done += portion.result()
-            if console.due():
-                console.progress(f"{doing}: {done} of {len(files)} images")
+            if terminal.due():
+                terminal.progress(f"{doing}: {done} of {len(files)} images")
     finally:
         executor.shutdown(cancel_futures=True)
     notes = list(listing.notes)

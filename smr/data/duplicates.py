@@ -4,33 +4,33 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 
-import numpy as np
+from smr.data.image_file_dataset import ImageFileLoader
+from smr.data.image_folder import first_ten
 
-from smr.data.image_folder import Listing, first_ten
-
-# Bytes of a file that are compared before all of them.
-START = 2**16
+# The problem of two photos of one class.
+IN_BOTH_PARTS = "in training and test"
 
 
-def find_duplicates(
-    root: Path, train: Listing, test: Listing, class_names: Sequence[str]
-) -> list[list[str]]:
-    """[file, file, problem] of byte-identical photos in two classes, or in training and test."""
-    files = [*train.files, *test.files]
-    labels = np.concatenate([train.labels, test.labels])
-    groups = split_groups([range(len(files))], lambda i: (root / files[i]).stat().st_size)
-    for limit in (START, -1):
-        groups = split_groups(groups, lambda i, limit=limit: checksum(root / files[i], limit))
-    pairs = []
+def add_duplicates(loader: ImageFileLoader) -> None:
+    """Add [file, file, problem] of byte-identical photos, and a note, to a loader's description."""
+    images, (test_images, test_labels) = loader.train_images, loader.tests["test"]
+    files = [*images.files, *test_images.files]
+    labels = [*loader.noisy_labels.tolist(), *test_labels.tolist()]
+    paths = [images.root / file for file in files]
+    groups = split_groups([range(len(files))], lambda i: paths[i].stat().st_size)
+    groups = split_groups(groups, lambda i: hashlib.sha256(paths[i].read_bytes()).digest())
     for one, other in (pair for group in groups for pair in pairwise(group)):
+        problem = IN_BOTH_PARTS if one < len(images) <= other else ""
         if labels[one] != labels[other]:
-            names = [class_names[labels[i]] for i in (one, other)]
-            pairs.append([files[one], files[other], f"in {names[0]} and {names[1]}"])
-        elif one < len(train.files) <= other:
-            pairs.append([files[one], files[other], "in training and test"])
-    return pairs
+            problem = " and ".join(loader.class_names[labels[i]] for i in (one, other))
+            problem = f"in {problem}"
+        if problem:
+            loader.info.duplicates.append([files[one], files[other], problem])
+    pairs = [f"{one} = {other} ({problem})" for one, other, problem in loader.info.duplicates]
+    if pairs:
+        note = f"{len(pairs)} pairs of identical photos: {first_ten(pairs)}"
+        loader.info.data_notes.append(note)
 
 
 def split_groups(groups: Sequence[Sequence[int]], key: Callable[[int], object]) -> list[list[int]]:
@@ -42,15 +42,3 @@ def split_groups(groups: Sequence[Sequence[int]], key: Callable[[int], object]) 
             parts[key(i)].append(i)
         shared += [part for part in parts.values() if len(part) > 1]
     return shared
-
-
-def checksum(path: Path, limit: int) -> bytes:
-    """Of a file's first bytes, or of all: -1."""
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read(limit)).digest()
-
-
-def duplicate_notes(duplicates: Sequence[Sequence[str]]) -> list[str]:
-    """A note on byte-identical photos."""
-    shown = first_ten([f"{one} = {other} ({problem})" for one, other, problem in duplicates])
-    return [f"{len(duplicates)} pairs of identical photos: {shown}"] if duplicates else []

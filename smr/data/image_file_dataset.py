@@ -4,7 +4,6 @@ A view depends on the seed of its pass, its photo and its number alone, and each
 next of the loader's generator: neither the number of threads nor a resume changes it.
 """
 
-import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +18,11 @@ from torch import Tensor
 
 from smr import distributed
 from smr.data.augment import Views, flip
-from smr.data.decoding import is_one_color, reason_of, upright
+from smr.data.decoding import check_images as open_images
+from smr.data.decoding import is_one_color, raise_if_exhausted, reason_of, upright
+from smr.data.image_folder import Listing, class_notes, refuse_broken
 from smr.data.loader import Batches, DatasetInfo, Loader
+from smr.data.noise_file import relabeled
 from smr.errors import InputError
 from smr.logging.console import Terminal
 
@@ -67,12 +69,6 @@ class Decoded:
     broken: dict[str, str]
     notes: dict[str, str]
 
-    def to(self, device: torch.device) -> "Decoded":
-        """The batch on a device."""
-        tensors = (self.rows, self.flipped, self.pixels)
-        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Decoded(*moved, self.broken, self.notes)
-
 
 def scaled(path: str | Path, frame: Frame) -> Tensor:
     """The photo upright, its shorter side scaled to frame.resize: uint8 [height, width, 3].
@@ -93,8 +89,8 @@ def scaled_to(pixels: Tensor, height: int, width: int) -> Tensor:
     if pixels.shape[:2] == (height, width):
         return pixels
     # torch's filter equals Pillow's within a level, and is several times as fast.
-    channels = pixels[None].permute(0, 3, 1, 2)
-    channels = F.interpolate(channels, size=(height, width), mode="bilinear", antialias=True)
+    channels, size = pixels[None].permute(0, 3, 1, 2), (height, width)
+    channels = F.interpolate(channels, size=size, mode="bilinear", antialias=True)
     return channels.permute(0, 2, 3, 1)[0]
 
 
@@ -135,28 +131,34 @@ def window_of(
 
     Args: numbers returns so many random numbers; None for the window in the middle.
     """
-    side, (high, wide) = frame.crop, photo.shape[:2]
+    side, (high, wide), mirror = frame.crop, photo.shape[:2], 1.0
     free = np.array([high, wide]) - side
-    if numbers is None:
-        top, left = np.round(free / 2).astype(int)
-        return photo[top : top + side, left : left + side], False
-    *places, mirror = numbers(3)
-    if frame.random_resized:
+    top, left = np.round(free / 2).astype(int)
+    if numbers:
+        *places, mirror = numbers(3)
+        top, left = (places * (free + 1)).astype(int)
+    if numbers and frame.random_resized:
         attempts = numbers(23)[3:].reshape(10, 2)
         top, left, height, width = resized_window(high, wide, places, attempts)
-        photo = scaled_to(photo[top : top + height, left : left + width], side, side)
-        return photo, bool(mirror < 0.5)
-    top, left = (places * (free + 1)).astype(int)
-    return photo[top : top + side, left : left + side], bool(mirror < 0.5)
+        window = scaled_to(photo[top : top + height, left : left + width], side, side)
+    else:
+        window = photo[top : top + side, left : left + side]
+    return window, bool(mirror < 0.5)
 
 
 def decode_batch(
-    images: ImageFiles, index: np.ndarray, views: int = 0, seed: int = 0, spare: int = 0
+    images: ImageFiles,
+    index: np.ndarray,
+    views: int = 0,
+    seed: int = 0,
+    spare: int = 0,
+    pin: bool = False,
 ) -> Decoded:
     """`views` views of each photo, which is decoded once; without views its middle.
 
     The last `spare` positions of `index` [b + spare] are used only if no photo of the batch can be
-    decoded: a rank without an image would leave the others waiting.
+    decoded: a rank without an image would leave the others waiting. pin: in pinned memory, from
+    which a GPU copies in the background.
     """
     frame, count = images.frame, len(index) - spare
     flipped = torch.zeros((count, max(1, views)), dtype=torch.uint8)
@@ -178,79 +180,74 @@ def decode_batch(
             numbers = partial(random_numbers, seed, position, view) if views else None
             pixels[len(rows), view], flipped[len(rows), view] = window_of(photo, frame, numbers)
         rows.append(position)
-    taken = slice(len(rows))
-    return Decoded(
-        torch.tensor(rows, dtype=torch.int64), flipped[taken], pixels[taken], broken, notes
-    )
-
-
-def raise_if_exhausted(error: BaseException) -> None:
-    """Raise InputError, with the flag to change, if memory, threads or file handles ran out."""
-    about = ""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        about = "out of memory: lower --num_workers, --batch_size or --image_size"
-    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        about = f"{error.strerror}: lower --num_workers"
-    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        about = "no more threads can be started: lower --num_workers"
-    if about:
-        raise InputError(f"photos cannot be decoded: {about}") from error
-
-
-def copied_ahead(batches: Iterable[Decoded], device: torch.device) -> Iterator[Decoded]:
-    """The batches on the device; on CUDA a batch is copied while the step before it runs."""
-    if device.type != "cuda":
-        yield from batches
-        return
-    stream, started = torch.cuda.Stream(device), deque()
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            copy = batch.to(device)
-            started.append((batch, copy, stream.record_event()))
-        if len(started) > 1:
-            yield arrived(*started.popleft())
-    while started:
-        yield arrived(*started.popleft())
-
-
-def arrived(_source: Decoded, batch: Decoded, copied: torch.cuda.Event) -> Decoded:
-    """The batch, for the present stream to use once it is copied from its pinned source."""
-    present = torch.cuda.current_stream(batch.pixels.device)
-    present.wait_event(copied)
-    for tensor in (batch.rows, batch.flipped, batch.pixels):
-        tensor.record_stream(present)  # else the next copy could reuse its memory too early
-    return batch
+    tensors = torch.tensor(rows, dtype=torch.int64), flipped[: len(rows)], pixels[: len(rows)]
+    if pin:
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return Decoded(*tensors, broken, notes)
 
 
 class ImageFileLoader(Loader):
-    """A `Loader` of image files.
+    """A `Loader` of image files, those of the listings that are images.
 
-    Args: tests, test set → its files and their labels int64 [n]; info, whose image_size and frame
-    are set here; workers, threads that decode; skip_broken, exclude files that cannot be decoded
-    instead of raising an InputError. The others are those of `Loader`.
+    Args:
+        root, train: the training photos and their folder.
+        tests: test set → its folder and photos.
+        frame: how photos become images.
+        info: the classes and what the dataset tells; completed here.
+        num_workers: threads that decode.
+        check_images: decode all photos first, instead of reading their headers alone.
+        noise_file: a file of labels instead of the dataset's own, or "".
+        skip_broken: exclude files that cannot be decoded instead of raising an InputError.
+    The others are those of `Loader`. Raises InputError.
     """
 
     def __init__(
         self,
-        train: ImageFiles,
-        train_labels: np.ndarray,
-        tests: Mapping[str, tuple[ImageFiles, np.ndarray]],
+        root: Path,
+        train: Listing,
+        tests: Mapping[str, tuple[Path, Listing]],
         views: Views,
+        frame: Frame,
         info: DatasetInfo,
-        workers: int = 0,
+        num_workers: int = 0,
+        check_images: bool = False,
+        noise_file: str | Path = "",
         skip_broken: bool = False,
         **options,
     ):
-        frame = train.frame
+        look = partial(scaled, frame=frame) if check_images else None
+        train = open_images(root, train, num_workers, look)
+        parts = {
+            name: (folder, open_images(folder, part, num_workers, look))
+            for name, (folder, part) in tests.items()
+        }
+        every, notes = [(root, train), *parts.values()], info.data_notes
+        for folder in dict.fromkeys(folder for folder, _ in every):
+            inside = [part for other, part in every if other == folder]
+            notes += refuse_broken(folder, *inside, skip_broken=skip_broken)
+        train, info.dropped_images = relabeled(train, noise_file, len(info.class_names))
+        for part in (train, *(part for _, part in parts.values())):
+            notes += part.notes
+        notes += class_notes(root, train, parts["test"][1], info.class_names)
         info.image_size = [frame.crop, frame.crop]
         info.frame = [frame.resize, frame.crop, frame.square]  # of photos that are not augmented
-        files = list(train.files)
-        super().__init__(train, train_labels, tests, views, info, files=files, **options)
-        self.workers = max(1, distributed.rank_workers(workers))
-        on_gpu = self.device.type == "cuda"
-        self.decode = pinned(decode_batch) if on_gpu else decode_batch
+        super().__init__(
+            ImageFiles(root, train.files, frame),
+            train.labels,
+            {
+                name: (ImageFiles(folder, part.files, frame), part.labels)
+                for name, (folder, part) in parts.items()
+            },
+            views,
+            info,
+            files=train.files,
+            **options,
+        )
+        self.workers = max(1, distributed.rank_workers(num_workers))
+        self.on_gpu = self.device.type == "cuda"
         set_device = {"initializer": torch.cuda.set_device, "initargs": (self.device,)}
-        self.threads = ThreadPoolExecutor(self.workers, "decode", **(set_device if on_gpu else {}))
+        options = set_device if self.on_gpu else {}
+        self.threads = ThreadPoolExecutor(self.workers, "decode", **options)
         self.skip_broken = skip_broken
         self.named: set[str] = set()
 
@@ -284,28 +281,32 @@ class ImageFileLoader(Loader):
 
         A photo that cannot be decoded is named once, and missing in its batch.
         """
-        requests = self.requests(batches, order, seed)
-        for batch in copied_ahead(self.decode_ahead(requests), self.device):
+        for batch in self.decode_ahead(self.requests(batches, order, seed)):
             self.name_photos(batch)
             if len(batch.rows):
-                views = zip(batch.pixels.unbind(1), batch.flipped.unbind(1), strict=True)
-                yield batch.rows, [flip(*view) for view in views]
+                rows, flipped, pixels = (
+                    tensor.to(self.device, non_blocking=True)
+                    for tensor in (batch.rows, batch.flipped, batch.pixels)
+                )
+                views = zip(pixels.unbind(1), flipped.unbind(1), strict=True)
+                yield rows, [flip(*view) for view in views]
 
     def requests(self, batches: Batches, order: np.ndarray, seed: int) -> Iterator[tuple]:
         """The arguments of `decode_batch`; of several ranks each decodes its part."""
-        starts = range(0, len(order), batches.batch_size)
+        starts, images = range(0, len(order), batches.batch_size), batches.images
         for start in starts if batches.split_rows else distributed.rank_batches(starts):
             batch = order[start : start + batches.batch_size]
             own = batch[distributed.rank_rows(len(batch))] if batches.split_rows else batch
             spare = np.setdiff1d(batch, own)
-            yield batches.images, np.concatenate([own, spare]), batches.views, seed, len(spare)
+            index = np.concatenate([own, spare])
+            yield images, index, batches.views, seed, len(spare), self.on_gpu
 
     def decode_ahead(self, requests: Iterable[tuple]) -> Iterator[Decoded]:
         """The decoded batches in order, some of them decoded ahead. Raises InputError."""
         started: deque[Future] = deque()
         try:
             for request in requests:
-                started.append(self.threads.submit(self.decode, *request))
+                started.append(self.threads.submit(decode_batch, *request))
                 if len(started) > AHEAD * self.workers:
                     yield started.popleft().result()
             while started:
@@ -325,20 +326,8 @@ class ImageFileLoader(Loader):
                     f"{path}: cannot be decoded ({reason}); repair or remove it, or exclude such "
                     "photos with --skip_broken"
                 )
-            if path not in self.named:
-                Terminal().line(f"left out {path}, which cannot be decoded ({reason})")
+            batch.notes[path] = f"is left out: it cannot be decoded ({reason})"
         for path, note in batch.notes.items():
             if path not in self.named:
                 Terminal().line(f"note: {path} {note}")
-        self.named |= {*batch.broken, *batch.notes}
-
-
-def pinned(decode: Callable[..., Decoded]) -> Callable[..., Decoded]:
-    """The same with its tensors in pinned memory, from which a GPU copies in the background."""
-
-    def decode_pinned(*request) -> Decoded:
-        batch = decode(*request)
-        tensors = (batch.rows, batch.flipped, batch.pixels)
-        return Decoded(*(tensor.pin_memory() for tensor in tensors), batch.broken, batch.notes)
-
-    return decode_pinned
+        self.named |= batch.notes.keys()

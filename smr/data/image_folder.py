@@ -165,19 +165,34 @@ def list_class_folders(
 
 
 def files_inside(
-    folder: Path, broken: dict[str, str], prefix: str, above: frozenset[str] = frozenset()
+    folder: Path,
+    broken: dict[str, str],
+    prefix: str,
+    above: frozenset[str] = frozenset(),
+    lenient: bool = False,
 ) -> Iterator[str]:
-    """Each file's name, `prefix` before it, in a folder and those inside; adds to `broken`."""
+    """Each file's name, `prefix` before it, in a folder and those inside; adds to `broken`.
+
+    Raises InputError on a folder that cannot be read; if lenient, that joins `broken`, and names
+    that are not readable do not.
+    """
     above |= {os.path.realpath(folder)}
-    for entry in entries(folder):
+    try:
+        content = entries(folder)
+    except InputError as error:
+        if not lenient:
+            raise
+        broken[prefix] = error.__cause__.strerror
+        return
+    for entry in content:
         name = posixpath.join(prefix, entry.name)
-        if not is_readable(entry.name):
+        if not (lenient or is_readable(entry.name)):
             broken[printable(name)] = "its name is not readable"
         elif entry.is_dir():
             if os.path.realpath(entry.path) in above:
                 broken[name] = "a link to a folder that it lies in"
             else:
-                yield from files_inside(Path(entry.path), broken, name, above)
+                yield from files_inside(Path(entry.path), broken, name, above, lenient)
         elif entry.is_file():
             yield name
         else:

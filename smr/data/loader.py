@@ -122,7 +122,8 @@ class Loader:
         self.is_clean = None if clean_labels is None else np.asarray(train_labels) == clean_labels
         self.noisy_labels = torch.as_tensor(train_labels, device=device)
         self.device = self.noisy_labels.device
-        self.train_images, self.train_index = train_images, self._positions(train_images)
+        self.train_images = train_images
+        self.train_index = torch.arange(len(train_images), device=device)
         self.tests = {
             name: (images, torch.as_tensor(labels, device=device))
             for name, (images, labels) in tests.items()
@@ -164,11 +165,9 @@ class Loader:
         if mode in ("warmup", "recalibrate"):
             return self.supervised(self.train_index)
         if mode in ("eval_train", "whole"):
-            return self._scoring(self.train_index)
+            return self._scoring(self.train_images, self.noisy_labels)
         if mode in self.tests:
-            images, labels = self.tests[mode]
-            positions = self._positions(images)
-            return self._plain(images, positions, (labels, positions))
+            return self._scoring(*self.tests[mode])
         if mode == "train":
             index = np.arange(len(self.noisy_labels)) if index is None else np.asarray(index)
             pred, prob = np.asarray(pred, dtype=bool), np.asarray(prob)
@@ -181,15 +180,16 @@ class Loader:
         raise NotImplementedError
 
     def start_pass(self, batches: Batches) -> tuple[Tensor | np.ndarray, int]:
-        """The positions in the order of this pass, and its seed."""
-        raise NotImplementedError
+        """The positions in the order of this pass, and its seed: here 0, none."""
+        index = batches.dataset
+        if batches.shuffle:
+            draw = {"generator": self.generator, "device": self.device}
+            index = index[torch.randperm(len(index), **draw)]
+        return index, 0
 
     def serve(self, batches: Batches, order, seed: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Positions of the images that this rank serves, and their views uint8 [b, h, w, 3]."""
         raise NotImplementedError
-
-    def _positions(self, images: Sized) -> Tensor:
-        return torch.arange(len(images), device=self.device)
 
     def _split(self, pred, prob, index: np.ndarray, with_true_labels: bool, strong: bool):
         if not len(pred) == len(prob) == len(index):
@@ -201,24 +201,17 @@ class Loader:
             is_clean = None if self.is_clean is None else self.is_clean[index]
             self.log.write(statistics_line(split_statistics(pred, prob, is_clean)) + "\n")
             self.log.flush()
-        to_device = {"device": self.device}
-        probability = torch.zeros(len(self.noisy_labels), **to_device)
-        probability[torch.as_tensor(index, **to_device)] = torch.as_tensor(
-            prob, dtype=torch.float32, **to_device
+        probability = np.zeros(len(self.noisy_labels), dtype=np.float32)
+        probability[index] = prob
+        columns = self.noisy_labels, torch.as_tensor(probability, device=self.device)
+        true = (torch.as_tensor(self.clean_labels, device=self.device),) if with_true_labels else ()
+        options = {"views": 2, "shuffle": True, "strong": strong}
+        labeled, unlabeled = (
+            torch.as_tensor(index[part], device=self.device) for part in (pred, ~pred)
         )
-        true = (torch.as_tensor(self.clean_labels, **to_device),) if with_true_labels else ()
         return tuple(
-            Batches(
-                self,
-                self.train_images,
-                torch.as_tensor(index[part], **to_device),
-                columns,
-                self.batch_size,
-                views=2,
-                shuffle=True,
-                strong=strong,
-            )
-            for part, columns in ((pred, (self.noisy_labels, probability, *true)), (~pred, true))
+            Batches(self, self.train_images, part, columns, self.batch_size, **options)
+            for part, columns in ((labeled, (*columns, *true)), (unlabeled, true))
         )
 
     def supervised(self, index: Tensor) -> Batches:
@@ -226,11 +219,12 @@ class Loader:
         columns, size = (self.noisy_labels, self.train_index), 2 * self.batch_size
         return Batches(self, self.train_images, index, columns, size, views=1, shuffle=True)
 
-    def _scoring(self, index: Tensor) -> Batches:
-        return self._plain(self.train_images, index, (self.noisy_labels, self.train_index))
-
-    def _plain(self, images: Sized, index: Tensor, columns: Sequence[Tensor]) -> Batches:
-        return Batches(self, images, index, columns, self._scoring_batch_size(len(index)))
+    def _scoring(self, images: Sized, labels: Tensor, index: Tensor | None = None) -> Batches:
+        """(images, labels, index) of images at `index`, by default of all, not augmented."""
+        positions = torch.arange(len(images), device=self.device)
+        index = positions if index is None else index
+        size = self._scoring_batch_size(len(index))
+        return Batches(self, images, index, (labels, positions), size)
 
     def _scoring_batch_size(self, count: int) -> int:
         """B: large images fill memory, and decoding sets the pace."""

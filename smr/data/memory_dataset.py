@@ -113,14 +113,6 @@ class MemoryLoader(Loader):
         """The training images at these positions, uint8 [k, h, w, 3]."""
         return self.train_images.plain(torch.as_tensor(index, device=self.device)).cpu().numpy()
 
-    def start_pass(self, batches: Batches) -> tuple[Tensor, int]:
-        """The positions in the order of this pass; 0, no seed."""
-        index = batches.dataset
-        if batches.shuffle:
-            draw = {"generator": self.generator, "device": self.device}
-            index = index[torch.randperm(len(index), **draw)]
-        return index, 0
-
     def serve(
         self, batches: Batches, order: Tensor, seed: int
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:

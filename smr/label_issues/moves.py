@@ -5,7 +5,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path, PurePosixPath
@@ -14,18 +14,14 @@ from smr.data.corrections_log import Move, dropped_folders, log_path, read_log
 from smr.data.image_folder import same_name
 from smr.errors import InputError
 from smr.files import write_text
-from smr.label_issues.corrections import Correction, FinishedRun
+from smr.label_issues.corrections import Corrections, FinishedRun, Line
 
 DROPPED_FOLDER = "dropped"
 NAME_BYTES = 255
 
 
 def move_files(
-    run: FinishedRun,
-    corrections: Sequence[Correction],
-    root: Path,
-    dry_run: bool,
-    line: Callable[[str], None],
+    run: FinishedRun, corrections: Corrections, root: Path, dry_run: bool, line: Line
 ) -> None:
     """Move the files into the folders of their classes. Raises InputError."""
     if not root.is_dir():
@@ -36,18 +32,47 @@ def move_files(
     log = log_path(run.folder, root)
     logged = read_log(log)
     moves = plan(run, corrections, root, logged)
+    if not moves:
+        line(f"nothing to move in {root}: each file is where it should be")
+    # First: --undo must know of each move, and skips those that were not done.
+    text = "".join(f"{json.dumps(astuple(move))}\n" for move in logged + moves)
+    if moves and carry_out(moves, root, dry_run, line, lambda: write_text(log, text)):
+        line(f"--undo puts them back, by {log}; train again with the same command and another --id")
+
+
+def undo(run: FinishedRun, root: Path, dry_run: bool, line: Line) -> None:
+    """Move everything back, the last first. Raises InputError."""
+    log = log_path(run.folder, root)
+    if not log.is_file():
+        raise InputError(f"{log}: there is no such log; this run's corrections moved nothing")
+    logged = read_log(log)
+    moves = moves_back([move.reversed for move in reversed(logged)], root)
+    if not carry_out(moves, root, dry_run, line):
+        return
+    log.unlink()
+    for folder in {root / PurePosixPath(move.target).parts[0] for move in logged if move.dropped}:
+        for inside in sorted([folder, *folder.rglob("*")], reverse=True):
+            with suppress(OSError):  # it holds something
+                inside.rmdir()
+
+
+def carry_out(
+    moves: Sequence[Move],
+    root: Path,
+    dry_run: bool,
+    line: Line,
+    before: Callable[[], None] = lambda: None,
+) -> bool:
+    """Check the folders, call `before` and move the files; False if dry_run. Raises InputError."""
+    check_folders(root, moves)
     for move in moves:
         line(f"{move.source} -> {move.target}")
     if dry_run:
         line(f"{len(moves):,} files would move in {root}; nothing was done (--dry_run)")
-        return
-    if not moves:
-        line(f"nothing to move in {root}: each file is where it should be")
-        return
+        return False
     done = 0
     try:
-        # First: --undo must know of each move, and skips those that were not done.
-        write_text(log, "".join(f"{json.dumps(astuple(move))}\n" for move in logged + moves))
+        before()
         for move in moves:
             rename(root, move)
             done += 1
@@ -56,8 +81,8 @@ def move_files(
             f"{error.filename}: {error.strerror}; {done} of {len(moves)} files were moved: the "
             "same command again continues, --undo puts them back"
         ) from error
-    line(f"moved {done:,} files in {root}; --undo puts them back, by {log}")
-    line("train again with the same command and another --id")
+    line(f"moved {done:,} files in {root}")
+    return True
 
 
 def rename(root: Path, move: Move) -> None:
@@ -75,84 +100,64 @@ def rename(root: Path, move: Move) -> None:
 
 
 def plan(
-    run: FinishedRun, corrections: Sequence[Correction], root: Path, logged: Sequence[Move]
+    run: FinishedRun, corrections: Corrections, root: Path, logged: Sequence[Move]
 ) -> list[Move]:
     """The moves that are still to do, all checked. Raises InputError.
 
     Args: logged, the moves of earlier corrections.
     """
-    depth = depth_of(run)
-    folders, done = class_folders(run, depth), {move.source: move.target for move in logged}
-    dropped = min(dropped_folders(root), default=None) or free_place(root, DROPPED_FOLDER, set())
-    moves: list[Move] = []
-    taken: set[str] = set()
-    for correction in corrections:
-        file, checksum = run.files[correction.row], run.checksums[correction.row]
-        wanted = str(place_of(file, correction.label, folders, depth, dropped))
-        moved_to = done.get(file)
-        if moved_to and not os.path.lexists(root / file) and same_place(moved_to, wanted):
-            check_file(root, moved_to, checksum)
-            continue
-        check_file(root, file, checksum)
-        target = free_place(root, wanted, taken)
-        check_inside(root, target)
-        taken.add(target)
-        moves.append(Move(file, target, *links(root, file, target), correction.label is None))
-    check_folders(root, moves)
-    return moves
+    depth, folders = layout_of(run)
+    done = {move.source: move.target for move in logged}
+    dropped = min(dropped_folders(root), default=None) or free_place(root, DROPPED_FOLDER, ())
+    moves: dict[str, Move] = {}  # by target
+    for row, label in corrections.items():
+        file, path = run.files[row], PurePosixPath(run.files[row])
+        if label is None:
+            place = PurePosixPath(dropped, *path.parts[depth != 1 :])
+        elif depth == 0:
+            place = path.with_name(re.sub("^[0-9]+", str(label), path.name))
+        else:
+            place = folders[label] / path.name
+        # An earlier attempt may have moved it there, or to a free place beside.
+        moved_to, stem = done.get(file, ""), str(place.with_suffix(""))
+        is_done = moved_to.startswith(stem) and not os.path.lexists(root / file)
+        check_file(root, moved_to if is_done else file, run.checksums[row])
+        if not is_done:
+            target = free_place(root, str(place), moves)
+            check_inside(root, target)
+            moves[target] = Move(file, target, *links(root, file, target), label is None)
+    return list(moves.values())
 
 
-def depth_of(run: FinishedRun) -> int:
-    """How many names of a file's path tell its label: 2, training/<class>; 1, <class>.
+def layout_of(run: FinishedRun) -> tuple[int, dict[int, PurePosixPath]]:
+    """How many names of a file's path tell its label, and label → folder of the class.
 
-    0 if the file's own name does, training/<label>_<rest>.
+    2: training/<class>; 1: <class>; 0: training/<label>_<rest>, where no folder tells it.
     """
     paths = [PurePosixPath(file).parts for file in run.files]
     names = [same_name(run.class_names[label]) for label in run.labels]
+    depth = 0 if any(len(parts) == 2 for parts in paths) else 2
     if [same_name(parts[0]) for parts in paths] == names:
-        return 1
-    return 0 if any(len(parts) == 2 for parts in paths) else 2
-
-
-def class_folders(run: FinishedRun, depth: int) -> dict[int, PurePosixPath]:
-    """Label → the folder of its class, which a class without a photo may not have yet."""
-    above = PurePosixPath(run.files[0]).parts[: depth - 1]
+        depth = 1
+    above = paths[0][: depth - 1]
     folders = {label: PurePosixPath(*above, name) for label, name in enumerate(run.class_names)}
-    present = zip(run.labels, run.files, strict=True)
-    return folders | {label: PurePosixPath(*PurePosixPath(f).parts[:depth]) for label, f in present}
+    for label, parts in zip(run.labels, paths, strict=True):
+        folders[label] = PurePosixPath(*parts[:depth])
+    return depth, folders
 
 
-def place_of(
-    file: str, label: int | None, folders: dict[int, PurePosixPath], depth: int, dropped: str
-) -> PurePosixPath:
-    """The place of a file with this label, None for one that is dropped."""
-    path = PurePosixPath(file)
-    if label is None:
-        return PurePosixPath(dropped, *path.parts[depth != 1 :])
-    if depth == 0:
-        return path.with_name(re.sub("^[0-9]+", str(label), path.name))
-    return folders[label] / path.name
-
-
-def free_place(root: Path, wanted: str, taken: set[str]) -> str:
+def free_place(root: Path, place: str, taken: Container[str]) -> str:
     """The place, or the next with _2, _3, … if a file is there or will be. Raises InputError."""
-    path, place, number = PurePosixPath(wanted), wanted, 1
-    while place in taken or os.path.lexists(root / place):
+    path, free, number = PurePosixPath(place), place, 1
+    while free in taken or os.path.lexists(root / free):
         number += 1
-        place = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
-    if len(os.fsencode(PurePosixPath(place).name)) > NAME_BYTES:
+        free = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
+    if len(os.fsencode(PurePosixPath(free).name)) > NAME_BYTES:
         raise InputError(
-            f"{root / wanted}: this name is taken, and with _{number} it is longer than "
+            f"{root / place}: this name is taken, and with _{number} it is longer than "
             f"{NAME_BYTES} bytes; rename one of the two files and train again; nothing was done"
         )
-    return place
-
-
-def same_place(moved: str, wanted: str) -> bool:
-    """Whether a file was moved to the place wanted, or to a free one beside it."""
-    moved, wanted = PurePosixPath(moved), PurePosixPath(wanted)
-    pattern = re.escape(wanted.stem) + "(_[0-9]+)?" + re.escape(wanted.suffix)
-    return moved.parent == wanted.parent and bool(re.fullmatch(pattern, moved.name))
+    return free
 
 
 def links(root: Path, source: str, target: str) -> tuple[str | None, str | None]:
@@ -166,20 +171,16 @@ def links(root: Path, source: str, target: str) -> tuple[str | None, str | None]
 
 def check_folders(root: Path, moves: Sequence[Move]) -> None:
     """Raise InputError if a folder from or to which files move cannot be changed."""
-    folders = {root} if moves else set()
+    folders = {root, *((root / move.source).parent for move in moves)}
     for move in moves:
         folder = (root / move.target).parent
-        while not folder.exists():
-            folder = folder.parent
-        folders |= {folder, (root / move.source).parent}
+        folders.add(next(each for each in (folder, *folder.parents) if each.exists()))
     for folder in sorted(folders):
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"{folder}: this folder is read-only; nothing was done")
-        if os.stat(folder).st_dev != os.stat(root).st_dev:
-            raise InputError(f"{folder}: lies on another disk than {root}; nothing was done")
 
 
-def check_file(root: Path, file: str, checksum: int | None) -> None:
+def check_file(root: Path, file: str, checksum: int) -> None:
     """Raise InputError if a file is not the one of the run."""
     check_inside(root, file)
     try:
@@ -195,57 +196,25 @@ def check_file(root: Path, file: str, checksum: int | None) -> None:
 
 def check_inside(root: Path, file: str) -> None:
     """Raise InputError if a path leads out of the data's folder."""
-    inside = (root / file).parent.resolve().is_relative_to(root.resolve())
-    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts or not inside:
+    if not (root / file).parent.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{file}: leads out of {root}; nothing was done")
-
-
-def undo(run: FinishedRun, root: Path, dry_run: bool, line: Callable[[str], None]) -> None:
-    """Move everything back, the last first. Raises InputError."""
-    log = log_path(run.folder, root)
-    if not log.is_file():
-        raise InputError(
-            f"{log}: there is no such log; nothing was moved by this run's corrections"
-        )
-    logged = read_log(log)
-    moves = moves_back([move.reversed for move in reversed(logged)], root)
-    for move in moves:
-        line(f"{move.source} -> {move.target}")
-    if dry_run:
-        line(f"{len(moves):,} files would move back in {root}; nothing was done (--dry_run)")
-        return
-    check_folders(root, moves)
-    try:
-        for move in moves:
-            rename(root, move)
-        log.unlink()
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; --undo again continues") from error
-    for folder in {root / PurePosixPath(move.target).parts[0] for move in logged if move.dropped}:
-        for inside in sorted([folder, *folder.rglob("*")], reverse=True):
-            with suppress(OSError):  # it holds something
-                inside.rmdir()
-    line(f"moved {len(moves):,} files back in {root}")
 
 
 def moves_back(backward: Sequence[Move], root: Path) -> list[Move]:
     """Those moves that are not undone yet. Raises InputError if files are not as they were left."""
     moves, there = [], {}
-
-    def exists(place: str) -> bool:
-        check_inside(root, place)
-        return there.get(place, os.path.lexists(root / place))
-
     for move in backward:
-        moved, original = exists(move.source), exists(move.target)
-        if moved and original:
+        for place in (move.source, move.target):
+            check_inside(root, place)
+            there.setdefault(place, os.path.lexists(root / place))
+        if there[move.source] and there[move.target]:
             raise InputError(f"{root / move.target}: another file is there; move it away first")
-        if not moved and not original:
+        if there[move.source]:
+            moves.append(move)
+            there |= {move.source: False, move.target: True}
+        elif not there[move.target]:
             raise InputError(
                 f"{root / move.source}: not there any more; undo the corrections that moved it, or "
                 "put it back; nothing was done"
             )
-        if moved:
-            moves.append(move)
-            there |= {move.source: False, move.target: True}
     return moves

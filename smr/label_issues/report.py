@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from smr import distributed
+from smr.data.duplicates import IN_BOTH_PARTS
 from smr.data.fingerprint import checksum
 from smr.data.loader import Loader
 from smr.errors import NonFiniteLoss
@@ -25,18 +27,13 @@ from smr.evaluate import predict_batches
 from smr.files import atomic_write, write_text
 from smr.gmm_split import SampleLosses
 from smr.label_issues.review_page import page
-from smr.label_issues.scores import LabelIssues, estimate_correct_among, why_unreliable
+from smr.label_issues.scores import LabelIssues, self_confidence, why_unreliable
 from smr.logging import figures
 from smr.logging.console import Terminal
 from smr.methods import Method
 from smr.training import Pair
 
-COLUMNS = (
-    *("index", "file", "given", "given_name", "predicted", "predicted_name"),
-    *("p_predicted", "p_given", "p_clean_net1", "p_clean_net2", "p_clean", "rank", "true"),
-)
-# Pictures of label issues: how many images, in rows of how many, of what side; TensorBoard shows
-# pictures small.
+# Label issues in a picture: how many, in rows of how many, of what side; TensorBoard's are small.
 FOLDER_GALLERY, TENSORBOARD_GALLERY = (64, 8, 128), (9, 3, 224)
 CONFUSIONS_NAMED = 3
 
@@ -82,7 +79,7 @@ def compute_label_issues(
     )
 
 
-def to_csv(columns: Sequence[str], rows: Iterable[Sequence]) -> bytes:
+def to_csv(columns: Iterable[str], rows: Iterable[Iterable]) -> bytes:
     """A table for spreadsheets, which read UTF-8 only after a byte order mark."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -93,83 +90,81 @@ def to_csv(columns: Sequence[str], rows: Iterable[Sequence]) -> bytes:
 
 def labels_csv(issues: LabelIssues, loader: Loader) -> bytes:
     """The content of `labels.csv`: a line for each image, in the training set's order."""
-    clean_probability = issues.clean_probability
-    names = np.asarray(loader.class_names, dtype=object)
-    p_label = np.take_along_axis(issues.pred_probs, issues.labels[:, None], axis=1)[:, 0]
-    first, last = clean_probability[0], clean_probability[-1]
-    rounded = [
-        [f"{p:.6g}" for p in values]
-        for values in (
-            *(issues.pred_probs.max(axis=1), p_label, first, last),
-            clean_probability.mean(axis=0),
-        )
-    ]
-    files, clean = loader.files, loader.clean_labels
-    rows = zip(
-        issues.index,
-        [files[i] if files else "" for i in issues.index],
-        *(issues.labels, names[issues.labels], issues.predicted, names[issues.predicted]),
-        *(*rounded, issues.rank),
-        [""] * len(issues.index) if clean is None else clean[issues.index],
-        strict=True,
-    )
-    return to_csv(COLUMNS, rows)
+    index, labels, predicted = issues.index, issues.labels, issues.predicted
+    names, files = np.asarray(loader.class_names, dtype=object), loader.files
+    unknown = loader.clean_labels is None
+    columns = {
+        "index": index,
+        "file": [files[i] if files else "" for i in index],
+        "given": labels,
+        "given_name": names[labels],
+        "predicted": predicted,
+        "predicted_name": names[predicted],
+        "p_predicted": issues.pred_probs.max(axis=1),
+        "p_given": self_confidence(labels, issues.pred_probs),
+        "p_clean_net1": issues.clean_probability[0],
+        "p_clean_net2": issues.clean_probability[-1],
+        "p_clean": issues.clean_probability.mean(axis=0),
+        "rank": issues.rank,
+        "true": [""] * len(index) if unknown else loader.clean_labels[index],
+    }
+    for name in columns:
+        if name.startswith("p_"):
+            columns[name] = [f"{p:.6g}" for p in columns[name]]
+    return to_csv(columns, zip(*columns.values(), strict=True))
 
 
 def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
     """Lines for the log: how many label issues, of which classes, and how reliable they are."""
-    names, chosen = loader.class_names, issues.is_issue
-    issues_found, count = int(chosen.sum()), len(issues.labels)
-    pairs = Counter(
-        zip(issues.labels[chosen].tolist(), issues.predicted[chosen].tolist(), strict=True)
-    )
-    confusions = [
-        f"{names[label]} predicted as {names[predicted]} ({times:,})"
-        for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
-    ]
-    share = 100 * issues_found / count
-    line = f"label issues: {issues_found:,} of {count:,} training labels ({share:.1f} %)"
-    lines = [line + (", most often " + ", ".join(confusions) if confusions else "")]
-    if reason := why_unreliable(issues.labels, issues.pred_probs, names):
+    names, chosen, labels = loader.class_names, issues.is_issue, issues.labels
+    count = int(chosen.sum())
+    share = f"{100 * chosen.mean():.1f} %"
+    lines = [f"label issues: {count:,} of {len(labels):,} training labels ({share})"]
+    pairs = Counter(zip(labels[chosen].tolist(), issues.predicted[chosen].tolist(), strict=True))
+    if pairs:
+        confusions = [
+            f"{names[label]} predicted as {names[predicted]} ({times:,})"
+            for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
+        ]
+        lines[0] += ", most often " + ", ".join(confusions)
+    if reason := why_unreliable(labels, issues.pred_probs, names):
         lines.append(f"the networks have not learned enough to find label issues: {reason}")
-    if issues_found:
-        least, most = estimate_correct_among(issues.labels, issues.pred_probs, chosen)
+    if count:
+        # By the label's probability, and that of all but the predicted class: on easy images
+        # too high.
+        least = self_confidence(labels, issues.pred_probs)[chosen].sum()
+        most = (1 - issues.pred_probs.max(axis=1)[chosen]).sum()
         lines.append(
-            f"review before you change any: an estimated {least:,} to {most:,} of these "
-            f"{issues_found:,} labels are correct"
+            f"review before you change any: an estimated {round(float(least)):,} to "
+            f"{round(float(most)):,} of these {count:,} labels are correct"
         )
     is_noisy = None if loader.is_clean is None else ~loader.is_clean[issues.index]
     if is_noisy is not None and is_noisy.any():
         hits, noisy = int((chosen & is_noisy).sum()), int(is_noisy.sum())
-        average_precision = average_precision_score(is_noisy, -issues.quality)
         lines.append(
             f"of {noisy:,} noisy labels {hits:,} are among them (precision "
-            f"{hits / max(issues_found, 1):.3f}, recall {hits / noisy:.3f}); average precision "
-            f"of the ranking {average_precision:.3f}"
+            f"{hits / max(count, 1):.3f}, recall {hits / noisy:.3f}); average precision "
+            f"of the ranking {average_precision_score(is_noisy, -issues.quality):.3f}"
         )
     return lines
 
 
 def draw(issues: LabelIssues, loader: Loader) -> tuple[dict, dict]:
     """The first label issues and the noise transitions: by file name, and by TensorBoard's tag."""
+    names, clean = loader.class_names, loader.clean_labels
 
     def gallery(count: int, columns: int, side: int) -> np.ndarray:
         rows = issues.order[:count]
         index, labels, predicted = issues.index[rows], issues.labels[rows], issues.predicted[rows]
         captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
-        images, names = loader.thumbnails(index), loader.class_names
+        images = loader.thumbnails(index)
         return figures.label_issues(images, captions, labels, predicted, names, columns, side)
 
-    clean, names = loader.clean_labels, loader.class_names
     true = None if clean is None else clean[issues.index]
     transitions = figures.noise_transitions(issues.labels, issues.predicted, true, names)
-    return (
-        {"label_issues.png": gallery(*FOLDER_GALLERY), "transitions.png": transitions},
-        {
-            "label_issues/top": gallery(*TENSORBOARD_GALLERY),
-            "label_issues/noise_transitions": transitions,
-        },
-    )
+    files = {"label_issues.png": gallery(*FOLDER_GALLERY), "transitions.png": transitions}
+    top = gallery(*TENSORBOARD_GALLERY)
+    return files, {"label_issues/top": top, "label_issues/noise_transitions": transitions}
 
 
 def digest(raw: bytes) -> str:
@@ -179,19 +174,16 @@ def digest(raw: bytes) -> str:
 
 def read_run_labels(folder: Path) -> dict:
     """The content of a run's `labels.json`; {"written": []} without a complete one."""
-    try:
+    with suppress(FileNotFoundError, TypeError, ValueError):
         return {"written": []} | json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, TypeError, ValueError):
-        return {"written": []}
+    return {"written": []}
 
 
 def edited(folder: Path) -> list[Path]:
     """The run folder's lists that a person edited, and the corrections that are kept there."""
-    written = read_run_labels(folder)["written"]
-    lists = [
-        path for path in folder.glob("labels*.csv") if digest(path.read_bytes()) not in written
-    ]
-    return sorted(lists) + sorted(folder.glob("correct*"))
+    written, lists = read_run_labels(folder)["written"], sorted(folder.glob("labels*.csv"))
+    by_hand = [path for path in lists if digest(path.read_bytes()) not in written]
+    return by_hand + sorted(folder.glob("correct*"))
 
 
 def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | None) -> Path:
@@ -204,14 +196,9 @@ def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | N
     written = [each for each in written if each != digest(raw)] + [digest(raw)]
     files = [loader.files[i] for i in issues.index] if loader.files else None
     may_move = root and loader.info.labels_in_paths
-    content = {
-        "written": written,
-        "class_names": loader.class_names,
-        "index": issues.index.tolist(),
-        "labels": issues.labels.tolist(),
-        "files": files,
-        "crc32": [checksum(root / file) for file in files] if may_move else None,
-    }
+    crc32 = [checksum(root / file) for file in files] if may_move else None
+    content = {"written": written, "class_names": loader.class_names, "files": files}
+    content |= {"index": issues.index.tolist(), "labels": issues.labels.tolist(), "crc32": crc32}
     path, number = folder / "labels.csv", 1
     while path.exists() and digest(path.read_bytes()) not in written:
         number += 1
@@ -230,16 +217,16 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
 
     Without duplicates there is no such file. Raises OSError.
     """
-    pairs = loader.info.duplicates
+    pairs, others = loader.info.duplicates, {}
     if not pairs:
         path.unlink(missing_ok=True)
         return {}
     with atomic_write(path) as file:
         file.write(to_csv(("file", "duplicate", "problem"), pairs))
-    positions = {file: i for i, file in enumerate(loader.files)}
-    conflicts = [pair for *pair, problem in pairs if problem != "in training and test"]
-    both = [pair for one, other in conflicts for pair in ((one, other), (other, one))]
-    return {positions[file]: other for file, other in both if file in positions}
+    for one, other, problem in pairs:
+        if problem != IN_BOTH_PARTS:
+            others |= {one: other, other: one}
+    return {i: others[file] for i, file in enumerate(loader.files) if file in others}
 
 
 def report(

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,8 @@ from smr.data.decoding import upright
 from smr.data.loader import Loader
 from smr.label_issues.scores import LabelIssues
 
-# Larger than most networks' input, so that a person sees more than they do.
-THUMBNAIL_SIDE = 160
-# Of a JPEG; 500 of them stay under 5 MB in base64.
-THUMBNAIL_BYTES = 6500
+# Larger than most networks' input; 500 JPEGs of so many bytes stay under 5 MB in base64.
+THUMBNAIL_SIDE, THUMBNAIL_BYTES = 160, 6500
 # Up to this side an image keeps its colors' full resolution: each pixel is seen.
 SMALL_SIDE = 64
 
@@ -37,14 +36,13 @@ def page(
     """The page's text; it runs nothing but its own script, whatever classes and files are called.
 
     Args: root, the folder of the files; run, the run's folder, as correct_labels.py takes it;
-    count, how many images; duplicates, position → another file of the same content: these come
-    first, as one of the two labels is wrong.
+    count, how many images; duplicates, position → a file of the same content and another label:
+    these come first.
     """
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     script = re.search("<script>(.*?)</script>", template, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    first = [row for row in issues.order if issues.index[row] in duplicates]
-    rows = first + [row for row in issues.order if issues.index[row] not in duplicates]
+    rows = sorted(issues.order, key=lambda row: issues.index[row] not in duplicates)
     items = []
     for row in rows[:count]:
         i, label, p = int(issues.index[row]), int(issues.labels[row]), issues.pred_probs[row]
@@ -70,19 +68,13 @@ def page(
 
 
 def thumbnail(i: int, loader: Loader, root: Path | None) -> bytes:
-    """A JPEG of a training image, whole from its file if it is one; gray if it cannot be read."""
+    """A small JPEG of a training image, of its file if it has one; gray if it cannot be read."""
     try:
         picture = upright(root / loader.files[i], 2 * THUMBNAIL_SIDE)
-    except Exception:  # no file of its own, or Pillow's decoders raise whatever they stumble over
-        try:
+    except Exception:  # it has no file of its own, or Pillow's decoders raise many types
+        picture = Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), "gray")
+        with suppress(Exception):
             picture = Image.fromarray(loader.thumbnails(np.array([i]))[0])
-        except Exception:
-            picture = Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), "gray")
-    return jpeg(picture)
-
-
-def jpeg(picture: Image.Image) -> bytes:
-    """A small JPEG of the pixels alone, at the best quality that keeps it small."""
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     small = max(picture.size) <= SMALL_SIDE
     picture = Image.fromarray(np.asarray(picture))  # without comments and other metadata

@@ -18,8 +18,8 @@ LEAST_KAPPA = 0.05
 LARGEST_SHARE, LARGEST_EXCESS = 0.5, 1.5
 
 
-def probability_of(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
-    """Float [n], each label's own probability."""
+def self_confidence(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Float [n], each label's own probability: the best score of heads on frozen features."""
     return np.take_along_axis(pred_probs, np.asarray(labels)[:, None], axis=1)[:, 0]
 
 
@@ -36,18 +36,13 @@ def label_quality_scores(
     The clean probability plus the label's probability over that of the predicted class: how large
     the label's loss is among all, and whether another class fits better (docs/labels.md).
     """
-    share = probability_of(labels, pred_probs) / np.max(pred_probs, axis=1)
+    share = self_confidence(labels, pred_probs) / np.max(pred_probs, axis=1)
     return mean_over_networks(clean_probability) + share
-
-
-def self_confidence(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
-    """Float [n], each label's own probability: the best score of heads on frozen features."""
-    return probability_of(labels, pred_probs)
 
 
 def find_unlikely_labels(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     """Bool [n]: another class is more than twice as likely; for heads on frozen features."""
-    return probability_of(labels, pred_probs) < np.max(pred_probs, axis=1) / 2
+    return self_confidence(labels, pred_probs) < np.max(pred_probs, axis=1) / 2
 
 
 def find_label_issues(
@@ -62,36 +57,17 @@ def rank_label_issues(
     labels: np.ndarray, pred_probs: np.ndarray, clean_probability: np.ndarray
 ) -> np.ndarray:
     """int64 [n], positions in order of label quality, the likeliest issue first."""
-    scores = label_quality_scores(labels, pred_probs, clean_probability)
-    return np.argsort(scores, kind="stable")
-
-
-def estimate_correct_among(
-    labels: np.ndarray, pred_probs: np.ndarray, chosen: np.ndarray
-) -> tuple[int, int]:
-    """How many of the `chosen` labels, bool [n], are correct: at least and at most, an estimate.
-
-    Sums of the label's probability, and of all but the predicted class's; on easy images too high.
-    """
-    of_label = probability_of(labels, pred_probs)[chosen].sum()
-    of_others = (1 - np.max(pred_probs, axis=1)[chosen]).sum()
-    return round(float(of_label)), round(float(of_others))
+    return np.argsort(label_quality_scores(labels, pred_probs, clean_probability), kind="stable")
 
 
 def why_unreliable(labels: np.ndarray, pred_probs: np.ndarray, class_names: list[str]) -> str:
     """Why these predictions say little about labels; empty if they agree well enough."""
-    predicted = np.argmax(pred_probs, axis=1)
-    label_shares, predicted_shares = (
-        np.bincount(each, minlength=len(class_names)) / len(labels) for each in (labels, predicted)
-    )
-    most = int(predicted_shares.argmax())
-    if predicted_shares[most] > max(LARGEST_SHARE, LARGEST_EXCESS * label_shares[most]):
-        share = 100 * predicted_shares[most]
-        return f"they predict {class_names[most]} for {share:.0f} % of the images"
-    by_chance, agreement = (
-        float(label_shares @ predicted_shares),
-        float(np.mean(predicted == labels)),
-    )
+    predicted, classes = np.argmax(pred_probs, axis=1), len(class_names)
+    label_shares, shares = (np.bincount(c, minlength=classes) / len(c) for c in (labels, predicted))
+    most = int(shares.argmax())
+    if shares[most] > max(LARGEST_SHARE, LARGEST_EXCESS * label_shares[most]):
+        return f"they predict {class_names[most]} for {100 * shares[most]:.0f} % of the images"
+    by_chance, agreement = float(label_shares @ shares), float(np.mean(predicted == labels))
     if agreement - by_chance < LEAST_KAPPA * (1 - by_chance):
         return (
             f"they agree with {100 * agreement:.0f} % of the labels, and chance gives "
@@ -115,11 +91,6 @@ class LabelIssues:
     clean_probability: np.ndarray
     frozen: bool = False
 
-    @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What this module's functions take."""
-        return self.labels, self.pred_probs, self.clean_probability
-
     @cached_property
     def predicted(self) -> np.ndarray:
         """int64 [m], the likeliest class."""
@@ -130,14 +101,14 @@ class LabelIssues:
         """Float [m], see `label_quality_scores` and `self_confidence`."""
         if self.frozen:
             return self_confidence(self.labels, self.pred_probs)
-        return label_quality_scores(*self.arrays)
+        return label_quality_scores(self.labels, self.pred_probs, self.clean_probability)
 
     @cached_property
     def is_issue(self) -> np.ndarray:
         """Bool [m], see `find_label_issues` and `find_unlikely_labels`."""
         if self.frozen:
             return find_unlikely_labels(self.labels, self.pred_probs)
-        return find_label_issues(*self.arrays)
+        return find_label_issues(self.labels, self.pred_probs, self.clean_probability)
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -147,6 +118,4 @@ class LabelIssues:
     @cached_property
     def rank(self) -> np.ndarray:
         """int64 [m], from 1 for the likeliest issue."""
-        rank = np.empty(len(self.labels), dtype=np.int64)
-        rank[self.order] = np.arange(1, len(rank) + 1)
-        return rank
+        return np.argsort(self.order) + 1

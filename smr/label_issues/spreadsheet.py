@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from smr.data.image_folder import same_name
@@ -21,48 +21,41 @@ MONTH_WORDS = (
 MONTHS = {word: i for i, words in enumerate(MONTH_WORDS, start=1) for word in words.split()}
 
 
-def read_table(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """A table's columns, and line number and cells of each row. Raises InputError, also later.
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """A table's columns, and line number and cells of each row. Raises InputError.
 
     Separated by commas, semicolons or tabs; UTF-8 with or without a byte order mark, or UTF-16.
     """
     try:
         raw = path.read_bytes()
         text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
+        rows = [(reader.line_num, row) for row in reader if any(row.values())]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8; save it as 'CSV UTF-8'") from error
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
-
-    def rows() -> Iterator[tuple[int, dict[str, str]]]:
-        try:
-            for row in reader:
-                if any(row.values()):
-                    yield reader.line_num, row
-        except csv.Error as error:
-            raise InputError(f"{path}: no table: {error}") from error
-
-    try:
-        return list(reader.fieldnames or ()), rows()
-    except csv.Error as error:
-        raise InputError(f"{path}: no table: {error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: no table ({error}); save it as 'CSV UTF-8'") from error
+    return list(reader.fieldnames or ()), rows
 
 
 def whole_number(cell: str) -> int | None:
     """3 of '3', '3.0' or '3,0'; None of anything else."""
-    return (
-        int(cell.split(".")[0].split(",")[0]) if re.fullmatch(r" *\d+([.,]0*)? *", cell) else None
-    )
+    match = re.fullmatch(r" *(\d+)([.,]0*)? *", cell)
+    return int(match[1]) if match else None
 
 
 def may_be(name: str, cell: str) -> bool:
     """Whether Excel, LibreOffice or pandas may write a cell `name` back as `cell`."""
-    if cell == name or same_name(cell) == same_name(name):
+    if same_name(cell) == same_name(name):
         return True
-    if same_number(name, cell) or same_date(name, cell):
-        return True
+    numbers = [(one, other) for one in numbers_in(name) for other in numbers_in(cell)]
+    if numbers:  # 5.10 and 5.1, 00000 and 0, 123456789012 and 1.23457E+11
+        tolerance = 1e-5 if "e" in cell.lower() else 0
+        return any(math.isclose(*pair, rel_tol=tolerance) for pair in numbers)
+    if date := date_parts(name):  # 1-2 and 02-Jan, but not 2-1
+        is_date = re.search(r"[^\W\d_]|\d{4}|:", cell)
+        return bool(is_date) and date <= date_parts(cell)
     if not cell.strip():
         return name.strip().lower() in MISSING
     if re.fullmatch(r"#[A-Z/0]+[?!]", cell):  # a formula's error
@@ -70,47 +63,17 @@ def may_be(name: str, cell: str) -> bool:
     return any(name.lower() in words and cell.lower() in words for words in TRUE_FALSE)
 
 
-def same_number(name: str, cell: str) -> bool:
-    """Whether both are one number: 5.10 and 5.1, 00000 and 0, 123456789012 and 1.23457E+11."""
-    rounded = 1e-5 if "e" in cell.lower() else 0
-    return any(
-        math.isclose(one, other, rel_tol=rounded)
-        for one in numbers_in(name)
-        for other in numbers_in(cell)
-    )
-
-
 def numbers_in(text: str) -> set[float]:
     """The number that a text is, its comma read as a decimal point and as a separator."""
-    if not re.fullmatch(r"\s*[+-]?[\d.,]*\d[\d.,]*(e[+-]?\d+)?\s*", text, re.IGNORECASE):
-        return set()
     values = set()
     for each in (text.replace(",", "."), text.replace(",", "")):
-        try:
+        with suppress(ValueError):
             values.add(float(each))
-        except ValueError:
-            continue
     return values
 
 
-def same_date(name: str, cell: str) -> bool:
-    """Whether `cell` is a date or time for which `name` can be taken: 1-2 and 02-Jan."""
-    before, after = date_parts(name), date_parts(cell)
-    if not 2 <= len(before) <= 3 or not len(before) <= len(after) <= 6:
-        return False
-    if len(after) == len(before) and max(after) <= 31 and not re.search(r"[^\W\d_]", cell):
-        return False  # neither a month's name nor a year: another name
-    for part in before:
-        years = {part - 2000, part - 1900, part, part + 1900, part + 2000}
-        same = [other for other in after if other in years]
-        if not same:
-            return False
-        after.remove(same[0])
-    return True
-
-
-def date_parts(text: str) -> list[int]:
-    """The numbers of a date, month names as theirs; none if the text holds other words."""
+def date_parts(text: str) -> set[int]:
+    """Numbers of a date or time, of a year the last two digits; none if there are other words."""
     words = re.findall(r"[^\W\d_]+|\d+", text)
-    parts = [int(w) if w.isdecimal() else MONTHS.get(w[:3].lower(), -1) for w in words]
-    return [] if -1 in parts else parts
+    parts = {int(w) % 100 if w.isdecimal() else MONTHS.get(w[:3].lower(), -1) for w in words}
+    return set() if -1 in parts or len(words) < 2 else parts

@@ -13,27 +13,24 @@ from smr.metrics import Meter
 
 # Seconds between progress lines on a terminal, and in a file or a pipe.
 TERMINAL_PERIOD, PLAIN_PERIOD = 1.0, 30.0
-# The columns of an epoch's line: heading, width, format, and the metrics whose mean is shown.
+# The columns of an epoch's line: heading, width, format, and the metric, of which `net*` is the
+# mean of both networks.
 COLUMNS = (
-    ("lr", 8, ".4g", ("train/learning_rate",)),
-    ("Lx", 8, ".4f", ("train/net1/loss_x", "train/net2/loss_x")),
-    ("Lu", 8, ".5f", ("train/net1/loss_u", "train/net2/loss_u")),
-    ("w(Lu)", 6, ".2f", ("train/net1/lambda_u", "train/net2/lambda_u")),
-    ("labeled", 7, ".0f", ("split/net1/labeled", "split/net2/labeled")),
-    ("AUC", 6, ".3f", ("split/net1/auc", "split/net2/auc")),
-    ("prec", 6, ".3f", ("split/net1/precision", "split/net2/precision")),
+    ("lr", 8, ".4g", "train/learning_rate"),
+    ("Lx", 8, ".4f", "train/net*/loss_x"),
+    ("Lu", 8, ".5f", "train/net*/loss_u"),
+    ("w(Lu)", 6, ".2f", "train/net*/lambda_u"),
+    ("labeled", 7, ".0f", "split/net*/labeled"),
+    ("AUC", 6, ".3f", "split/net*/auc"),
+    ("prec", 6, ".3f", "split/net*/precision"),
 )
-LAST_COLUMNS = (
-    ("best%", 6, ".2f", ("test/best_accuracy",)),
-    ("seconds", 8, ".1f", ("time/seconds",)),
-)
+LAST_COLUMNS = (("best%", 6, ".2f", "test/best_accuracy"), ("seconds", 8, ".1f", "time/seconds"))
 
 
 def show(text: str) -> None:
     """Write to standard output at once; letters that its encoding lacks are escaped.
 
-    Does nothing if the pipe is closed or the disk is full: output is for reading, and a run or
-    a table does not fail without a reader.
+    Does nothing if the pipe is closed or the disk is full.
     """
     output = sys.stdout
     encoding = getattr(output, "encoding", None) or "utf-8"
@@ -58,7 +55,8 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """Print a line."""
-        self._show(("\r\x1b[K" if self.in_place else "") + text + "\n")
+        if distributed.is_rank_zero():
+            show(("\r\x1b[K" if self.in_place else "") + text + "\n")
 
     def due(self) -> bool:
         """Return whether it is time for the next progress line, which the caller then prints."""
@@ -70,14 +68,10 @@ class Terminal:
 
     def progress(self, text: str) -> None:
         """Print a progress line; on a terminal it replaces the last one and is cut to the width."""
-        if self.in_place:
-            self._show("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-        else:
-            self._show(text + "\n")
-
-    def _show(self, text: str) -> None:
-        if distributed.is_rank_zero():
-            show(text)
+        if not self.in_place:
+            self.line(text)
+        elif distributed.is_rank_zero():
+            show("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
 
 
 def title(config) -> str:
@@ -99,9 +93,8 @@ class RunLog:
     """
 
     def __init__(self, config, truth_known: bool, test_sets: Sequence[str]):
-        self.title = title(config)
-        self.last_epoch = config.last_epoch
-        self.terminal = Terminal()
+        self.title, self.last_epoch, self.terminal = title(config), config.last_epoch, Terminal()
+        self.line = self.terminal.line
         self.seconds: list[tuple[str, float]] = []  # kind and wall time of past epochs
         self.notes: set[str] = set()
         self.uses_unlabeled_loss = getattr(config, "lambda_u", 0) != 0
@@ -111,14 +104,10 @@ class RunLog:
         unused |= set() if hasattr(config, "p_threshold") else {name for name, *_ in COLUMNS[1:]}
         self.columns = [column for column in COLUMNS if column[0] not in unused]
         for name in test_sets:
-            self.columns.append((f"{name}%", max(6, len(name) + 1), ".2f", (f"{name}/accuracy",)))
+            self.columns.append((f"{name}%", max(6, len(name) + 1), ".2f", f"{name}/accuracy"))
             if getattr(config, "top5", False):
-                self.columns.append((f"{name}5%", max(6, len(name) + 2), ".2f", (f"{name}/top5",)))
+                self.columns.append((f"{name}5%", max(6, len(name) + 2), ".2f", f"{name}/top5"))
         self.columns += LAST_COLUMNS
-
-    def line(self, text: str) -> None:
-        """Print a line."""
-        self.terminal.line(text)
 
     def note(self, text: str) -> None:
         """Print a note, once per run."""
@@ -152,8 +141,8 @@ class RunLog:
     def time_left(self, epoch: int, kind: str, share: float) -> str:
         """The words on the time left when this share of an epoch is done.
 
-        The epochs left count as the mean of those that this process ran, without warm-up, whose
-        epochs are shorter, once there are others; in its first epoch by the share done.
+        By the mean of past epochs, without those of warm-up once there are others: they are
+        shorter. In this process's first epoch, by the share done.
         """
         others = [seconds for kind, seconds in self.seconds if kind != "warm-up"]
         past = others or [seconds for _, seconds in self.seconds]
@@ -166,8 +155,9 @@ class RunLog:
         """Print an epoch's line, with '-' for a figure that this epoch does not have."""
         self.seconds.append((kind, metrics["time/seconds"]))
         text = f"{epoch:>5} {kind:<15}"
-        for _, width, form, names in self.columns:
-            values = [metrics[name] for name in names if name in metrics]
+        for _, width, form, name in self.columns:
+            networks = {name.replace("*", network) for network in "12"}
+            values = [metrics[each] for each in networks & metrics.keys()]
             cell = format(statistics.fmean(values), form) if values else "-"
             text += f"{cell:>{width + 1}}"
         self.line(text)

@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.metrics import confusion_matrix
 
 from smr.evaluate import Test
 from smr.gmm_split import Split
@@ -61,14 +62,16 @@ def readable(text: str) -> str:
 
 def text_width(text: str, size: float) -> float:
     """In pixels."""
-    return font_for(readable(text), size).getlength(readable(text))
+    text = readable(text)
+    return font_for(text, size).getlength(text)
 
 
 def write(
     pen: ImageDraw.ImageDraw, place: tuple, text: str, size: float, color=INK, anchor="la"
 ) -> None:
     """Write a line of text, in a font that has its letters."""
-    pen.text(place, readable(text), color, font_for(readable(text), size), anchor=anchor)
+    text = readable(text)
+    pen.text(place, text, color, font_for(text, size), anchor=anchor)
 
 
 def cut(text: str, size: float, width: float) -> str:
@@ -94,21 +97,18 @@ def sideways(text: str, size: int, color: Color) -> Image.Image:
 
 
 def epoch_figures(
-    trained: TrainedEpoch,
-    tests: dict[str, Test],
-    is_clean: np.ndarray | None,
-    class_names: Sequence[str],
+    trained: TrainedEpoch, tests: dict[str, Test], is_clean: np.ndarray | None, names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Tag → figure: each test set's confusion matrix, and each network's losses if it split them.
 
-    Args: is_clean, bool [n], or None if the true labels are unknown.
+    Args: is_clean, bool [n], or None if the true labels are unknown; names, those of the classes.
     """
-    figures = {
-        f"{test_set}/confusion": matrix(
-            test.confusion, class_names, f"Confusion, {test_set} images", "label", "predicted"
+    figures = {}
+    for test_set, test in tests.items():
+        title = f"Confusion, {test_set} images"
+        figures[f"{test_set}/confusion"] = matrix(
+            test.confusion, names, title, "label", "predicted"
         )
-        for test_set, test in tests.items()
-    }
     for k, split in enumerate(trained.splits, start=1):
         title = f"Epoch {trained.epoch}, network {k}: losses and GMM"
         clean = None if is_clean is None else is_clean[split.index]
@@ -119,17 +119,17 @@ def epoch_figures(
 def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
     """Histogram of a split's scaled losses under the two densities of its GMM (method 4).
 
-    Clean and noisy labels are stacked in two colors if is_clean [m] is known. The densities
-    are scaled to counts, so that they lie on bars that the GMM describes well.
+    Clean and noisy labels are stacked if is_clean [m] is known; densities are scaled to counts.
     """
     # Letters are large: TensorBoard shows a picture 350 pixels wide.
     width, height, left, right, top, bottom, letters = 1280, 800, 150, 1240, 90, 720, 42
     picture, pen = blank(width, height)
-    edges = np.linspace(0, 1, BINS + 1)
-    groups = [("all labels", BLUE, np.ones(len(split.losses), dtype=bool))]
+    edges, keys = np.linspace(0, 1, BINS + 1), [("all labels", BLUE)]
+    groups = [split.losses]
     if is_clean is not None:
-        groups = [("clean labels", BLUE, is_clean), ("noisy labels", RED, ~is_clean)]
-    counts = [np.histogram(split.losses[chosen], edges)[0] for _, _, chosen in groups]
+        keys = [("clean labels", BLUE), ("noisy labels", RED)]
+        groups = [split.losses[is_clean], split.losses[~is_clean]]
+    counts = [np.histogram(losses, edges)[0] for losses in groups]
     highest = max(1, int(sum(counts).max()))
     x, y = (edges * (right - left) + left), (bottom - top) / (1.05 * highest)
     for share in (0, 0.25, 0.5, 0.75, 1):
@@ -138,14 +138,13 @@ def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.
         write(pen, (left - 12, level), f"{share * highest:.0f}", letters, anchor="rm")
         write(pen, (tick, bottom + 14), f"{share:g}", letters, anchor="mt")
     base = np.zeros(BINS)
-    for (_, color, _), count in zip(groups, counts, strict=True):
+    for (_, color), count in zip(keys, counts, strict=True):
         for i in np.flatnonzero(count):
             low, high = bottom - base[i] * y, bottom - (base[i] + count[i]) * y
             pen.rectangle([x[i] + 1, high, x[i + 1] - 1, low], fill=color)
         base += count
-    keys = [(name, color) for name, color, _ in groups]
     if split.gmm is not None:
-        components = (("clean component", DARK_BLUE), ("noisy component", DARK_RED))
+        components = [("clean component", DARK_BLUE), ("noisy component", DARK_RED)]
         densities = gmm_densities(split.gmm, np.linspace(0, 1, 501))
         for (_, color), density in zip(components, densities, strict=True):
             level = np.minimum(density * len(split.losses) / BINS, 1.05 * highest)
@@ -177,10 +176,9 @@ def matrix(
     column_title: str,
     as_percent: bool = False,
 ) -> np.ndarray:
-    """A matrix of counts [classes, classes], darker where more of a row lies.
+    """A matrix of counts [classes, classes]; a cell is as dark as the root of its row's share.
 
     Cells hold the count, or with as_percent its share of the row, unless there are many classes.
-    Darkness goes with the root of the share, so that a confusion of a few per cent is visible.
     """
     classes = len(class_names)
     numbered = classes <= NUMBERED_CLASSES
@@ -217,23 +215,16 @@ def noise_transitions(
     true_labels: np.ndarray | None,
     class_names: Sequence[str],
 ) -> np.ndarray:
-    """The estimated noise transition matrix, above the true one if it is known.
-
-    Args: int64 [n] each: the given labels, the predicted classes, and the true labels or None.
-    """
-    classes = len(class_names)
-
-    def transitions(rows: np.ndarray, noise: str, row: str) -> Image.Image:
-        counts = np.bincount(rows * classes + labels, minlength=classes**2)
-        title, counts = f"{noise}, % of each {row} class", counts.reshape(classes, classes)
-        return Image.fromarray(matrix(counts, class_names, title, row, "given", as_percent=True))
-
-    parts = [transitions(predicted, "Estimated label noise", "predicted")]
-    if true_labels is not None:
-        parts.append(transitions(true_labels, "True label noise", "true"))
-    picture, _ = blank(max(p.width for p in parts), sum(p.height + 24 for p in parts) - 24)
+    """The estimated noise transition matrix, above the true one if it is known; int64 [n] each."""
+    parts = []
+    for rows, noise, row in ((predicted, "Estimated", "predicted"), (true_labels, "True", "true")):
+        if rows is not None:
+            counts = confusion_matrix(rows, labels, labels=range(len(class_names)))
+            title = f"{noise} label noise, % of each {row} class"
+            parts.append(matrix(counts, class_names, title, row, "given", as_percent=True))
+    picture, _ = blank(max(part.shape[1] for part in parts), len(parts) * (len(parts[0]) + 24) - 24)
     for i, part in enumerate(parts):
-        picture.paste(part, (0, i * (parts[0].height + 24)))
+        picture.paste(Image.fromarray(part), (0, i * (len(parts[0]) + 24)))
     return np.asarray(picture)
 
 
@@ -257,12 +248,9 @@ def label_issues(
         x, y = gap + i % columns * across, gap + i // columns * down
         enlarged = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
         picture.paste(enlarged, (x, y))
-        lines = (
-            (f"{i + 1}  {captions[i]}", GRAY),
-            (f"given {class_names[labels[i]]}", DARK_RED),
-            (f"predicted {class_names[predicted[i]]}", DARK_BLUE),
-        )
-        for j, (text, color) in enumerate(lines):
+        given, other = class_names[labels[i]], class_names[predicted[i]]
+        lines = (f"{i + 1}  {captions[i]}", f"given {given}", f"predicted {other}")
+        for j, (text, color) in enumerate(zip(lines, (GRAY, DARK_RED, DARK_BLUE), strict=True)):
             size = letters * max(SMALLEST_CAPTION, min(1, side / text_width(text, letters)))
             write(pen, (x, y + side + 2 + j * line), cut(text, size, side), size, color)
     return np.asarray(picture)

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from smr.config import Config
 from smr.data.loader import Loader
 from smr.evaluate import Test
 from smr.logging import figures
@@ -26,11 +27,11 @@ OVERVIEW = {
     "overview/precision": ("split/net1/precision", "split/net2/precision"),
 }
 # Charts of both networks, on TensorBoard's page of custom scalars.
-SPLIT_CHARTS = ("auc", "precision", "recall", "labeled")
-TRAIN_CHARTS = ("loss", "loss_x", "loss_u", "refined_label_accuracy", "pseudo_label_accuracy")
-CHARTS = {"accuracy": ["test/accuracy", "test/net1/accuracy", "test/net2/accuracy"]}
-CHARTS |= {name: [f"split/net{k}/{name}" for k in (1, 2)] for name in SPLIT_CHARTS}
-CHARTS |= {name: [f"train/net{k}/{name}" for k in (1, 2)] for name in TRAIN_CHARTS}
+CHARTS = {
+    "test": ("accuracy",),
+    "split": ("auc", "precision", "recall", "labeled"),
+    "train": ("loss", "loss_x", "loss_u", "refined_label_accuracy", "pseudo_label_accuracy"),
+}
 
 
 class Board:
@@ -40,8 +41,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, rows_written: int):
-        self.folder = folder
-        self.rows_written = rows_written
+        self.folder, self.rows_written = folder, rows_written
         self.writer: SummaryWriter | None = None
 
     @contextmanager
@@ -52,7 +52,9 @@ class Board:
             # TensorBoard drops the steps from purge_step on that older event files hold.
             writer = SummaryWriter(str(self.folder), purge_step=self.rows_written)
             charts = {
-                name: ["Multiline", [f"^{tag}$" for tag in tags]] for name, tags in CHARTS.items()
+                name: ["Multiline", [f"^{part}/(net[12]/)?{name}$"]]
+                for part, names in CHARTS.items()
+                for name in names
             }
             writer.add_custom_scalars({"both networks": charts})
         self.writer = None
@@ -65,24 +67,22 @@ class Board:
         rows: list[dict],
         trained: TrainedEpoch,
         tests: dict[str, Test],
-        last_epoch: int,
-        loader: Loader,
+        last: int,
+        data: Loader,
     ) -> None:
         """Add the rows of metrics.jsonl not written yet and, every tenth epoch, its figures."""
+        epoch, is_clean = trained.epoch, data.is_clean
         with self.writing() as writer:
             for row in rows[self.rows_written :]:
                 for tag, value in curves(row).items():
                     writer.add_scalar(tag, value, row["epoch"])
-            if trained.epoch % FIGURE_PERIOD == 0 or trained.epoch == last_epoch:
-                add_histograms(writer, trained, loader.is_clean)
-                add_images(
-                    writer,
-                    figures.epoch_figures(trained, tests, loader.is_clean, loader.class_names),
-                    trained.epoch,
-                )
+            if epoch % FIGURE_PERIOD == 0 or epoch == last:
+                add_histograms(writer, trained, is_clean)
+                pictures = figures.epoch_figures(trained, tests, is_clean, data.class_names)
+                add_images(writer, pictures, epoch)
         self.rows_written = len(rows)
 
-    def finish(self, config, pictures: dict[str, np.ndarray]) -> None:
+    def finish(self, config: Config, pictures: dict[str, np.ndarray]) -> None:
         """Add the run to the table of runs, and pictures uint8 [h, w, 3] at the last epoch."""
         names = [name for name in TABLE_COLUMNS if getattr(config, name, None) not in (None, "")]
         columns = {name: getattr(config, name) for name in names[:5]}
@@ -102,15 +102,11 @@ class Board:
 
 def curves(row: dict) -> dict[str, float]:
     """A row of metrics.jsonl by tag, without memory, which is no curve; and OVERVIEW's means."""
-    values = {
-        tag: value
-        for tag, value in row.items()
-        if tag not in ("epoch", "kind") and not tag.startswith("memory/")
-    }
+    values = {tag: value for tag, value in row.items() if not tag.startswith("memory/")}
     for tag, metrics in OVERVIEW.items():
-        present = [row[metric] for metric in metrics if metric in row]
-        if present:
+        if present := [row[metric] for metric in metrics if metric in row]:
             values[tag] = sum(present) / len(present)
+    del values["epoch"], values["kind"]
     return values
 
 
@@ -119,13 +115,13 @@ def add_histograms(
 ) -> None:
     """Each network's scaled losses, those of clean and noisy labels separately if known."""
     for k, split in enumerate(trained.splits, start=1):
-        groups = {"losses": np.ones(len(split.losses), dtype=bool)}
+        groups = {"losses": split.losses}
         if is_clean is not None:
             clean = is_clean[split.index]
-            groups = {"losses_clean": clean, "losses_noisy": ~clean}
-        for name, chosen in groups.items():
-            if chosen.any():
-                tag, losses = f"split/net{k}/{name}", split.losses[chosen]
+            groups = {"losses_clean": split.losses[clean], "losses_noisy": split.losses[~clean]}
+        for name, losses in groups.items():
+            if len(losses):
+                tag = f"split/net{k}/{name}"
                 writer.add_histogram(tag, losses, trained.epoch, bins=figures.BINS)
 
 

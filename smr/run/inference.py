@@ -18,24 +18,17 @@ class Predictor(nn.Module):
     """uint8 images [b, height, width, 3] to probabilities float32 [b, classes] (method 3).
 
     classes: their names. frame: of photos that were cut from a file while the networks trained;
-    else side, to which they were scaled before.
+    else side, to which they were scaled before. Args: images, a checkpoint's description of them.
     """
 
-    def __init__(
-        self,
-        trained: Sequence[nn.Module],
-        mean: Sequence[float],
-        std: Sequence[float],
-        classes: list[str],
-        side: int,
-        frame: Frame | None,
-    ):
+    def __init__(self, trained: Sequence[nn.Module], images: dict):
         super().__init__()
         self.networks = nn.ModuleList(trained)
-        mean, std = torch.tensor(mean), torch.tensor(std)
+        mean, std = torch.tensor(images["mean"]), torch.tensor(images["std"])
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
-        self.classes, self.side, self.frame = classes, side, frame
+        self.classes, self.side = images["class_names"], images["image_size"][0]
+        self.frame = Frame(*images["frame"]) if images["frame"] else None
 
     def forward(self, images: Tensor) -> Tensor:
         normalized = (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)
@@ -61,12 +54,10 @@ def load(path: str | Path) -> Predictor:
     """
     path = checkpoints.path_of(path, "best.pt")
     state = checkpoints.load(path)
-    config, images = state["config"], state["images"]
+    config = state["config"]
     with checkpoints.fitting(path, "a damaged checkpoint"):
         name, width = config.get("network", networks.PREACT), config["width"]
         pair = Pair([networks.untrained(name, config["num_class"], width) for _ in range(2)], [])
-        frame = Frame(*images["frame"]) if images["frame"] else None
-        side, _ = images["image_size"]
-        described = images["mean"], images["std"], images["class_names"], side, frame
+        predictor = Predictor(pair.networks, state["images"])
     checkpoints.restore_networks(state, pair, path)
-    return Predictor(pair.networks, *described).eval()
+    return predictor.eval()

@@ -125,10 +125,12 @@ class Run:
             return self.loader
         self.photos = self.loader
         devices.prepare_process(self.device, config.amp)
-        start = from_checkpoint(config) if weights.exists() else config
+        # Without a checkpoint the file is an earlier run's.
+        stored = self.state is not None and distributed.from_rank_zero(weights.exists)
+        start = from_checkpoint(config) if stored else config
         network = distributed.one_by_one(partial(build_network, start))
         self.frozen = features.FrozenBackbone(network)
-        if weights.exists():
+        if stored:
             with checkpoints.fitting(weights, "holds another network than these flags make"):
                 network.load_state_dict(torch.load(weights, weights_only=True))
         elif distributed.is_rank_zero():

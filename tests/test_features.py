@@ -1,0 +1,372 @@
+"""--freeze_backbone on: features of photos, heads, whole networks in best.pt; fine-tuning."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TinyNet, tiny_config, tiny_loader
+from photos import write_photos
+from runs import assert_same_run, metrics_of
+from torch import nn
+
+import predict
+import smr
+import train_folder
+from PreResNet import ResNet18
+from smr import devices, features, networks
+from smr.errors import InputError
+from smr.label_issues.report import compute_label_issues
+
+TINY = (
+    *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--device", "cpu"),
+    *("--num_workers", "0", "--batch_size", "8", "--num_epochs", "3", "--warm_up", "1"),
+    *("--recalibrate_every", "3", "--lr_steps", "2:0.1", "--review", "5", "--lr", "0.1"),
+)
+NAME = "folder_smr_seed123"
+COUNTS = {"apple": 9, "pear": 7, "plum": 5}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """21 training photos and 15 test photos of three classes, and weights of the tiny network."""
+    folder = tmp_path_factory.mktemp("frozen")
+    torch.manual_seed(3)
+    torch.save(ResNet18(7, 2).state_dict(), folder / "weights.pt")
+    write_photos(folder / "photos", COUNTS)
+    write_photos(folder / "photos", dict.fromkeys(COUNTS, 5), "testing")
+    return folder
+
+
+def train(root: Path, output: Path, *flags: str) -> int:
+    paths = ("--data_path", str(root / "photos"), "--weights", str(root / "weights.pt"))
+    return train_folder.main([*TINY, *paths, "--output", str(output), *flags])
+
+
+@pytest.fixture(scope="module")
+def straight(root, tmp_path_factory) -> Path:
+    """The folder of a run that was not interrupted."""
+    output = tmp_path_factory.mktemp("straight")
+    assert train(root, output) == 0
+    return output / NAME
+
+
+def photo_loader(root: Path, **changes):
+    """(configuration, loader of the photos) of the runs above."""
+    config = smr.configure(
+        train_folder.FolderConfig,
+        **{"data_path": str(root / "photos"), "weights": str(root / "weights.pt")},
+        **{"network": "preact_resnet18", "width": 2, "image_size": 32, "device": "cpu"},
+        **{"num_workers": 0, "batch_size": 8} | changes,
+    )
+    return config, train_folder.make_loader(config, torch.device("cpu"))
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: np.load(path) for path in (folder / "features").glob("*.npy")}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "features").glob("*.npy")}
+
+
+def test_features_are_the_penultimate_outputs_of_the_pretrained_network(root, straight):
+    _, photos = photo_loader(root)
+    network = ResNet18(7, 2)
+    network.load_state_dict(torch.load(root / "weights.pt", weights_only=True))
+    network.linear = nn.Identity()
+    network.eval()
+    found = stored(straight)
+    assert found.keys() == {"train_0", "train_1", "train_2", "test"}
+    for name, mode in {"train_0": "whole", "test": "test"}.items():
+        images, _, index = zip(*photos.run(mode), strict=True)
+        with torch.no_grad():
+            expected = network(torch.cat(images))
+        assert found[name].dtype == np.float16 and found[name].shape == tuple(expected.shape)
+        values = torch.from_numpy(found[name])[torch.cat(index)].float()
+        assert torch.allclose(values, expected, rtol=2e-3, atol=1e-3), name
+        assert expected.std(dim=0).max() > 0.01  # not all photos alike
+    assert (found["train_0"] != found["train_1"]).any(axis=1).all()
+    assert (found["train_2"] != found["train_1"]).any(axis=1).all()
+
+
+def test_whole_networks_of_best_give_the_logits_of_heads_on_features(root, straight):
+    state = torch.load(straight / "best.pt", weights_only=True)
+    last = torch.load(straight / "last.pt", weights_only=True)
+    best = max(metrics_of(straight), key=lambda row: row["test/accuracy"])
+    assert last["networks"][0].keys() == {"weight", "bias"}  # nothing but the heads trains
+    frozen = features.FrozenBackbone(ResNet18(3, 2))
+    _, photos = photo_loader(root)
+    images, _, index = zip(*photos.run("test"), strict=True)
+    values = torch.from_numpy(stored(straight)["test"])[torch.cat(index)].float()
+    for k in (0, 1):
+        network = ResNet18(3, 2)
+        network.load_state_dict(state["networks"][k])
+        head = frozen.head_state(state["networks"][k])
+        with torch.no_grad():
+            logits = network.eval()(torch.cat(images))
+        assert torch.allclose(values @ head["weight"].T + head["bias"], logits, atol=1e-2)
+        if state["epoch"] == last["epoch"]:  # a head of scaled features, made whole
+            scale = float(np.sqrt((stored(straight)["train_0"].astype(float) ** 2).mean()))
+            whole = last["networks"][k]["weight"] / scale
+            assert torch.allclose(state["networks"][k]["linear.weight"], whole, rtol=1e-3)
+    backbone = torch.load(root / "weights.pt", weights_only=True)
+    for name, value in backbone.items():
+        assert name.startswith("linear.") or torch.equal(state["networks"][0][name], value)
+    assert state["accuracy"] <= best["test/accuracy"]
+
+
+def test_the_stored_accuracy_is_what_evaluate_load_and_predict_find(root, straight, capsys):
+    for name in ("best.pt", "last.pt"):
+        before = times(straight)
+        assert train(root, straight.parent, "--evaluate", str(straight / name)) == 0
+        line = next(t for t in capsys.readouterr().out.splitlines() if "test accuracy" in t)
+        measured = float(line.split("test accuracy ")[1].split()[0])
+        state = torch.load(straight / name, weights_only=True)
+        if "epochs" not in state:
+            assert measured == round(state["accuracy"], 2) and "(stored" in line
+        assert times(straight) == before
+    predictor = smr.load(straight)
+    files = sorted((root / "photos" / "testing").rglob("*.png"))
+    images = torch.from_numpy(np.stack([predictor.read(file) for file in files]))
+    with torch.no_grad():
+        own = predictor(images).argmax(dim=1)
+    table = straight.parent / "predictions.csv"
+    assert predict.main([str(straight / "best.pt"), *map(str, files), "--output", str(table)]) == 0
+    rows = table.read_text(encoding="utf-8-sig").splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == [predictor.classes[k] for k in own]
+    with pytest.raises(InputError) as refused:
+        smr.load(straight / "last.pt")  # heads alone
+    assert "\n" not in str(refused.value)
+
+
+def test_a_resumed_run_is_bit_exact_and_reads_the_features(root, straight, tmp_path):
+    assert train(root, tmp_path, "--num_epochs", "1") == 0
+    folder = tmp_path / NAME
+    before = times(folder)
+    assert train(root, tmp_path, "--resume") == 0
+    assert times(folder) == before and len(before) == 4
+    assert_same_run(folder, straight, events=False)
+
+
+def test_an_interrupted_extraction_resumes_at_the_pass_that_was_interrupted(
+    root, straight, tmp_path
+):
+    assert train(root, tmp_path, "--num_epochs", "0") == 0
+    folder = tmp_path / NAME
+    for name in ("metrics.jsonl", "last.pt", "best.pt", "config.json", "labels.csv"):
+        (folder / name).unlink()
+    for name in ("test", "train_2"):
+        (folder / "features" / f"{name}.npy").unlink()
+    before = times(folder)
+    assert train(root, tmp_path, "--overwrite") == 0
+    after = times(folder)
+    assert {name: after[name] for name in before} == before and len(after) == 4
+    for name, values in stored(straight).items():
+        assert (stored(folder)[name] == values).all(), name
+    assert_same_run(folder, straight, events=False)
+
+
+@pytest.mark.parametrize("change", ["weights", "views", "photos"])
+def test_changed_weights_views_or_photos_are_computed_again(root, tmp_path, change):
+    shutil.copytree(root, tmp_path / "data")
+    data, flags = tmp_path / "data", ["--num_epochs", "0"]
+    assert train(data, tmp_path, *flags) == 0
+    before, old = times(tmp_path / NAME), stored(tmp_path / NAME)
+    if change == "weights":
+        torch.save(ResNet18(7, 2).state_dict(), data / "weights.pt")
+    elif change == "views":
+        flags += ["--feature_views", "3"]
+    else:
+        first, second = (data / "photos/training/apple" / f"{i}.png" for i in (0, 1))
+        first.write_bytes(second.read_bytes())
+    assert train(data, tmp_path, *flags, "--overwrite") == 0
+    after, new = times(tmp_path / NAME), stored(tmp_path / NAME)
+    assert not before.items() & after.items()
+    assert len(new) == (5 if change == "views" else 4)
+    assert (new["train_0"] == old["train_0"]).all() == (change == "views")
+
+
+def test_features_that_do_not_fit_are_refused_in_a_line_that_names_flags(
+    root, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(devices, "memory_of", lambda device: 1000)
+    with pytest.raises(SystemExit) as stopped:
+        train(root, tmp_path)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    for name in ("--freeze_backbone on", "--feature_views", "--network", "--freeze_backbone off"):
+        assert name in message
+
+
+def test_a_network_whose_last_layer_is_a_convolution_is_refused_in_a_line(root, tmp_path, capsys):
+    flags = ["--network", "squeezenet1_1", "--image_size", "64", "--device", "cpu", "--pretrained"]
+    paths = ["off", "--freeze_backbone", "on", "--data_path", str(root / "photos")]
+    with pytest.raises(SystemExit) as stopped:
+        train_folder.main([*flags, *paths, "--output", str(tmp_path)])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.count("\n") == 1 and "--network" in message
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"apple": 6, "pear": 1, "plum": 6},  # a class with one photo
+        {"apple": 9, "pear": 8},  # two classes, and a last batch of one photo
+    ],
+)
+def test_small_sets_train_to_finite_figures(root, tmp_path, counts):
+    data = tmp_path / "data"
+    write_photos(data / "photos", counts)
+    write_photos(data / "photos", dict.fromkeys(counts, 2), "testing")
+    shutil.copy(root / "weights.pt", data)
+    assert train(data, tmp_path) == 0
+    for row in metrics_of(tmp_path / NAME):
+        assert all(np.isfinite(v) for v in row.values() if isinstance(v, float))
+    labels = (tmp_path / NAME / "labels.csv").read_text().splitlines()
+    assert len(labels) == 1 + sum(counts.values())
+
+
+def feature_loader(views: int, n: int = 40) -> features.FeatureLoader:
+    """Photo i's view v is [i, v, 1]."""
+    photos = tiny_loader(n)
+    train = torch.stack([torch.tensor([[i, v, 1.0] for v in range(views + 1)]) for i in range(n)])
+    return features.FeatureLoader(photos, train.half(), {"test": train[:20, 0].half()})
+
+
+@pytest.mark.parametrize("views", [0, 1, 2, 5])
+def test_the_two_views_of_a_photo_are_augmented_and_distinct_if_there_are_enough(views):
+    loader = feature_loader(views)
+    half = np.arange(40) < 20
+    labeled, unlabeled = loader.run("train", half, np.ones(40))
+    seen = set()
+    for batches, rows in ((labeled, 20), (unlabeled, 20)):
+        x1, x2 = (torch.cat(parts) * loader.scale for parts in list(zip(*batches, strict=True))[:2])
+        assert len(x1) == rows and torch.allclose(x1[:, 0], x2[:, 0])
+        first, second = x1[:, 1].round().long(), x2[:, 1].round().long()
+        assert (first != second).all() if views >= 2 else (first == second).all()
+        seen |= set(first.tolist()) | set(second.tolist())
+    assert seen == (set(range(1, views + 1)) or {0})
+    (plain,) = [images for images, *_ in loader.run("test")] or [None]
+    assert torch.allclose(plain[:, 1], torch.zeros(20))
+    scored = torch.cat([images for images, *_ in loader.run("eval_train")]) * loader.scale
+    assert torch.allclose(scored[:, 1], torch.zeros(40))  # the split is by the plain view
+
+
+def test_label_issues_are_of_the_probabilities_mean_over_every_view():
+    loader = feature_loader(2)
+    config = tiny_config()
+    pair = smr.new_pair(lambda: nn.Linear(3, 10), config, "cpu")
+    method = smr.new_method(config, pair, loader)
+    issues = compute_label_issues(pair, loader, method, amp=False, frozen=True)
+    views = loader.train_images.values.float() / loader.scale
+    with torch.no_grad():
+        logits = sum(network(views) for network in pair.networks) / 2
+    expected = logits.softmax(dim=-1).mean(dim=1).numpy()
+    assert np.allclose(issues.pred_probs, expected, atol=1e-6)
+    own = expected[np.arange(40), loader.noisy_labels.numpy()]
+    assert np.allclose(issues.quality, own, atol=1e-6)
+    assert (issues.is_issue == (own < expected.max(axis=1) / 2)).all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_backbone_and_head_of_a_registered_network_make_the_whole(name):
+    torch.manual_seed(0)
+    network = networks.untrained(name, 4, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(images)
+        before = network.state_dict()
+        frozen = features.FrozenBackbone(network)
+        frozen.scale = 3.0
+        head = frozen.new_head()
+        head.load_state_dict(frozen.head_state({k: v.clone() for k, v in before.items()}))
+        assert torch.allclose(head(frozen.network(images) / 3), expected, atol=1e-4)
+    whole = frozen.whole_state(head.state_dict())
+    assert whole.keys() == before.keys()
+    assert all(torch.allclose(whole[k], before[k], atol=1e-6) for k in whole)
+
+
+def test_checksums_tell_networks_apart():
+    one, other = TinyNet(), TinyNet()
+    same = TinyNet()
+    same.load_state_dict(one.state_dict())
+    sums = [features.FrozenBackbone(each).checksum() for each in (one, other, same)]
+    assert sums[0] == sums[2] != sums[1]
+
+
+FINE = ("--num_epochs", "2", "--finetune_epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def tuned(root, tmp_path_factory) -> Path:
+    """The folder of a run with two epochs of fine-tuning."""
+    output = tmp_path_factory.mktemp("tuned")
+    assert train(root, output, *FINE) == 0
+    return output / NAME
+
+
+def test_fine_tuning_trains_whole_networks_on_the_clean_set(root, tuned):
+    rows = metrics_of(tuned)
+    assert [row["kind"] for row in rows][3:] == ["fine-tuning"] * 2 and len(rows) == 5
+    state = torch.load(tuned / "last.pt", weights_only=True)
+    clean = state["method"]["clean_index"]
+    assert 0 < len(clean) <= 21 and rows[3]["train/net1/images"] == len(clean)
+    backbone = torch.load(root / "weights.pt", weights_only=True)
+    for network in state["networks"]:
+        assert not torch.equal(network["layer4.1.conv2.weight"], backbone["layer4.1.conv2.weight"])
+        for name in ("bn1.running_mean", "layer1.0.bn1.running_var"):
+            assert torch.equal(network[name], backbone[name])
+
+
+def test_best_is_never_worse_than_the_frozen_stage(tuned):
+    rows = metrics_of(tuned)
+    best = torch.load(tuned / "best.pt", weights_only=True)
+    for k in (1, 2):
+        accuracies = [row[f"test/net{k}/accuracy"] for row in rows]
+        epoch = best.get("epochs", (best["epoch"],) * 2)[k - 1]
+        assert accuracies[epoch] == max(accuracies) >= max(accuracies[:3])
+
+
+def test_a_resumed_fine_tuning_is_bit_exact(root, tuned, tmp_path):
+    for number, flags in enumerate((("--finetune_epochs", "0"), ("--finetune_epochs", "1"))):
+        output = tmp_path / str(number)
+        assert train(root, output, "--num_epochs", "2", *flags) == 0
+        assert train(root, output, *FINE, "--resume") == 0
+        assert metrics_of(output / NAME)[-1]["epoch"] == 4
+        one, other = (
+            torch.load(folder / "last.pt", weights_only=True) for folder in (output / NAME, tuned)
+        )
+        for k in (0, 1):
+            for name, value in other["networks"][k].items():
+                assert torch.equal(one["networks"][k][name], value), (flags, name)
+
+
+def test_evaluate_tests_checkpoints_of_both_stages(root, tuned, capsys):
+    for name in ("best.pt", "last.pt"):
+        assert train(root, tuned.parent, "--evaluate", str(tuned / name)) == 0
+        line = next(t for t in capsys.readouterr().out.splitlines() if "test accuracy" in t)
+        measured = float(line.split("test accuracy ")[1].split()[0])
+        state = torch.load(tuned / name, weights_only=True)
+        if "epochs" not in state:
+            assert measured == round(state["accuracy"], 2)
+    assert smr.load(tuned / "last.pt").classes == list(COUNTS)
+
+
+def test_fine_tuning_needs_a_frozen_stage(root, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(root, tmp_path, "--freeze_backbone", "off", "--finetune_epochs", "1")
+    assert "--finetune_epochs: only after --freeze_backbone on" in capsys.readouterr().err
+
+
+def test_config_has_what_the_features_depend_on(root, straight):
+    config = json.loads((straight / "config.json").read_text())
+    key = json.loads((straight / "features" / "key.json").read_text())
+    assert config["feature_views"] == key["views"] == 2
+    backbone = features.FrozenBackbone(ResNet18(3, 2))
+    state = torch.load(root / "weights.pt", weights_only=True)
+    backbone.network.load_state_dict({k: v for k, v in state.items() if "linear" not in k})
+    assert key["weights"] == backbone.checksum()
