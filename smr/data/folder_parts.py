@@ -163,7 +163,7 @@ def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
 
 def unwrapped(folder: Path) -> Path:
     """The folder, or the one inside if that is all it contains."""
-    while len(content := entries(folder)) == 1 and content[0].is_dir():
+    while len(content := entries(folder)) == 1 and content[0].is_dir(follow_symlinks=False):
         folder = Path(content[0].path)
     return folder
 
