@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_cifar
 from smr import networks
-from smr.config import DATA, FREE, flag
 from smr.data.augment import normalizer
 from smr.data.image_file_dataset import IMAGENET_VIEWS
 from smr.data.loader import Loader
 from smr.errors import InputError
 from smr.evaluate import test
 from smr.files import write_json
+from smr.flags import DATA, FREE, flag
 from smr.run.command import command
 from smr.run.run import Run
 

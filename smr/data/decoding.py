@@ -39,7 +39,7 @@ ORIENTATION, PHOTOMETRIC, MAX_SAMPLE_VALUE = 0x0112, 262, 281  # EXIF's and TIFF
 # Bits of a gray value in files that store more; beyond these, as many as the largest value has.
 DEPTHS = (8, 10, 12, 14, 16)
 # An image is nearly of one color if no channel varies by so many levels.
-ONE_COLOR = 8
+ONE_COLOR = 16
 # Files that a thread decodes at a time.
 PORTION = 100
 

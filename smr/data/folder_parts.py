@@ -136,7 +136,8 @@ def check_classes(folder: Path, names: list[str]) -> None:
 def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
     """Raise InputError if two folders hold the same folders: parts of a dataset, not classes."""
     inside = {
-        name: {same_name(inner): inner for inner in subfolders(root / name)} for name in names
+        name: {same_name(inner): inner for inner in subfolders(unwrapped(root / name))}
+        for name in names
     }
     for one, other in combinations([name for name in names if inside[name]], 2):
         shared = [inner for key, inner in inside[other].items() if key in inside[one]]
@@ -146,6 +147,13 @@ def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
                 "classes? Name the parts training/ and testing/, or put each class's photos into "
                 "one folder"
             )
+
+
+def unwrapped(folder: Path) -> Path:
+    """The folder, or the one inside if that is all it contains."""
+    while len(content := entries(folder)) == 1 and content[0].is_dir(follow_symlinks=False):
+        folder = Path(content[0].path)
+    return folder
 
 
 def holds_photos(folder: Path) -> bool:

@@ -16,7 +16,16 @@ from smr.errors import InputError
 OWN_PHOTOS = "your own photos in class folders: train_folder.py"
 # What systems leave in folders, in lower case: thumbnails, archives' metadata, trash.
 JUNK = {
-    *("@eadir", "__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "#recycle"),
+    *(
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "__macosx",
+        "thumbs.db",
+        "desktop.ini",
+        "ehthumbs.db",
+        "#recycle",
+    ),
     *("$recycle.bin", "lost+found", "system volume information"),
 }
 PHOTO_SUFFIXES = {
