@@ -5,7 +5,7 @@ Corrections are a dict: a place in the run's lists → the new class, or None to
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from smr.label_issues.report import digest, read_run_labels
 from smr.label_issues.spreadsheet import may_be, read_table, whole_number
 
 Corrections = dict[int, int | None]
-Line = Callable[[str], None]
 ACTIONS = ("keep", "take", "other", "drop")
 CORRECTIONS = ("index", "file", "given", "corrected", "action")
 EDITED = ("index", "file", "given", "given_name")
