@@ -43,8 +43,16 @@ def read_run(folder: Path) -> FinishedRun:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         lists = read_run_labels(folder)
         rows = {index: row for row, index in enumerate(lists["index"])}
-        names = ("labels", "files", "crc32", "written")
-        return FinishedRun(folder, config, lists["class_names"], rows, *map(lists.get, names))
+        return FinishedRun(
+            folder=folder,
+            config=config,
+            class_names=lists["class_names"],
+            rows=rows,
+            labels=lists["labels"],
+            files=lists["files"],
+            checksums=lists["crc32"],
+            written=lists["written"],
+        )
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; expected a run folder") from error
     except (KeyError, TypeError, ValueError) as error:
