@@ -237,7 +237,7 @@ def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the
     pair, noisy, tmp_path
 ):
     lines, issues = [], issues_by(pair, noisy)
-    pictures = labels.report(issues, noisy, tmp_path / "missing", lines.append)
+    pictures = labels.report(issues, noisy, tmp_path / "missing", lines.append, None, 0)
     assert lines[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
     assert set(pictures) == {"label_issues/top", "label_issues/noise_transitions"}
 
@@ -380,7 +380,7 @@ def test_duplicates_with_two_labels_come_first_on_the_page_and_all_pairs_are_lis
     assert shown == [(25, 26, first), (31, 32, third), (34, 35, other), (0, 1, "")]
     assert any("two labels: " in line and "duplicates.csv" in line for line in lines)
     loader.info.duplicates = []
-    labels.report(issues, loader, tmp_path, lines.append)
+    labels.report(issues, loader, tmp_path, lines.append, None, 0)
     assert not (tmp_path / "duplicates.csv").exists()
 
 
