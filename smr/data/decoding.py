@@ -190,7 +190,7 @@ def reason_of(error: Exception, path: str | Path | None = None) -> str:
             start = file.read(12)
         if not start:
             return "an empty file"
-        if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        if start[4:11] in (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf"):
             return "a HEIC photo; pip install pillow-heif"
     if isinstance(error, PIL.UnidentifiedImageError):
         return "no image"
