@@ -181,7 +181,7 @@ def test_programs_are_never_opened(tmp_path):
 
 def test_reasons_say_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "empty.jpg").touch()
-    (tmp_path / "phone.jpg").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(40))
+    (tmp_path / "phone.jpg").write_bytes(b"\x00\x00\x00\x18ftypheis" + bytes(40))
     Image.new("L", (200, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
     with warnings.catch_warnings():

@@ -40,7 +40,8 @@ ORIENTATION, PHOTOMETRIC, MAX_SAMPLE_VALUE = 0x0112, 262, 281  # EXIF's and TIFF
 DEPTHS = (8, 10, 12, 14, 16)
 # An image is nearly of one color if no channel varies by so many levels.
 ONE_COLOR = 16
-HEIC_KINDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+# Bytes 4 to 11 of a HEIC file.
+HEIC = (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf")
 # Files that a thread decodes at a time.
 PORTION = 100
 
@@ -191,7 +192,7 @@ def reason_of(error: Exception, path: str | Path | None = None) -> str:
         if path is not None:
             with open(path, "rb") as file:
                 start = file.read(12)
-        is_heic = start[4:12] in (b"ftyp" + kind for kind in HEIC_KINDS)
+        is_heic = start[4:11] in HEIC
         hint = "a HEIC photo; pip install pillow-heif" if is_heic else "no image"
         return hint if start else "an empty file"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

@@ -16,17 +16,8 @@ from smr.errors import InputError
 OWN_PHOTOS = "your own photos in class folders: train_folder.py"
 # What systems leave in folders, in lower case: thumbnails, archives' metadata, trash.
 JUNK = {
-    *(
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "__macosx",
-        "thumbs.db",
-        "desktop.ini",
-        "ehthumbs.db",
-        "#recycle",
-    ),
-    *("$recycle.bin", "lost+found", "system volume information"),
+    *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "$recycle.bin", "__macosx"),
+    *("thumbs.db", "desktop.ini", "ehthumbs.db", "lost+found", "system volume information"),
 }
 PHOTO_SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"),
