@@ -4,6 +4,7 @@ torchvision is imported where it is needed: that takes a second.
 """
 
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,8 @@ HELPERS = ("aux1.", "aux2.", "AuxLogits.")
 PUBLISHED_HEADS = ("last_linear.", "projection_head.")
 # torchvision's files of its DenseNets name the layers of a block as an older torch did.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+# What torch.compile and DataParallel put before each name.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def check_name(name: str) -> None:
@@ -175,7 +178,10 @@ def fetched_weights(name: str) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a .pt, .pth or .safetensors file. Raises InputError."""
+    """The state dict of a .pt, .pth or .safetensors file; of a checkpoint the largest one in it.
+
+    Of a run's own best.pt network 1. Raises InputError.
+    """
     if not path.is_file():
         raise InputError(f"--weights {path}: there is no such file")
     try:
@@ -184,16 +190,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 raise InputError(f"--weights {path}: pip install safetensors, or give a .pt file")
             from safetensors.torch import load_file
 
-            return load_file(path)
-        state = torch.load(path, weights_only=True, map_location="cpu")
+            content = load_file(path)
+        else:
+            content = torch.load(path, weights_only=True, map_location="cpu")
     except InputError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds on what is not theirs
         raise InputError(f"--weights {path}: no file of weights, or a damaged one") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    state = max(state_dicts(content), key=len, default=None)
+    if not state:
         raise InputError(f"--weights {path}: expected a state dict, names and their tensors")
-    return state
+    return {WRAPPERS.sub("", name): value for name, value in state.items()}
+
+
+def state_dicts(content) -> Iterator[dict[str, Tensor]]:
+    """The dicts of names and tensors inside of what a file contains, at any depth."""
+    parts = content.items() if isinstance(content, dict) else ()
+    if parts and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in parts):
+        yield content
+        return
+    values = content if isinstance(content, list | tuple) else [value for _, value in parts]
+    for value in values:
+        yield from state_dicts(value)
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], where: str) -> None:

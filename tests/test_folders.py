@@ -116,6 +116,7 @@ def test_both_parts_have_an_image_of_each_class_with_two(tmp_path, count, fracti
 
 def test_junk_and_empty_folders_are_no_classes_and_noted(photos):
     (photos / "training" / "quince").mkdir()
+    shutil.copytree(photos / "training/apple", photos / "training/@Recycle")
     (photos / "training" / "__MACOSX").mkdir()
     (photos / "training" / "__MACOSX" / "._1.png").touch()
     (photos / "training" / "apple" / "@eaDir").mkdir()
@@ -125,7 +126,7 @@ def test_junk_and_empty_folders_are_no_classes_and_noted(photos):
     assert data.class_names == ["apple", "pear tree", "плум"]
     assert len(data.files) + len(data.test_labels) == 25
     assert "empty folders: training/quince/" in data.notes
-    assert "ignored: __MACOSX, @eaDir, Thumbs.db" in data.notes
+    assert "ignored: @Recycle, __MACOSX, @eaDir, Thumbs.db" in data.notes
 
 
 def test_a_test_class_that_training_lacks_is_refused(photos):

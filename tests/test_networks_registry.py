@@ -206,6 +206,23 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
         networks.read_weights(path)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {f"module.{name}": value for name, value in s.items()},
+        lambda s: {"epoch": 3, "model": {f"_orig_mod.module.{n}": v for n, v in s.items()}},
+        lambda s: {"optimizer": {"state": {0: {"m": torch.ones(2)}}}, "model_state_dict": s},
+        lambda s: {"config": {"lr": 0.1}, "networks": [s, {n: v + 1 for n, v in s.items()}]},
+    ],
+    ids=["DataParallel", "compiled", "optimizer", "a run's own"],
+)
+def test_a_state_dict_is_read_however_it_is_wrapped(tmp_path, wrap):
+    state = {"conv.weight": torch.arange(4.0), "fc.bias": torch.ones(1)}
+    torch.save(wrap(state), tmp_path / "weights.pt")
+    found = networks.read_weights(tmp_path / "weights.pt")
+    assert list(found) == list(state) and all(torch.equal(found[n], state[n]) for n in state)
+
+
 def test_other_contents_and_missing_files_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=r"list.pt: expected a state dict"):

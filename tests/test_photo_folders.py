@@ -77,6 +77,9 @@ def test_folders_that_may_be_parts_are_refused_as_classes(tmp_path):
     for part in ("fold1", "fold2"):
         write_photos(tmp_path / "a", {"cat": 1, "dog": 1}, part, shape=(4, 4))
     assert "fold1/ and fold2/ both hold cat, dog: parts" in refusal(tmp_path / "a")
+    for part in ("seg_train", "seg_test"):  # folders around folders, as archives unpack
+        write_photos(tmp_path / "d", {"cat": 1, "dog": 1}, f"{part}/{part}", shape=(4, 4))
+    assert "seg_test/ and seg_train/ both hold cat, dog: parts" in refusal(tmp_path / "d")
     write_photos(tmp_path / "b", {"cat": 1, "dog": 1}, "Testing", shape=(4, 4))
     assert "Testing/ holds class folders, but there is no training/" in refusal(tmp_path / "b")
     for part in ("train", "Training"):

@@ -40,10 +40,8 @@ def content_fingerprint(loader: Loader, root: str | Path | None) -> str:
         except OSError:
             return None
 
-    described: list[list | None] = [None] * count
-    if files and root:
-        with ThreadPoolExecutor(8) as threads:
-            described = list(threads.map(describe, files))
+    with ThreadPoolExecutor(8) as threads:
+        described = list(threads.map(describe, files)) if files and root else [None] * count
     digest.update(json.dumps([files, described]).encode())
     pixels = [i for i, one in enumerate(described) if one is None]
     for start in range(0, len(pixels), CHUNK):

@@ -54,7 +54,7 @@ def may_be(name: str, cell: str) -> bool:
         tolerance = 1e-5 if "e" in cell.lower() else 0
         return any(math.isclose(*pair, rel_tol=tolerance) for pair in numbers)
     if date := date_parts(name):  # 1-2 and 02-Jan, but not 2-1
-        is_date = re.search(r"[^\W\d_]|\d{4}|:", cell)
+        is_date = re.search(r"[^\W\d_]|\d{4}|:", cell) or len(date) < len(date_parts(cell)) == 3
         return bool(is_date) and date <= date_parts(cell)
     if not cell.strip():
         return name.strip().lower() in MISSING
