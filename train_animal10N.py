@@ -8,6 +8,7 @@ hyperparameters. Your own photos have a script of their own: train_folder.py.
 """
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -56,7 +57,7 @@ class AnimalConfig(PhotoConfig):
         if self.dataset == "folder":
             raise InputError(
                 "--dataset folder: your own photos have a script of their own: python "
-                f"train_folder.py --data_path {self.data_path or 'PHOTOS'}"
+                f"train_folder.py --data_path {shlex.quote(self.data_path or 'PHOTOS')}"
             )
         # On a CPU channels_last gains little with VGG-19.
         return super().hyperparameters(device) | {"channels_last": device.type != "cpu"}

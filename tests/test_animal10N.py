@@ -318,11 +318,13 @@ def test_flags_of_injected_noise_are_answered_with_the_reason_why_there_are_none
     assert f" {flag}: " in line and "no noise is injected" in line
 
 
-@pytest.mark.parametrize("path", [(), ("--data_path", "my photos")])
-def test_a_photo_folder_is_answered_with_its_script(path, capsys):
+@pytest.mark.parametrize(
+    ("path", "shown"), [((), "PHOTOS"), (("--data_path", "my photos"), "'my photos'")]
+)
+def test_a_photo_folder_is_answered_with_its_script(path, shown, capsys):
     line = refused(capsys, train_animal10N, "--dataset", "folder", *path)
     assert line.startswith("train_animal10N.py: error: --dataset folder: ")
-    assert line.endswith(f"train_folder.py --data_path {path[-1] if path else 'PHOTOS'}\n")
+    assert line.endswith(f"python train_folder.py --data_path {shown}\n")
 
 
 # --- runs ---
