@@ -5,6 +5,7 @@ JSON, NumPy, torch or CSV: a label for each training image; null in JSON exclude
 
 import csv
 import json
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,9 +35,14 @@ def read_noise_file(path: str | Path):
             return read_npy(path)
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as content:
-                return {name: content[name] for name in content.files}
+                columns = {name: content[name] for name in content.files}
+                return columns if len(columns) > 1 else [*columns.values(), []][0]
         text = path.read_text(encoding="utf-8-sig")
-        return read_table(text) if path.suffix.lower() in (".csv", ".txt") else json.loads(text)
+        return (
+            read_table(text)
+            if path.suffix.lower() in (".csv", ".tsv", ".txt")
+            else json.loads(text)
+        )
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except Refused as error:
@@ -49,13 +55,19 @@ def read_noise_file(path: str | Path):
 
 def read_table(text: str) -> list | dict:
     """The columns of a CSV file as numbers; a list if it has one column without a name."""
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if rows and all(len(row) == 1 and row[0].strip().isdecimal() for row in rows):
-        return [int(row[0]) for row in rows]
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = [[number(c) for c in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    rows = [row for row in rows if row]
+    if rows and all(len(row) == 1 and isinstance(row[0], int) for row in rows):
+        return [row[0] for row in rows]
     names, *rows = rows or [[]]
-    columns = zip(*rows, strict=True)
-    numbers = ([int(c) if c.strip().isdecimal() else c for c in column] for column in columns)
-    return {name.strip().lower(): column for name, column in zip(names, numbers, strict=False)}
+    columns = map(list, zip(*rows, strict=True))
+    return {str(name).strip().lower(): column for name, column in zip(names, columns, strict=False)}
+
+
+def number(cell: str) -> int | str:
+    """3 of '3' or '3.0'; anything else as it is."""
+    return int(float(cell)) if re.fullmatch(r"\s*[0-9]{1,9}(\.0*)?\s*", cell) else cell
 
 
 def read_label_list(
@@ -96,8 +108,12 @@ def read_label_list(
 
 
 def as_list(values):
-    """A tensor or an array as a list; anything else as it is."""
-    return values.tolist() if hasattr(values, "tolist") else values
+    """A tensor or an array as a list, whole floats as ints; anything else as it is."""
+    if not hasattr(values, "tolist"):
+        return values
+    array = np.asarray(values).squeeze()
+    is_whole = array.dtype.kind == "f" and (array == array.round()).all()
+    return (array.astype(np.int64) if is_whole else array).tolist()
 
 
 def in_order(labels: list, index: list, path: str | Path) -> list:
