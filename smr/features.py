@@ -76,14 +76,6 @@ class FeatureLoader(Loader):
             return EveryView(self)
         return super().run(mode, *args, **options)
 
-    def start_pass(self, batches: Batches) -> tuple[Tensor, int]:
-        """The positions in the order of this pass; 0, no seed."""
-        index = batches.dataset
-        if batches.shuffle:
-            draw = {"generator": self.generator, "device": self.device}
-            index = index[torch.randperm(len(index), **draw)]
-        return index, 0
-
     def serve(
         self, batches: Batches, order: Tensor, seed: int
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:

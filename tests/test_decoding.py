@@ -197,12 +197,21 @@ def test_a_warning_of_pillow_names_its_file_once(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         write_odd_exif(tmp_path / name)
     paths = [f"{tmp_path}/{name}.jpg" for name in "aba"]
-    script = f"from smr.data.decoding import decode; [decode(path, 9) for path in {paths}]"
+    Image.fromarray(PIXELS).save(tmp_path / "c.tif", compression="tiff_lzw")
+    raw = (tmp_path / "c.tif").read_bytes()
+    (tmp_path / "c.tif").write_bytes(raw[:200] + b"\xff" * 60 + raw[260:])
+    script = f"""from pathlib import Path; import numpy as np
+from smr.data.decoding import check_images, decode
+from smr.data.image_folder import Listing
+listing = Listing({[*paths[:2], f"{tmp_path}/c.tif"]}, np.zeros(3))
+check_images(Path(), listing, 1)  # the headers alone
+print(*check_images(Path(), listing, 1, lambda path: decode(path, 9)).broken)"""
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, check=True, text=True
     )
     words = "Tag data larger than file. Skipping tag 271"
-    assert done.stdout.splitlines() == [f"note: {tmp_path / n}.jpg: {words}" for n in ("a", "b")]
+    notes = [f"note: {tmp_path / n}.jpg: {words}" for n in ("a", "b")]
+    assert done.stdout.splitlines() == [*notes, f"{tmp_path}/c.tif"]
     assert not done.stderr
 
 

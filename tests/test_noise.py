@@ -263,6 +263,8 @@ def write_npz(path, labels):
 
 WRITERS = {
     "a.npy": lambda path, labels: np.save(path, np.array(labels)),
+    "float.npy": lambda path, labels: np.save(path, np.array(labels, dtype=float)[:, None]),
+    "unnamed.npz": lambda path, labels: np.savez(path, np.array(labels)),
     "a.npz": write_npz,
     "a.pt": lambda path, labels: torch.save(torch.tensor(labels), path),
     "old.pt": lambda path, labels: torch.save(
@@ -273,6 +275,9 @@ WRITERS = {
     "bom.json": lambda path, labels: path.write_text(json.dumps(labels), encoding="utf-8-sig"),
     "a.csv": lambda path, labels: path.write_text(
         "\ufeffindex,label\n" + "".join(f"{i},{labels[i]}\n" for i in reversed(range(len(labels))))
+    ),
+    "excel.csv": lambda path, labels: path.write_text(
+        '"label";"x"\n' + "".join(f'"{label}.0";"a;b"\n' for label in labels)
     ),
     "plain.csv": lambda path, labels: path.write_text("".join(f"{k}\n" for k in labels)),
 }

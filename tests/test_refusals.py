@@ -21,6 +21,7 @@ import train_cifar
 from smr.errors import InputError
 from smr.logging.metrics_file import read_metrics
 from smr.run import checkpoints
+from smr.run.command import command
 from smr.run.run_dir import locked
 
 TINY = ("--dataset", "digits", "--width", "1", "--batch_size", "512", "--method", "ce")
@@ -424,3 +425,32 @@ def test_a_run_whose_output_pipe_closes_continues(tmp_path):
     )
     subprocess.run(["bash", "-c", command], timeout=120, capture_output=True)
     assert len(read_lines(tmp_path / RUN_NAME / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has"),
+        RuntimeError("MPS backend out of memory (allocated: 9 GB)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+)
+def test_without_memory_one_line_names_the_flags(capsys, error):
+    @command
+    def main(_argv):
+        raise error
+
+    assert main([]) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "lower --batch_size, --image_size or --num_workers" in line
+
+
+def test_another_error_is_no_lack_of_memory():
+    @command
+    def main(_argv):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        main([])

@@ -1,13 +1,15 @@
 """Decoding image files of any kind, each as RGB and upright."""
 
+import ctypes
 import errno
 import os
 import re
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -76,6 +78,9 @@ def formats() -> list[str]:
     except ImportError:
         pass
     Image.init()
+    # libtiff prints errors without the file's name; Pillow raises them.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
     # A warning names its file, see `name_warning`; by default only the first one is shown.
     warnings.filterwarnings("always", module=r"PIL\.")
     # Of large photos there is Pillow's error; its warning speaks of attacks.
@@ -95,9 +100,15 @@ def name_warning(show: Callable, message, category, *place, **options) -> None:
         Terminal().line(line)
 
 
-def open_image(path: str | Path) -> Image.Image:
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
     """The image, of which the header is read. Raises whatever Pillow raises."""
-    return Image.open(path, formats=formats())
+    _decoding.path = path
+    try:
+        with Image.open(path, formats=formats()) as image:
+            yield image
+    finally:
+        _decoding.path = None
 
 
 def upright(path: str | Path, least: int) -> Image.Image:
@@ -105,20 +116,16 @@ def upright(path: str | Path, least: int) -> Image.Image:
 
     Raises whatever Pillow raises.
     """
-    _decoding.path = path
-    try:
-        for fractions in (True, False):
-            with open_image(path) as image:
-                reduced = fractions and image.draft(None, (least, least)) is not None
-                try:
-                    image.load()
-                except OSError:
-                    if not reduced:
-                        raise
-                    continue  # a lossless JPEG has no fractions
-                return turned(as_rgb(image), image)
-    finally:
-        _decoding.path = None
+    for fractions in (True, False):
+        with open_image(path) as image:
+            reduced = fractions and image.draft(None, (least, least)) is not None
+            try:
+                image.load()
+            except OSError:
+                if not reduced:
+                    raise
+                continue  # a lossless JPEG has no fractions
+            return turned(as_rgb(image), image)
 
 
 def turned(picture: Image.Image, image: Image.Image) -> Image.Image:

@@ -2,16 +2,17 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-import torch
-
 from smr import distributed
 from smr.errors import InputError, NonFiniteLoss, RankLost
 
+# In the messages of a GPU's and of a CPU's allocator, and of cuBLAS and cuDNN.
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED")
 LESS_MEMORY = "lower --batch_size, --image_size or --num_workers; --resume continues the run"
 
 
@@ -36,16 +37,18 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
         except InputError as error:
             print(f"{script}: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            reason = (str(error) or "out of memory").splitlines()[0]
-            print(f"{script}: {reason}; {LESS_MEMORY}", file=sys.stderr)
-            return 1
         except NonFiniteLoss as error:
             if distributed.is_rank_zero():
                 print(f"{script}: stopped: {error}; the last checkpoint stays; try a smaller --lr")
             return 1
         except RankLost as error:
             print(f"{script}: {error}; --resume continues the run", file=sys.stderr)
+            return 1
+        except (MemoryError, RuntimeError) as error:
+            reason = (str(error) or "out of memory").splitlines()[0]
+            if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(reason)):
+                raise
+            print(f"{script}: {reason}; {LESS_MEMORY}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as stop:
             number = stop.args[0] if stop.args else signal.SIGINT
