@@ -89,9 +89,7 @@ def read_label_list(
                 f"{path}: no column of labels among {first_ten([str(name) for name in columns])}; "
                 f"{EXPECTED}{hint if 'clean_label' in columns else ''}"
             )
-    labels, index = (
-        values.tolist() if hasattr(values, "tolist") else values for values in (labels, index)
-    )
+    labels, index = as_list(labels), as_list(index)
     if not isinstance(labels, list):
         raise InputError(f"{path}: {EXPECTED}")
     if isinstance(index, list):
@@ -107,7 +105,7 @@ def read_label_list(
     labels[nulls] = DROPPED
     if len(nulls) == count:
         raise InputError(f"{path}: drops every image")
-    return checked
+    return labels
 
 
 def as_list(values):
