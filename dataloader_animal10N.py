@@ -94,7 +94,9 @@ def list_labeled_names(root: Path, part: str) -> Listing:
     """
     rows, broken = [], {}
     for name in files_inside(root / part, broken, part):
-        if prefix := re.match("([0-9]+)_", Path(name).name):
+        if Path(name).parent != Path(part):
+            broken[name] = "in a folder inside"
+        elif prefix := re.match("([0-9]+)_", Path(name).name):
             rest = Path(name).name[prefix.end() :]
             rows.append((int(prefix[1]), natural_order(rest), name))
         else:

@@ -123,7 +123,7 @@ def test_a_file_name_with_a_label_outside_the_classes_is_refused_even_with_skip_
     write_png(folder / "training" / "10_5.png", np.zeros((64, 64, 3), np.uint8))
     for skip_broken in (False, True):
         message = refusal(folder, skip_broken)
-        assert " 1 of 31 " in message and message.endswith(" training/10_5.png")
+        assert " 1 of 31 " in message and " training/10_5.png" in message
 
 
 def test_a_class_folder_of_no_animal_is_refused(tmp_path):
@@ -139,7 +139,7 @@ def test_files_that_are_no_images_are_named_counted_and_excluded_only_on_request
     for i in range(11):
         (folder / "training" / f"3_9{i:03}.jpg").write_text("no picture")
     (folder / "training" / "README.txt").write_text("about")
-    (folder / "testing" / "2_sub").mkdir()
+    write_png(folder / "testing" / "sub" / "2_1.png", np.zeros((64, 64, 3), np.uint8))
     message = refusal(folder)
     assert "13 of 63 files" in message and "--skip_broken" in message
     assert "training/README.txt (its name does not begin with a label and _)" in message

@@ -182,9 +182,9 @@ def test_missing_and_unlabeled_files_of_a_table_are_named(tmp_path):
     write_photos(tmp_path, {"x": 9}, "", shape=(4, 4))
     rows = [f"x/{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(7)]
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows, "x/gone.png,cat", "x/8.png,"]))
-    train = list_folder(tmp_path, labels_csv=tmp_path / "t.csv").train
-    assert list(train.broken) == ["x/gone.png"]
-    assert any(re.match(r"2 .* t\.csv: x/7\.png, x/8\.png$", note) for note in train.notes)
+    folder = list_folder(tmp_path, labels_csv=tmp_path / "t.csv")
+    assert list(folder.train.broken) == ["x/gone.png"]
+    assert any(re.match(r"2 .* t\.csv: x/7\.png, x/8\.png$", note) for note in folder.notes)
 
 
 def test_photos_of_trains_and_tests_are_classes(tmp_path):
