@@ -1,9 +1,11 @@
 """What a run leaves of its label issues: over nothing that a person edited, in honest words."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers import TinyNet, tiny_config, tiny_loader, tiny_pair
 
 import smr
@@ -245,6 +247,11 @@ def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_
     loader.class_names = list("012345678X")
     found.add(content_fingerprint(loader, tmp_path))
     assert len(found | {pixels}) == 6
+    for name in ("0.png", "1.png"):  # the photos of the test set count too
+        images = SimpleNamespace(root=tmp_path, files=[name])
+        loader.tests["test"] = (images, torch.zeros(1))
+        found.add(content_fingerprint(loader, tmp_path))
+    assert len(found | {pixels}) == 8
 
 
 @pytest.mark.parametrize("shape", [(40,), (2, 40)])
