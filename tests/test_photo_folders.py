@@ -122,6 +122,7 @@ def test_identical_photos_in_two_classes_or_parts_are_named(tmp_path):
 TABLES = {
     "ours": ("label,file\n", "{label},{path}\n"),
     "numbers": ("file;label\n", "{path};{number}\n"),
+    "utf-16": ("file\tlabel\n", "{path}\t{label}\n"),
     "names alone": ("image_id,class\n", "{stem},{label}\n"),
     "fiftyone": ("filepath,tags,ground_truth.label\n", '/home/me/data/{path},"a,b",{label}\n'),
     "label studio": (
@@ -138,7 +139,7 @@ def test_labels_are_read_from_a_table(tmp_path, form):
     header, line = TABLES[form]
     text, numbers = header, {}
     for number in range(9):
-        name = f"n {number}.png"
+        name = f"n\u2028{number}.png"  # a line separator, which ends no line of a CSV file
         part = ("part 1", "part2")[number >= 5]
         (tmp_path / f"images/{part}/{number if number < 5 else number - 5}.png").rename(
             tmp_path / f"images/{part}/{name}"
@@ -149,7 +150,7 @@ def test_labels_are_read_from_a_table(tmp_path, form):
         text += line.format(
             label=("Käse", "apple 10", "apple 2")[number % 3], quoted=quote(path), **fields
         )
-    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "t.csv").write_text(text, encoding="utf-16" if form == "utf-16" else "utf-8")
     loader = folder_dataloader(
         tmp_path, 4, frame=Frame(8, 8), labels_csv=tmp_path / "t.csv", val_fraction=0.3
     )

@@ -25,23 +25,30 @@ def checksum(path: Path) -> int | None:
 
 
 def content_fingerprint(loader: Loader, root: str | Path | None) -> str:
-    """SHA-256 over the class names and the training images: file names, sizes and contents.
+    """SHA-256 over the class names, the training images and the photos of the first test set.
 
-    Images that are no files below `root` count with their pixels.
+    Of files: names, sizes and contents. Images that are no files below `root` count with their
+    pixels.
     """
     digest = hashlib.sha256(json.dumps(loader.class_names).encode())
     count, files = len(loader.noisy_labels), loader.files
     read = count <= READ_AT_MOST
 
-    def describe(file: str) -> list | None:
-        path = Path(root, file)
+    def describe(path: Path) -> list | None:
         try:
-            return [file, os.stat(path).st_size, checksum(path) if read else None]
+            return [os.stat(path).st_size, checksum(path) if read else None]
         except OSError:
             return None
 
+    described: list[list | None] = [None] * count
+    test_images, test_labels = loader.tests[loader.test_sets[0]]
+    test_files = list(getattr(test_images, "files", []))
     with ThreadPoolExecutor(8) as threads:
-        described = list(threads.map(describe, files)) if files and root else [None] * count
+        if files and root:
+            described = list(threads.map(describe, (Path(root, file) for file in files)))
+        tests = list(threads.map(describe, (Path(test_images.root, file) for file in test_files)))
+    if test_files:
+        digest.update(json.dumps([test_files, tests, test_labels.tolist()]).encode())
     digest.update(json.dumps([files, described]).encode())
     pixels = [i for i, one in enumerate(described) if one is None]
     for start in range(0, len(pixels), CHUNK):

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from smr.data.label_table import read_table
 from smr.errors import InputError
 from smr.label_issues.report import digest, read_run_labels
-from smr.label_issues.spreadsheet import may_be, read_table, whole_number
+from smr.label_issues.spreadsheet import may_be, whole_number
 
 Corrections = dict[int, int | None]
 ACTIONS = ("keep", "take", "other", "drop")

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 from smr.data.image_folder import files_inside, first_ten
-from smr.data.label_table import find_columns, find_file, places_of
+from smr.data.label_table import find_columns, find_file, places_of, read_table
 from smr.data.noise_file import label_list
 from smr.errors import InputError
 from smr.files import atomic_write
 from smr.label_issues.corrections import Corrections, FinishedRun
 from smr.label_issues.report import Line, to_csv
-from smr.label_issues.spreadsheet import read_table
 
 
 def write_label_list(

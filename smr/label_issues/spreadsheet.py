@@ -1,14 +1,10 @@
-"""Tables as spreadsheets save them, and what they make of names that look like numbers or dates."""
+"""What spreadsheets make of names that look like numbers or dates."""
 
-import csv
-import io
 import math
 import re
 from contextlib import suppress
-from pathlib import Path
 
 from smr.data.image_folder import same_name
-from smr.errors import InputError
 
 # What pandas reads as a missing value and writes as an empty cell.
 MISSING = {"", "#n/a", "n/a", "na", "<na>", "nan", "-nan", "none", "null"}
@@ -19,24 +15,6 @@ MONTH_WORDS = (
     *("jul lug", "aug aoû ago", "sep set", "oct okt out ott", "nov", "dec dez déc dic"),
 )
 MONTHS = {word: i for i, words in enumerate(MONTH_WORDS, start=1) for word in words.split()}
-
-
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """A table's columns, and line number and cells of each row. Raises InputError.
-
-    Separated by commas, semicolons or tabs; UTF-8 with or without a byte order mark, or UTF-16.
-    """
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
-        rows = [(reader.line_num, row) for row in reader if any(row.values())]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: no table ({error}); save it as 'CSV UTF-8'") from error
-    return list(reader.fieldnames or ()), rows
 
 
 def whole_number(cell: str) -> int | None:
