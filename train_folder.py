@@ -38,6 +38,9 @@ FROZEN = {
     "recalibrate_every": 10,
     "alpha": 4.0,
 }
+# The same on fewer than 1,000 photos: fewer epochs, as the heads memorize them soon.
+FEW_PHOTOS = 1000
+FROZEN_FEW = FROZEN | {"num_epochs": 12, "lr_steps": ((8, 0.1),)}
 # A whole network: Clothing1M's, published for human labels and a pre-trained network.
 WHOLE = {"lr": 0.002, "weight_decay": 1e-3, "warm_up": 1, "alpha": 0.5}
 HYPERPARAMETERS = {
@@ -97,7 +100,8 @@ class FolderConfig(PhotoConfig):
         values["freeze_backbone"] = bool(trained or self.weights)
         frozen = values["freeze_backbone"] if self.freeze_backbone is None else self.freeze_backbone
         count = len(folder.train.files)
-        return values | (FROZEN if frozen else whole_hyperparameters(count, self.num_epochs))
+        heads = FROZEN_FEW if count < FEW_PHOTOS else FROZEN
+        return values | (heads if frozen else whole_hyperparameters(count, self.num_epochs))
 
     def check(self, device: torch.device) -> None:
         super().check(device)
