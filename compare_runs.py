@@ -83,7 +83,7 @@ class FinishedRun:
 
     @property
     def best(self) -> float:
-        """Of the networks selected on other images if the run did so, else the highest."""
+        """The accuracy of the networks selected on other images if there are, else the highest."""
         return self.config.get("selected_accuracy", max(self.accuracies))
 
 
@@ -164,17 +164,12 @@ def one_per_seed(row: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[st
 
 def differences(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
     """The run's settings in which the rows of its cell differ; '' if there are none."""
-    keys = sorted({key for other in cell for key in other.settings})
-    return ", ".join(
-        f"{key} {show_value(run.settings.get(key))}"
-        for key in keys
-        if any(other.settings.get(key) != run.settings.get(key) for other in cell)
-    )
-
-
-def bullets(heading: str, notes: Sequence[str]) -> str:
-    """The notes below a heading; '' without any."""
-    return f"\n{heading}:\n\n" + "".join(f"- {note}\n" for note in notes) if notes else ""
+    words = []
+    for key in sorted({key for other in cell for key in other.settings}):
+        value = run.settings.get(key)
+        if any(other.settings.get(key) != value for other in cell):
+            words.append(f"{key} {show_value(value)}")
+    return ", ".join(words)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -196,6 +191,8 @@ def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
     """The table's cells under HEADINGS; `note` follows the method."""
     dataset, noise, method = row[0].cell
     config, last_tens = row[0].config, [statistics.mean(run.accuracies[-10:]) for run in row]
+    whole = config.get("train_images", PUBLISHED_IMAGES)
+    frozen = config.get("freeze_backbone", False)  # another network than the published one
     return (
         dataset,
         noise,
@@ -206,7 +203,7 @@ def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
         mean_and_deviation([run.accuracies[-1] for run in row]),
         mean_and_deviation(last_tens),
         duration(statistics.mean(run.seconds for run in row)),
-        published(row[0].cell, config.get("train_images", PUBLISHED_IMAGES)),
+        published(row[0].cell, 0 if frozen else whole),
     )
 
 
@@ -245,8 +242,10 @@ def compare(paths: Sequence[Path]) -> str:
             warnings.append(f"{', '.join(row[0].cell)}: runs of {words}")
         cell = [run for run in finished if run.cell == row[0].cell]
         lines.append(table_row(row, differences(row[0], cell)))
-    notes = bullets("Averaged together", warnings) + bullets("Not averaged in", excluded)
-    return markdown(lines) + notes
+    text = markdown(lines)
+    for heading, notes in (("Averaged together", warnings), ("Not averaged in", excluded)):
+        text += f"\n{heading}:\n\n" + "".join(f"- {note}\n" for note in notes) if notes else ""
+    return text
 
 
 @command

@@ -20,11 +20,10 @@ from smr.data.image_folder import (
     Listing,
     class_notes,
     entries,
+    files_inside,
     first_ten,
-    is_readable,
     list_class_folders,
     natural_order,
-    printable,
     refuse_broken,
     sorted_listing,
     subfolders,
@@ -59,33 +58,29 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Termina
     Images are in ascending order of label and id, so that each form gives the same.
     Raises InputError.
     """
-    in_folders = (root / "training").is_dir()
-    if in_folders:
+    if in_folders := (root / "training").is_dir():
         form, list_part = "files named label_id in training/ and testing/", list_labeled_names
         if subfolders(root / "training"):
             form = "class folders in training/ and testing/"
             otherwise = f"rename or remove it; {OWN_PHOTOS}"
             list_part = partial(list_class_folders, labels=ANIMAL_FOLDERS, otherwise=otherwise)
-        console.line(f"{root}: {form}")
-        (images, train), (test_images, test) = (
-            read_images(root, list_part(root, part), ANIMAL_SIZE, threads)
-            for part in ("training", "testing")
-        )
+        parts = (list_part(root, part) for part in ("training", "testing"))
+        read = partial(read_images, size=ANIMAL_SIZE, threads=threads)
     else:
         names = find_binaries(root)
         form = f"binaries {', '.join(names)} and test_batch.bin"
-        console.line(f"{root}: {form}")
-        images, train = read_binaries(root, names)
-        test_images, test = read_binaries(root, ["test_batch.bin"])
+        parts, read = (names, ["test_batch.bin"]), read_binaries
+    console.line(f"{root}: {form}")
+    (images, train), (test_images, test) = (read(root, part) for part in parts)
     notes = [f"form: {form}", *train.notes, *test.notes]
     notes += refuse_broken(root, train, test, skip_broken=skip_broken)
     notes += class_notes(root, train, test, ANIMALS)
     return ImageData(
-        images,
-        train.labels,
-        test_images,
-        test.labels,
-        list(ANIMALS),
+        train_images=images,
+        train_labels=train.labels,
+        test_images=test_images,
+        test_labels=test.labels,
+        class_names=list(ANIMALS),
         files=train.files,
         notes=notes,
         labels_in_paths=in_folders,
@@ -97,27 +92,28 @@ def list_labeled_names(root: Path, part: str) -> Listing:
 
     Raises InputError where a label is outside the classes.
     """
-    rows, broken, outside = [], {}, []
-    for entry in entries(root / part):
-        prefix = re.match("([0-9]+)_", entry.name)
-        name = f"{part}/{entry.name}"
-        if not is_readable(entry.name):
-            broken[printable(name)] = "its name is not readable"
-        elif not entry.is_file():
-            broken[name] = "no file"
-        elif not prefix:
-            broken[name] = "its name does not begin with a label and _"
-        elif int(prefix[1]) >= len(ANIMALS):
-            outside.append(name)
-        else:
-            rest = entry.name[prefix.end() :]
+    rows, broken = [], {}
+    for name in files_inside(root / part, broken, part):
+        if prefix := re.match("([0-9]+)_", Path(name).name):
+            rest = Path(name).name[prefix.end() :]
             rows.append((int(prefix[1]), natural_order(rest), name))
-    if outside:
+        else:
+            broken[name] = "its name does not begin with a label and _"
+    listing = sorted_listing(rows, broken)
+    refuse_outside(root, listing)
+    return listing
+
+
+def refuse_outside(root: Path, listing: Listing) -> None:
+    """Raise InputError if a label is outside the classes."""
+    files, labels = listing.files, listing.labels
+    outside = np.flatnonzero((labels < 0) | (labels >= len(ANIMALS)))
+    if len(outside):
+        shown = first_ten([f"{files[i]} ({labels[i]})" for i in outside])
         raise InputError(
-            f"{root}: {len(outside)} of {len(outside) + len(rows)} files in {part}/ have a label "
-            f"outside 0 to {len(ANIMALS) - 1}: {first_ten(outside)}"
+            f"{root}: {len(outside)} of {len(files)} images have a label outside 0 to "
+            f"{len(ANIMALS) - 1}: {shown}"
         )
-    return sorted_listing(rows, broken)
 
 
 def find_binaries(root: Path) -> list[str]:
@@ -145,20 +141,15 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
                 f"{root / name}: {length} bytes, expected a multiple of {RECORD.itemsize}, the "
                 "length of a record; fetch it again"
             )
-    parts = {name: np.fromfile(root / name, RECORD) for name in names}
-    files = [f"{name}:{i}" for name, part in parts.items() for i in range(len(part))]
-    records = np.concatenate(list(parts.values()))
-    labels = records["label"].astype(np.int64)
-    outside = np.flatnonzero((labels < 0) | (labels >= len(ANIMALS)))
-    if len(outside):
-        shown = first_ten([f"{files[i]} ({labels[i]})" for i in outside])
-        raise InputError(
-            f"{root}: {len(outside)} of {len(files)} records have a label outside 0 to "
-            f"{len(ANIMALS) - 1}: {shown}"
-        )
-    order = np.lexsort((records["id"], labels))
-    images = np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1))
-    return images, Listing([files[i] for i in order], labels[order])
+    parts = [np.fromfile(root / name, RECORD) for name in names]
+    sized = zip(names, map(len, parts), strict=True)
+    files = [f"{name}:{i}" for name, count in sized for i in range(count)]
+    records = np.concatenate(parts)
+    order = np.lexsort((records["id"], records["label"]))
+    labels = records["label"][order].astype(np.int64)
+    listing = Listing([files[i] for i in order], labels)
+    refuse_outside(root, listing)
+    return np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1)), listing
 
 
 class animal_dataloader(MemoryLoader):
@@ -170,7 +161,6 @@ class animal_dataloader(MemoryLoader):
         paths: not used; an argument of DivideMix's loaders.
         skip_broken: exclude files that are no images instead of refusing them.
         log: an open text file for a line about each split, or None.
-        device, channels_last: of the batches.
         noise_file: a file of labels instead of the dataset's own, or "".
     """
 

@@ -15,7 +15,7 @@ import torch
 from losses import LAMBDA_U
 from smr.data.augment import Views
 from smr.data.cifar_files import ARCHIVES, checked_labels, read_cifar, read_digits
-from smr.data.memory_dataset import ImageData, MemoryLoader
+from smr.data.memory_dataset import MemoryLoader
 from smr.data.noise_file import agreement_notes, read_label_list, read_noise_file, with_labels
 from smr.errors import InputError
 
@@ -69,11 +69,11 @@ def published_lambda_u(dataset: str, noise_mode: str, r: float) -> float:
 
 def confusions(dataset: str, noise_mode: str) -> dict[int, int]:
     """Class → the class that asymmetric noise turns it into; classes that stay are absent."""
-    if dataset == "cifar10" and noise_mode == "asym":
+    if (dataset, noise_mode) == ("cifar10", "asym"):
         return CIFAR10_CONFUSIONS
-    if dataset == "cifar100" and noise_mode == "asym":
+    if (dataset, noise_mode) == ("cifar100", "asym"):
         blocks = tuple(range(start, start + 5) for start in range(0, 100, 5))
-    elif dataset == "cifar100" and noise_mode == "asym_superclass":
+    elif (dataset, noise_mode) == ("cifar100", "asym_superclass"):
         blocks = CIFAR100_SUPERCLASSES
     else:
         raise InputError(f"--noise_mode {noise_mode} is not defined for {dataset}: use sym")
@@ -109,22 +109,22 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
 
     Raises InputError.
     """
-    key, _ = HUMAN_LABELS[noise_mode]
+    (key, _), published = HUMAN_LABELS[noise_mode], "CIFAR-10_human.pt or CIFAR-100_human.pt"
     try:
         content = read_noise_file(path)
         labels, order = (np.asarray(content[name]) for name in (key, "clean_label"))
     except InputError as error:
-        raise InputError(f"{error}; CIFAR-10_human.pt or CIFAR-100_human.pt holds them") from error
+        raise InputError(f"{error}; {published} holds them") from error
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InputError(
             f"{path}: no CIFAR-N label file with '{key}' and 'clean_label'; --noise_mode names the "
-            "label set, and CIFAR-10_human.pt or CIFAR-100_human.pt holds it"
+            f"label set, and {published} holds it"
         ) from error
     if not np.array_equal(order[: len(clean)], clean):
         raise InputError(
             f"{path}: its {order.size} clean labels are not those of the {len(clean)} images: it "
             "belongs to another dataset, or is in TensorFlow's order, as the files named _ordered "
-            "are; use CIFAR-10_human.pt or CIFAR-100_human.pt"
+            f"are; use {published}"
         )
     classes = 100 if noise_mode in HUMAN_MODES["cifar100"] else 10
     return checked_labels(labels[: len(clean)].tolist(), len(clean), classes, str(path))
@@ -132,51 +132,21 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
 
 def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
     """Raise InputError if these flags name no noise; opens no file."""
-    if noise_mode in HUMAN_LABELS and noise_mode not in HUMAN_MODES[dataset]:
+    if noise_file and not Path(noise_file).is_file():
+        raise InputError(f"--noise_file {noise_file}: there is no such file")
+    if noise_mode not in HUMAN_LABELS:
+        if not noise_file and noise_mode != "sym":
+            confusions(dataset, noise_mode)
+    elif noise_mode not in HUMAN_MODES[dataset]:
+        modes = ", ".join((*HUMAN_MODES[dataset], "sym"))
         raise InputError(
-            f"--noise_mode {noise_mode}: {dataset} has no such human labels, but "
-            + ", ".join(HUMAN_MODES[dataset] + SYNTHETIC_MODES[:1])
+            f"--noise_mode {noise_mode}: {dataset} has no such human labels, but {modes}"
         )
-    if noise_mode in HUMAN_LABELS and not noise_file:
+    elif not noise_file:
         raise InputError(
             f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
             "CIFAR-10_human.pt or CIFAR-100_human.pt"
         )
-    if not noise_file and noise_mode != "sym":
-        confusions(dataset, noise_mode)
-    if noise_file and not Path(noise_file).is_file():
-        raise InputError(f"--noise_file {noise_file}: there is no such file")
-
-
-def with_noise(
-    data: ImageData,
-    dataset: str,
-    noise_mode: str,
-    r: float,
-    seed: int,
-    noise_file: str | Path,
-    train_images: int | None = None,
-) -> ImageData:
-    """The first `train_images` of the data with noisy labels: those of `noise_file`, or generated.
-
-    Images that the file drops are excluded.
-    """
-    check_noise(dataset, noise_mode, noise_file)
-    whole, classes = len(data.train_labels), NUM_CLASS[dataset]
-    count = whole if train_images is None else train_images
-    if count > whole:
-        raise InputError(f"--train_images {count}: there are {whole}")
-    clean = data.train_labels[:count]
-    data = replace(data, train_images=data.train_images[:count], clean_labels=clean)
-    if not noise_file:
-        labels = np.asarray(noisy_labels(clean, dataset, noise_mode, r, seed))
-    elif noise_mode in HUMAN_LABELS and not is_json(noise_file):
-        labels = read_human_labels(noise_file, noise_mode, clean)
-    else:
-        labels = read_label_list(noise_file, count, classes, whole)
-    if noise_file:
-        data = replace(data, notes=data.notes + agreement_notes(labels, clean, classes))
-    return with_labels(data, labels)
 
 
 def is_json(path: str | Path) -> bool:
@@ -215,6 +185,21 @@ class cifar_dataloader(MemoryLoader):
     ):
         if is_json(noise_file) and not Path(noise_file).exists():
             noise_file = ""
+        check_noise(dataset, noise_mode, noise_file)
         data = read_digits() if dataset == "digits" else read_cifar(root_dir, dataset)
-        data = with_noise(data, dataset, noise_mode, r, seed, noise_file, train_images)
+        whole, classes = len(data.train_labels), NUM_CLASS[dataset]
+        count = whole if train_images is None else train_images
+        if count > whole:
+            raise InputError(f"--train_images {count}: there are {whole}")
+        clean = data.train_labels[:count]
+        data = replace(data, train_images=data.train_images[:count], clean_labels=clean)
+        if not noise_file:
+            labels = np.asarray(noisy_labels(clean, dataset, noise_mode, r, seed))
+        elif noise_mode in HUMAN_LABELS and not is_json(noise_file):
+            labels = read_human_labels(noise_file, noise_mode, clean)
+        else:
+            labels = read_label_list(noise_file, count, classes, whole)
+        if noise_file:
+            data.notes.extend(agreement_notes(labels, clean, classes))
+        data = with_labels(data, labels)
         super().__init__(data, VIEWS[dataset], batch_size, seed, device, channels_last, log)

@@ -60,7 +60,7 @@ def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
     """
     path = lists / f"{kind}_label_kv.txt"
     labels = dict(names_and_labels(path, WHERE))
-    names = [line.strip() for line in read_lines(lists / keys, WHERE) if line.strip()]
+    names = read_lines(lists / keys, WHERE)
     if not names:
         raise InputError(f"{lists / keys}: names no photo; {WHERE}")
     if unlabeled := next((name for name in names if name not in labels), None):
@@ -92,13 +92,12 @@ class clothing_dataloader(ImageFileLoader):
     ):
         root, self.num_batches = Path(root), num_batches
         lists = find_lists(root)
-        val, test = (
-            read_part(lists, "clean", f"clean_{name}_key_list.txt", root)
-            for name in ("val", "test")
-        )
+        train = read_part(lists, "noisy", "noisy_train_key_list.txt", root)
+        val = read_part(lists, "clean", "clean_val_key_list.txt", root)
+        test = read_part(lists, "clean", "clean_test_key_list.txt", root)
         super().__init__(
             root,
-            read_part(lists, "noisy", "noisy_train_key_list.txt", root),
+            train,
             {"val": (root, val), "test": (root, test)},
             VIEWS,
             frame,

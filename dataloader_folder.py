@@ -44,7 +44,7 @@ def list_folder(
     """
     root, test, notes = Path(root), None, []
     if labels_csv:
-        train, classes = read_label_table(Path(labels_csv), root)
+        train, classes, notes = read_label_table(Path(labels_csv), root)
     else:
         parts = find_parts(root)
         classes = parts.class_names

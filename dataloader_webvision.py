@@ -49,7 +49,7 @@ def read_classes(root: Path, num_class: int) -> list[tuple[str, str]]:
     Raises InputError.
     """
     path = root / "info" / "synsets.txt"
-    lines = [line.split(maxsplit=1) for line in read_lines(path, WHERE) if line.strip()]
+    lines = [line.split(maxsplit=1) for line in read_lines(path, WHERE)]
     if len(lines) < num_class:
         raise InputError(f"{path}: {len(lines)} classes, expected {num_class}; {WHERE}")
     synsets = [synset for synset, *_ in lines[:num_class]]
@@ -107,18 +107,18 @@ class webvision_dataloader(ImageFileLoader):
         root, imagenet = Path(root), imagenet and Path(imagenet)
         synsets, names = zip(*read_classes(root, num_class), strict=True)
         train, val = read_webvision(root, num_class)
-        tests, info = {"test": (root, val)}, DatasetInfo(list(names))
+        tests, notes = {"test": (root, val)}, []
         if imagenet:
             tests["imagenet"] = imagenet, read_imagenet(imagenet, synsets)
         else:
-            info.data_notes.append("no ImageNet: the only test set are WebVision's own images")
+            notes = ["no ImageNet: WebVision's validation images are the only test set"]
         super().__init__(
             root,
             train,
             tests,
             IMAGENET_VIEWS,
             frame,
-            info,
+            DatasetInfo(list(names), data_notes=notes),
             num_workers=num_workers,
             batch_size=batch_size,
             seed=seed,

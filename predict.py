@@ -126,7 +126,7 @@ def files_of(photos: Sequence[Path], broken: dict[str, str]) -> list[str]:
 
 
 def decoded(
-    model: smr.Predictor, paths: Sequence[str], batch_size: int, broken: dict[str, str]
+    model: smr.Predictor, paths: list[str], batch_size: int, broken: dict[str, str]
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Paths and uint8 images [b, height, width, 3] by the batch; others join `broken`."""
 
@@ -148,11 +148,7 @@ def decoded(
 
 
 def predict(
-    model: smr.Predictor,
-    paths: Sequence[str],
-    batch_size: int,
-    file: TextIO,
-    broken: dict[str, str],
+    model: smr.Predictor, paths: list[str], batch_size: int, file: TextIO, broken: dict[str, str]
 ) -> None:
     """Write the table of predicted classes, batch by batch. Raises InputError and OSError.
 
@@ -182,7 +178,7 @@ def predict(
         terminal.line(f"predicted {done:,} photos: {file.name.removesuffix('.part')}")
 
 
-def export(model: smr.Predictor, paths: Sequence[Path], path: Path) -> None:
+def export(model: smr.Predictor, paths: list[str], path: Path) -> None:
     """Write the model as a program, checked on these photos, or on noise without any.
 
     Raises InputError if its probabilities differ, or if it cannot be written.

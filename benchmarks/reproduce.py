@@ -3,12 +3,14 @@
     python benchmarks/reproduce.py sym50 --data_path ./data/cifar-10-batches-py
     python benchmarks/reproduce.py sym50 --small --method dividemix --seed 1
     python benchmarks/reproduce.py sym50 --small --recalibrate_every 0 --seed 1
+    python benchmarks/reproduce.py sym50 --frozen --weights lite0.pth --seed 1
     python benchmarks/reproduce.py parity
 
 The same command resumes an interrupted run. Flags that are not listed below are those of
 train_cifar.py; those that change the protocol become the end of the run's name. `--small` is for a
 CPU: 5,000 training images, 60 epochs and a network of width 16; `--amp bf16` is faster on a CPU
-with bf16 matrix units, and very slow on others. The metrics of a finished run are copied to
+with bf16 matrix units, and very slow on others. `--frozen` trains two heads on features of
+all 50,000 images (benchmarks/frozen_cifar.py). The metrics of a finished run are copied to
 benchmarks/results/, and the table there is updated. `parity` trains three epochs in float32 without
 compilation and in the device's fast setting, and prints both side by side.
 """
@@ -19,8 +21,12 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import frozen_cifar
+from frozen_cifar import FrozenCifarConfig
 
 import compare_runs
 import train_cifar
@@ -29,6 +35,7 @@ from smr.files import write_json, write_text
 from smr.flags import DEVICE, FREE, Parser, flags_of, parse, show_value
 from smr.logging.console import show
 from smr.logging.metrics_file import read_metrics
+from smr.methods import METHODS
 from smr.run.command import command
 from smr.run.run_dir import run_name
 from train_cifar import CifarConfig
@@ -41,6 +48,8 @@ CELLS = {
     "sym80": ["--r", "0.8", "--noise_mode", "sym"],
     "sym90": ["--r", "0.9", "--noise_mode", "sym"],
     "asym40": ["--r", "0.4", "--noise_mode", "asym"],
+    "aggre": ["--noise_mode", "aggre"],
+    "rand1": ["--noise_mode", "rand1"],
     "worst": ["--noise_mode", "worst"],
 }
 PROTOCOLS = {
@@ -70,7 +79,7 @@ METRICS = {
     ".1f": ["time/seconds"],
 }
 # Of these paths in config.json only the last part is copied.
-PATHS = ("data_path", "output", "noise_file")
+PATHS = ("data_path", "output", "noise_file", "weights", "features")
 
 
 @command
@@ -81,44 +90,54 @@ def main(argv: list[str] | None = None) -> int:
     protocol = parser.add_mutually_exclusive_group()
     protocol.add_argument("--short", action="store_true", help="100 epochs, not 300")
     protocol.add_argument("--small", action="store_true", help="5,000 images, 60 epochs, width 16")
-    parser.add_argument("--method", choices=tuple(SMALL_PERIODS), default="smr")
+    protocol.add_argument("--frozen", action="store_true", help="heads on frozen features")
+    parser.add_argument("--method", choices=tuple(METHODS), default="smr")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     args, flags = parser.parse_known_args(argv)
     if args.cell == "parity":
         return parity(flags, args.results / "parity")
+    if args.frozen:
+        cell = [*CELLS[args.cell], "--method", args.method]
+        name = "frozen" + variant(flags, FrozenCifarConfig)
+        return reproduce([*cell, "--id", name, *flags], args.results / "frozen", frozen_cifar)
     name = "small" if args.small else "short" if args.short else "full"
     cell = [*CELLS[args.cell], "--method", args.method, *PROTOCOLS[name]]
-    cell += SMALL_PERIODS[args.method] if args.small else []
+    cell += SMALL_PERIODS.get(args.method, []) if args.small else []
     return reproduce([*cell, "--id", name + variant(flags), *flags], args.results / name)
 
 
-def variant(flags: Sequence[str]) -> str:
+def variant(flags: Sequence[str], config_class: type[CifarConfig] = CifarConfig) -> str:
     """What these flags change of a protocol, as the end of a run's name."""
-    changes, _ = parse(CifarConfig, "", list(flags))
-    rules = {name: each.metadata["resume"] for name, each in flags_of(CifarConfig).items()}
+    changes, _ = parse(config_class, "", list(flags))
+    rules = {name: each.metadata["resume"] for name, each in flags_of(config_class).items()}
     words = (
         f"_{name}-{show_value(value)}"
         for name, value in changes.items()
-        if name not in ("seed", "num_epochs") and rules.get(name) not in (FREE, DEVICE)
+        if name not in ("seed", "num_epochs", "weights") and rules.get(name) not in (FREE, DEVICE)
     )
     return re.sub(r"[^\w.+-]", "-", "".join(words))
 
 
-def run_folder(flags: Sequence[str]) -> Path:
-    """The folder of the run that train_cifar.py starts with these flags."""
-    given, _ = parse(CifarConfig, "", list(flags))
-    config = configure(CifarConfig, **given)
+def run_folder(flags: Sequence[str], config_class: type[CifarConfig] = CifarConfig) -> Path:
+    """The folder of the run that a script starts with these flags."""
+    given, _ = parse(config_class, "", list(flags))
+    config = configure(config_class, **given)
     return Path(config.output) / run_name(config)
 
 
-def reproduce(flags: Sequence[str], results: Path) -> int:
+def reproduce(flags: Sequence[str], results: Path, script: ModuleType = train_cifar) -> int:
     """Start or resume the run of these flags; if it finishes, copy its metrics and make the table.
 
     Returns the exit status.
     """
-    status = train_cifar.main([*flags, "--resume"])
-    if status == 0:
+    status = script.main([*flags, "--resume"])
+    if status == 0 and script is frozen_cifar:
+        folder = run_folder(flags, FrozenCifarConfig)
+        copy_metrics(folder, results)
+        frozen_cifar.add_label_issues(folder, results / folder.name)
+    elif status == 0:
         copy_metrics(run_folder(flags), results)
+    if status == 0:
         table = compare_runs.compare([results]).replace(f"{results}{os.sep}", "")
         write_text(results / "table.md", table)
         show(table)

@@ -52,14 +52,14 @@ def write_imagenet(root: Path, named_by: str = "synset", classes: int = 6, count
     return root
 
 
-def write_clothing(root: Path, train: int = 6, held: int = 2) -> Path:
+def write_clothing(root: Path, train: int = 6, clean: int = 2) -> Path:
     """Clothing1M, `train` photos of each of 14 classes, every third with the next class's label."""
     lists = {name: [] for name in ("noisy_train", "clean_val", "clean_test")}
     labels = {"noisy": [], "clean": []}
     for part, count, kind in (
         ("noisy_train", train, "noisy"),
-        ("clean_val", held, "clean"),
-        ("clean_test", held, "clean"),
+        ("clean_val", clean, "clean"),
+        ("clean_test", clean, "clean"),
     ):
         for label, i in itertools.product(range(14), range(count)):
             name = f"images/{label % 10}/{i % 3}/{part},{label},{i}.jpg"

@@ -1,4 +1,4 @@
-"""Clothing1M: samples and selection against plain loops, and its script as a user runs it."""
+"""Clothing1M: balanced samples, selection on the validation set, and train_clothing1M.py."""
 
 import csv
 import json
@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import Spy, TinyNet, config_of, tiny_config, tiny_pair
-from helpers import train as train_epochs
+import torch.nn.functional as F
+from helpers import Spy, TinyNet, tiny_config, tiny_pair, train
 from photo_sets import write_clothing, write_imbalanced_clothing
 from runs import assert_same, assert_same_run, rows_of, watched_disk
 from torch import nn
@@ -16,14 +16,16 @@ import compare_runs
 import smr
 import train_clothing1M
 from dataloader_clothing1M import balanced_sample, clothing_dataloader, read_part
+from losses import NegEntropy
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
-from smr.run.checkpoints import NETWORK_PARTS, write_checkpoints
+from smr.photos import build_network
+from smr.run import checkpoints
 from train_clothing1M import ClothingConfig
 
 TINY = (
     *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--pretrained", "off"),
-    *("--batch_size", "7", "--num_batches", "4", "--recalibrate_every", "3"),
+    *("--batch_size", "7", "--num_batches", "4", "--recalibrate_every", "3", "--review", "0"),
 )
 
 
@@ -38,7 +40,7 @@ def loader_of(root, num_batches=4, batch_size=7) -> clothing_dataloader:
 
 
 def sampled_slowly(labels, count, order) -> list[int]:
-    """Method 9's choice: each while its class has fewer than n/14 and the sample fewer than n."""
+    """Method 9: each photo while its class has fewer than n/14 and the sample fewer than n."""
     taken, of_class = [], [0] * 14
     for i in order:
         if of_class[labels[i]] < count / 14 and len(taken) < count:
@@ -54,8 +56,8 @@ def test_a_sample_is_that_of_the_plain_loop(count, seed):
     labels = np.random.default_rng(seed).choice(14, 300, p=weights / weights.sum())
     draw = np.random.default_rng(seed)
     sample = sampled_slowly(labels, count, draw.permutation(300))
-    found = balanced_sample(labels, count, np.random.default_rng(seed))
-    assert found.tolist() == draw.permutation(sample).tolist()
+    balanced = balanced_sample(labels, count, np.random.default_rng(seed))
+    assert balanced.tolist() == draw.permutation(sample).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +66,14 @@ def imbalanced(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", ["warmup", "eval_train", "recalibrate"])
-def test_the_last_batches_of_a_sample_hold_all_classes(imbalanced, mode):
+def test_the_last_batches_of_a_sample_have_all_classes(imbalanced, mode):
     loader = clothing_dataloader(imbalanced, 8, 0, 175, Frame(8, 8))
     labels = torch.cat([labels for _, labels, _ in loader.run(mode)])
     assert len(labels[-140:].unique()) == 14
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_recalibration_epoch_on_an_imbalanced_set_does_not_forget_classes(imbalanced, seed):
+def test_a_recalibration_epoch_on_an_imbalanced_dataset_forgets_no_class(imbalanced, seed):
     loader = clothing_dataloader(imbalanced, 8, 0, 175, Frame(8, 8), seed=seed)
     config = tiny_config(batch_size=8, lr=0.02)
     torch.manual_seed(seed)
@@ -79,14 +81,14 @@ def test_a_recalibration_epoch_on_an_imbalanced_set_does_not_forget_classes(imba
     for network, optimizer in zip(pair.networks, pair.optimizers, strict=True):
         smr.cross_entropy_epoch(network, optimizer, loader.run("recalibrate"), config)
     accuracy = smr.evaluate(pair.networks, loader.run("test"), config)[0]["accuracy"]
-    assert accuracy > 60  # 21 to 34 in the order of choosing
+    assert accuracy > 60  # 21 to 34 in the order in which the photos are taken
 
 
 def positions(batches) -> list[int]:
     return torch.cat([batch[-1] for batch in batches]).tolist()
 
 
-def test_an_epoch_s_passes_see_balanced_samples_of_their_sizes(root):
+def test_each_mode_has_balanced_samples_of_its_size(root):
     loader = loader_of(root)
     for mode, count, batch_size in (("warmup", 56, 14), ("eval_train", 28, 7)):
         passes = [loader.run(mode) for _ in range(2)]
@@ -98,7 +100,7 @@ def test_an_epoch_s_passes_see_balanced_samples_of_their_sizes(root):
     assert positions(loader.run("whole")) == list(range(84))
 
 
-def test_recalibration_is_on_one_plain_sample_for_both_networks(root):
+def test_recalibration_has_one_sample_for_both_networks_not_augmented(root):
     loader = loader_of(root)
     first, second = (list(loader.run("recalibrate")) for _ in range(2))
     assert positions(first) == positions(second) != sorted(positions(first))
@@ -119,34 +121,33 @@ def test_recalibration_is_on_one_plain_sample_for_both_networks(root):
     assert positions(loader.run("recalibrate")) != positions(first)
 
 
-def test_each_network_trains_on_what_the_other_one_scored(root):
-    asked = []
+class Samples(Spy):
+    """A loader that records each mode with the positions that are scored or split."""
 
-    class Noting(Spy):
-        def run(self, mode, pred=(), prob=(), index=None, **options):
-            batches = self.loader.run(mode, pred, prob, index, **options)
-            served = batches.dataset if mode == "eval_train" else index
-            asked.append((mode, None if served is None else sorted(np.asarray(served).tolist())))
-            return batches
+    def run(self, mode, pred=(), prob=(), index=None, **options):
+        batches = self.loader.run(mode, pred, prob, index, **options)
+        sample = batches.dataset if mode == "eval_train" else index
+        self.calls.append((mode, sorted(np.asarray(sample).tolist())))
+        return batches
 
-    loader = Noting(loader_of(root))
+
+def test_each_network_trains_on_the_sample_that_its_peer_scored(root):
+    loader = Samples(loader_of(root))
     config = tiny_config(warm_up=0, num_epochs=0, batch_size=7, lambda_u=0.0)
-    pair = tiny_pair(config, lambda: TinyNet(14))
-    list(train_epochs(pair, loader, config))
-    (_, scored_by_1), (_, scored_by_2), first, second = asked[:4]
+    list(train(tiny_pair(config, lambda: TinyNet(14)), loader, config))
+    (_, scored_by_1), (_, scored_by_2), *trained = loader.calls
     assert scored_by_1 != scored_by_2
-    assert first == ("train", scored_by_2) and second == ("train", scored_by_1)
+    assert trained == [("train", scored_by_2), ("train", scored_by_1)]
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_the_photos_are_found_from_the_folder_above_and_from_images_itself(root, inside, tmp_path):
-    held = tmp_path / "clothing"
-    write_clothing(held, train=1, held=1)
-    if inside:  # the lists lie with the photos, as the published script wants them
-        for path in held.glob("*.txt"):
-            path.rename(held / "images" / path.name)
-        held = held / "images"
-    loader = loader_of(held)
+def test_the_data_path_is_the_folder_above_the_photos_or_images_itself(inside, tmp_path):
+    folder = write_clothing(tmp_path / "clothing", train=1, clean=1)
+    if inside:  # the lists lie with the photos, as in the published script
+        for path in folder.glob("*.txt"):
+            path.rename(folder / "images" / path.name)
+        folder = folder / "images"
+    loader = loader_of(folder)
     assert len(loader.files) == 14 and loader.test_sets == ("val", "test")
     assert loader.files[3] == (
         "3/0/noisy_train,3,0.jpg" if inside else "images/3/0/noisy_train,3,0.jpg"
@@ -168,109 +169,122 @@ def test_labels_are_those_of_the_lists(root):
 
 
 @pytest.mark.parametrize(
-    ("gone", "words"),
+    ("name", "text"),
     [
-        ("noisy_label_kv.txt", "nor in"),
-        ("clean_val_key_list.txt", "there is no such file; Clothing1M's authors"),
+        ("noisy_label_kv.txt", None),
+        ("clean_val_key_list.txt", None),
+        ("clean_val_key_list.txt", ""),
     ],
 )
-def test_what_is_missing_is_named_with_where_to_get_it(tmp_path, gone, words):
-    write_clothing(tmp_path / "set", train=1, held=1)
-    (tmp_path / "set" / gone).unlink()
-    with pytest.raises(InputError, match=f"set/{gone}: .*{words}"):
+def test_a_missing_or_empty_list_is_named_with_its_source(tmp_path, name, text):
+    path = write_clothing(tmp_path / "set", train=1, clean=1) / name
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(InputError, match=f"set/{name}: .*; Clothing1M's authors"):
         loader_of(tmp_path / "set")
 
 
-def test_an_empty_list_is_named(tmp_path):
-    write_clothing(tmp_path, train=1, held=1)
-    (tmp_path / "clean_val_key_list.txt").write_text("")
-    with pytest.raises(InputError, match=r"clean_val_key_list.txt: names no photo"):
-        loader_of(tmp_path)
-
-
-def test_a_photo_without_label_or_with_a_strange_one_is_refused(tmp_path):
-    write_clothing(tmp_path, train=1, held=1)
-    labels = tmp_path / "noisy_label_kv.txt"
-    lines = labels.read_text().splitlines()
-    labels.write_text("\n".join(lines[:-1]))
-    with pytest.raises(InputError, match=r"noisy_label_kv.txt has no label of images/3/0/noisy"):
-        loader_of(tmp_path)
-    labels.write_text("\n".join([*lines[:-1], lines[-1].replace(" 13", " 14")]))
-    with pytest.raises(InputError, match=r"noisy_train,13,0.jpg is not 0 to 13"):
-        loader_of(tmp_path)
+def test_a_photo_without_a_label_or_with_one_out_of_range_is_refused(tmp_path):
+    path = write_clothing(tmp_path, train=1, clean=1) / "noisy_label_kv.txt"
+    *lines, last = path.read_text().splitlines()
+    for text, message in (
+        ("", r"noisy_label_kv.txt has no label of images/3/0/noisy_train,13,0.jpg"),
+        (last.replace(" 13", " 14"), r"noisy_train,13,0.jpg is not 0 to 13"),
+    ):
+        path.write_text("\n".join([*lines, text]))
+        with pytest.raises(InputError, match=message):
+            loader_of(tmp_path)
 
 
 def test_the_hyperparameters_are_the_published_ones():
-    config = config_of(ClothingConfig)
     expected = {
         **{"num_epochs": 80, "num_batches": 1000, "batch_size": 32, "lr": 0.002, "alpha": 0.5},
         **{"lr_steps": ((40, 0.1),), "weight_decay": 1e-3, "warm_up": 1, "recalibrate_every": 10},
         **{"lambda_u": 0.0, "labeled_rows_only": True, "image_size": 224, "resize": 256},
         **{"network": "resnet50", "pretrained": True, "num_class": 14, "SELECT_ON": "val"},
-        "entropy_penalty": True,  # of DivideMix's warm-up, always
+        **{"freeze_backbone": None},
     }
+    config = smr.configure(ClothingConfig, device="cpu")
     assert {name: getattr(config, name) for name in expected} == expected
 
 
-def train(root, output, *flags) -> int:
+@pytest.mark.parametrize("flags", [{}, {"noise_file": "list.json"}])
+def test_dividemix_always_has_the_negative_entropy_penalty_in_its_warm_up(root, flags):
+    flags |= {"network": "preact_resnet18", "width": 2, "image_size": 32, "pretrained": False}
+    flags |= {"batch_size": 7, "lr": 1e-12}  # the weights do not change
+    config = smr.configure(ClothingConfig, method="dividemix", device="cpu", **flags)
+    pair = smr.new_pair(lambda: build_network(config), config, "cpu")
+    loader = loader_of(root)
+    state = loader.generator.get_state()
+    figures = smr.new_method(config, pair, loader).train_epoch(0).metrics
+    loader.generator.set_state(state)
+    losses = []
+    with torch.no_grad():
+        for images, labels, _ in loader.run("warmup"):
+            logits = pair.networks[0](images)
+            losses.append(F.cross_entropy(logits, labels) + NegEntropy()(logits))
+    assert len(losses) == 4
+    assert figures["train/net1/loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+
+
+def run(root, output, *flags) -> int:
     shared = ["--data_path", str(root), "--output", str(output), "--num_workers", "0", *TINY]
     return train_clothing1M.main([*shared, *flags])
 
 
-def test_a_run_keeps_each_network_s_best_by_validation_and_a_resumed_one_ends_alike(
+def test_best_pt_has_each_network_s_best_by_validation_and_a_resumed_run_ends_alike(
     root, tmp_path, capsys
 ):
-    states = {}
+    states = []  # of the networks, before the first epoch and after each one
 
     def after(path):
         if path.name == "last.pt":
-            state = torch.load(path, weights_only=True)
-            states[state["epoch"]] = state["networks"]
+            states.append(torch.load(path, weights_only=True)["networks"])
 
     with watched_disk(after=after):
-        assert train(root, tmp_path / "whole", "--num_epochs", "4", "--lr", "0.05") == 0
+        assert run(root, tmp_path / "whole", "--num_epochs", "3", "--lr", "0.05") == 0
     log = capsys.readouterr().out
     folder = tmp_path / "whole" / "clothing1M_smr_seed123"
     rows = rows_of(folder)
-    assert [row["kind"][:4] for row in rows] == ["warm", "semi", "reca", "semi", "semi"]
+    assert [row["kind"][:4] for row in rows] == ["warm", "semi", "reca", "semi"]
     assert rows[0]["train/net1/images"] == 56 and rows[2]["train/net1/images"] == 28
     assert rows[1]["split/net1/labeled"] + rows[1]["split/net1/unlabeled"] == 28
     epochs = [int(np.argmax([row[f"val/net{k}/accuracy"] for row in rows])) for k in (1, 2)]
     best = torch.load(folder / "best.pt", weights_only=True)["networks"]
     for k, epoch in enumerate(epochs):
-        assert_same(dict(best[k]), states[epoch][k], f"network {k}")
+        assert_same(best[k], states[epoch + 1][k], f"network {k}")
     assert f"selected by val accuracy: networks of epochs {epochs[0]} and {epochs[1]}" in log
     first = f"Validation Acc: {rows[0]['val/accuracy']:.2f}%"
     second = f"Test Acc: {rows[0]['test/accuracy']:.2f}%"
     assert (folder / "acc.txt").read_text().startswith(f"Epoch:0 \t {first} \t {second}\n")
     with open(folder / "labels.csv", encoding="utf-8-sig", newline="") as file:
         assert len(list(csv.DictReader(file))) == 84
-    assert len(json.loads((folder / "config.json").read_text())["class_names"]) == 14
+    described = json.loads((folder / "config.json").read_text())
+    assert len(described["class_names"]) == 14
     parts = tmp_path / "parts"
-    assert train(root, parts, "--num_epochs", "1", "--lr", "0.05") == 0
-    # Goes on with the recalibration epoch, whose sample no epoch of this process has scored.
-    assert train(root, parts, "--num_epochs", "4", "--lr", "0.05", "--resume") == 0
+    assert run(root, parts, "--num_epochs", "1", "--lr", "0.05") == 0
+    # Resumes with the recalibration epoch, whose sample no epoch of this process has scored.
+    assert run(root, parts, "--num_epochs", "3", "--lr", "0.05", "--resume") == 0
     assert_same_run(parts / folder.name, folder)
-    test_accuracy = float(log.split("test accuracy ")[1].split()[0])
-    selected = json.loads((folder / "config.json").read_text())["selected_accuracy"]
-    assert f"{selected:.2f}" == f"{test_accuracy:.2f}"
-    assert f" {selected:.2f} " in compare_runs.compare([folder]).splitlines()[2]
+    selected = f"{described['selected_accuracy']:.2f}"
+    assert log.split("test accuracy ")[1].split()[0] == selected
+    assert f" {selected} " in compare_runs.compare([folder]).splitlines()[2]
     assert train_clothing1M.main(["--evaluate", str(folder / "best.pt")]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "best.pt, epoch" in line]
-    assert any(f"accuracy {test_accuracy:.2f} %" in line for line in told)
-    assert len(set(epochs)) == 2  # then what is stored of one epoch is not said of the pair
-    assert all(f"epoch {epochs[0]} and {epochs[1]}: " in line for line in told)
-    assert not any("stored" in line for line in told)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "best.pt, epoch" in line]
+    assert any(f"accuracy {selected} %" in line for line in shown)
+    assert len(set(epochs)) == 2  # so no stored accuracy is that of the pair
+    assert all(f"epoch {epochs[0]} and {epochs[1]}: " in line for line in shown)
+    assert not any("stored" in line for line in shown)
 
 
-def test_networks_of_different_best_epochs_are_kept_apart(tmp_path):
-    parts = dict.fromkeys((*NETWORK_PARTS,))
-    torch.save(parts | {"networks": ["a0", "b0"]}, tmp_path / "best.pt")
+def test_networks_of_different_best_epochs_are_kept_separately(tmp_path):
+    path, write = tmp_path / "best.pt", checkpoints.write_checkpoints
+    parts = dict.fromkeys(checkpoints.NETWORK_PARTS)
+    torch.save(parts | {"networks": ["a0", "b0"]}, path)
     second = parts | {"epoch": 1, "networks": ["a1", "b1"]}  # the best of network 2 alone
-    assert write_checkpoints(second, tmp_path, best_epochs=(0, 1), last=False) == []
-    kept = torch.load(tmp_path / "best.pt")
-    assert kept["networks"] == ["a0", "b1"] and kept["epochs"] == (0, 1)
-    (tmp_path / "best.pt").unlink()  # as where the disk was full at epoch 0
-    write_checkpoints(second, tmp_path, best_epochs=(0, 1), last=False)
-    kept = torch.load(tmp_path / "best.pt")
-    assert kept["networks"] == ["a1", "b1"] and "epochs" not in kept
+    assert write(second, tmp_path, best_epochs=(0, 1), last=False) == []
+    best = torch.load(path)
+    assert best["networks"] == ["a0", "b1"] and best["epochs"] == (0, 1)
+    path.unlink()  # as if the disk was full at epoch 0
+    write(second, tmp_path, best_epochs=(0, 1), last=False)
+    best = torch.load(path)
+    assert best["networks"] == ["a1", "b1"] and "epochs" not in best

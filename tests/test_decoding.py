@@ -48,12 +48,6 @@ def test_grayscale_becomes_three_equal_channels(tmp_path):
     assert np.array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
 
 
-def test_16_bit_grayscale_keeps_its_range(tmp_path):
-    deep = PIXELS[..., 0].astype(np.uint16) * 257
-    path = save(tmp_path, Image.fromarray(deep), "a.png")
-    assert np.array_equal(image_files.decode(path, 64)[..., 1], PIXELS[..., 0])
-
-
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("kind", ["I;16 png", "I;16 tiff", "I tiff", "float tiff"])
 def test_deep_gray_is_scaled_by_the_depth_of_its_data(tmp_path, bits, kind):
@@ -62,7 +56,7 @@ def test_deep_gray_is_scaled_by_the_depth_of_its_data(tmp_path, bits, kind):
     types = {"I;16": np.uint16, "I": np.int32, "float": np.float32}
     path = save(tmp_path, Image.fromarray(values.astype(types[mode])), f"a.{suffix}")
     decoded = image_files.decode(path, 64)[..., 1].astype(int)
-    assert np.abs(decoded - PIXELS[..., 0]).max() <= 1
+    assert np.abs(decoded - PIXELS[..., 0]).max() <= (bits not in (8, 16))
 
 
 def test_float_gray_up_to_one_and_below_zero_uses_the_whole_range(tmp_path):
@@ -122,14 +116,6 @@ def test_transparent_palette_entry_becomes_white(tmp_path):
     decoded = image_files.decode(save(tmp_path, image, "a.png", transparency=0), 64)
     assert decoded[5, 5].tolist() == [255, 255, 255]
     assert decoded[5, 60].tolist() == [200, 100, 50]
-
-
-def test_a_photo_is_turned_upright_by_its_exif_orientation(tmp_path):
-    image = Image.fromarray(PIXELS)
-    exif = image.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    decoded = image_files.decode(save(tmp_path, image, "a.png", exif=exif), 64)
-    assert np.array_equal(decoded, np.rot90(PIXELS, -1))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])

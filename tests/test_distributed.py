@@ -434,7 +434,7 @@ def of_two_ranks(loader_of: Callable, mode: str) -> list[list]:
 
 
 def test_clothing1m_s_recalibration_without_augmentation_is_split_by_rows(tmp_path):
-    write_clothing(tmp_path, train=3, held=1)
+    write_clothing(tmp_path, train=3, clean=1)
 
     def loader_of():
         return clothing_dataloader(tmp_path, 6, 0, 7, Frame(36, 32))

@@ -41,12 +41,9 @@ def test_loss_histogram_shows_clean_and_noisy_labels_by_their_share():
     assert color_count(apart[below_legend, low], figures.RED) == 0
     assert color_count(apart[below_legend, low], figures.BLUE) > 100
     assert color_count(together, figures.RED) == 0
-
-
-def test_loss_histogram_of_equal_losses_has_no_gmm_to_draw():
-    split = split_of(np.full(50, 0.3))
-    picture = figures.loss_histogram(split, None, "")
-    assert split.gmm is None and color_count(picture, figures.DARK_RED) == 0
+    equal = split_of(np.full(50, 0.3))  # no GMM to draw
+    picture = figures.loss_histogram(equal, None, "")
+    assert equal.gmm is None and color_count(picture, figures.DARK_RED) == 0
 
 
 def test_matrix_is_darker_where_more_of_a_row_lies():
@@ -67,39 +64,25 @@ def test_matrix_of_a_class_without_images_and_of_many_classes_is_drawn(classes):
     assert picture.shape[0] > classes * 12
 
 
-def test_the_true_noise_if_known_is_below_the_estimated_noise():
-    given, predicted = np.array([0, 1, 1]), np.array([0, 0, 1])
-    found = figures.noise_transitions(given, predicted, None, ["a", "b"])
-    both = figures.noise_transitions(given, predicted, predicted, ["a", "b"])
-    below = figures.noise_transitions(predicted, predicted, None, ["a", "b"])
-    np.testing.assert_array_equal(both[: len(found), : found.shape[1]], found)
-    assert len(both) == 2 * len(found) + 24
-    cells = np.s_[60:, :80]  # below the title
-    assert (both[len(found) + 24 :][cells] != found[cells]).any()
-    assert len(below) == len(found)
-
-
-def test_estimated_noise_has_predicted_classes_as_rows_and_given_labels_as_columns():
+def test_transitions_have_predicted_rows_and_given_columns_above_the_true_ones_if_known():
     given, predicted, names = np.array([1, 1, 1, 0]), np.zeros(4, int), ["a", "b"]
-    expected = figures.matrix(
-        np.array([[1, 3], [0, 0]]),
-        names,
-        "Estimated label noise, % of each predicted class",
-        "predicted",
-        "given",
-        as_percent=True,
-    )
-    found = figures.noise_transitions(given, predicted, None, names)
-    np.testing.assert_array_equal(found, expected)
+    title, counts = "Estimated label noise, % of each predicted class", np.array([[1, 3], [0, 0]])
+    expected = figures.matrix(counts, names, title, "predicted", "given", as_percent=True)
+    alone = figures.noise_transitions(given, predicted, None, names)
+    np.testing.assert_array_equal(alone, expected)
+    both = figures.noise_transitions(given, predicted, given, names)
+    np.testing.assert_array_equal(both[: len(alone), : alone.shape[1]], alone)
+    assert len(both) == 2 * len(alone) + 24
+    cells = np.s_[60:, :80]  # below the title
+    assert (both[len(alone) + 24 :][cells] != alone[cells]).any()
 
 
 def test_label_issues_of_fewer_images_than_a_row_are_drawn_in_their_colors():
     images = np.zeros((3, 8, 8, 3), np.uint8)
     images[1] = (0, 200, 0)
     labels = np.array([0, 1, 0])
-    picture = figures.label_issues(
-        images, ["x.png"] * 3, labels, labels, ["a" * 40, "b"], columns=8, side=128
-    )
+    names = ["a" * 40, "b"]
+    picture = figures.label_issues(images, ["x.png"] * 3, labels, labels, names, 8, 128)
     assert color_count(picture, (0, 200, 0)) == 128 * 128
 
 

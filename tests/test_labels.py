@@ -1,23 +1,29 @@
-"""Label issues: scores on arrays, labels.csv, the lines of the log, and a run's own."""
+"""Label issues: scores on arrays, labels.csv, the log, and what a run leaves of them."""
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, plain_images, run_script, tiny_config, tiny_pair
+from helpers import TinyNet, plain_images, run_script, tiny_config, tiny_loader, tiny_pair
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import smr
 from smr.data.augment import Views
+from smr.data.fingerprint import content_fingerprint
 from smr.data.memory_dataset import ImageData, MemoryLoader
+from smr.errors import InputError
 from smr.gmm_split import SampleLosses
 from smr.label_issues import report as labels
+from smr.label_issues import scores
 from smr.label_issues.scores import LabelIssues
 from smr.logging import figures
+from smr.run import run_dir
+from smr.run.run_dir import Action
 
 NAMES = [f"class {label}" for label in range(10)]
 
@@ -33,8 +39,7 @@ def loader_of(labels, clean, files=None) -> MemoryLoader:
 def noisy():
     """50 images whose labels are their position modulo 10, the first ten one off."""
     clean = np.arange(50) % 10
-    labels = clean.copy()
-    labels[:10] = (labels[:10] + 1) % 10
+    labels = np.where(np.arange(50) < 10, (clean + 1) % 10, clean)
     return loader_of(labels, clean, [f"image {i}.png" for i in range(50)])
 
 
@@ -43,25 +48,59 @@ def pair():
     return tiny_pair(tiny_config(), TinyNet)
 
 
-def issues_by(pair, loader, **flags) -> LabelIssues:
+def issues_by(pair, loader, method=None) -> LabelIssues:
     """The label issues by these networks, as a run computes them."""
-    method = smr.new_method(tiny_config(**flags), pair, loader)
+    method = method or smr.new_method(tiny_config(), pair, loader)
     return labels.compute_label_issues(pair, loader, method, amp=False)
 
 
-def issues_of(given, predicted, p_given, p_clean, p_predicted=0.95) -> LabelIssues:
-    """Networks with these probabilities of the label and of the predicted class, else 0."""
-    count = len(given)
-    pred_probs = np.zeros((count, 10), np.float32)
-    pred_probs[np.arange(count), predicted] = p_predicted
-    pred_probs[np.arange(count), given] = p_given
+def issues_of(given, predicted, p_given, p_clean, p_predicted=0.95, others=0.0) -> LabelIssues:
+    """Networks with these probabilities of the label and of the predicted class, else `others`."""
+    rows = np.arange(len(given))
+    pred_probs = np.full((len(given), 10), others, np.float32)
+    pred_probs[rows, given] = p_given
+    pred_probs[rows, predicted] = np.where(np.equal(given, predicted), p_given, p_predicted)
     clean_probability = np.asarray(p_clean, dtype=float)
-    return LabelIssues(np.arange(count), np.asarray(given), pred_probs, clean_probability)
+    return LabelIssues(rows, np.asarray(given), pred_probs, clean_probability)
+
+
+def rows_of(content: bytes) -> list[dict]:
+    return list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
+
+
+def report(pair, folder, loader=None, review=0) -> list[str]:
+    """The lines of a report."""
+    lines, loader = [], loader or tiny_loader()
+    labels.report(issues_by(pair, loader), loader, folder, lines.append, None, review)
+    return lines
+
+
+def items_of(folder) -> list[dict]:
+    """What labels.html shows."""
+    page = (folder / "labels.html").read_text()
+    return json.loads(page.split('type="application/json">')[1].split("</script>")[0])["items"]
+
+
+# --- scores ---
+
+
+@pytest.mark.parametrize("shape", [(40,), (2, 40)])
+def test_scores_are_functions_on_arrays(shape):
+    source = np.random.default_rng(3)
+    pred_probs = source.dirichlet(np.ones(4), 40)
+    given, clean_probability = source.integers(0, 4, 40), source.random(shape)
+    mean = clean_probability if len(shape) == 1 else clean_probability.sum(axis=0) / 2
+    arrays = given, pred_probs, clean_probability
+    quality = [mean[i] + pred_probs[i, given[i]] / pred_probs[i].max() for i in range(40)]
+    np.testing.assert_allclose(scores.label_quality_scores(*arrays), quality)
+    assert scores.rank_label_issues(*arrays).tolist() == sorted(range(40), key=quality.__getitem__)
+    is_issue = [pred_probs[i].argmax() != given[i] and mean[i] < 0.5 for i in range(40)]
+    assert scores.find_label_issues(*arrays).tolist() == is_issue
 
 
 def test_label_issues_are_of_the_networks_mean_and_of_each_ones_gmm(pair, noisy):
     method = smr.new_method(tiny_config(), pair, noisy)
-    issues = labels.compute_label_issues(pair, noisy, method, amp=False)
+    issues = issues_by(pair, noisy, method)
     with torch.no_grad():
         logits = sum(network.eval()(plain_images(noisy)) for network in pair.networks)
     np.testing.assert_array_equal(issues.predicted, logits.argmax(dim=1))
@@ -77,10 +116,100 @@ def test_label_issues_at_r_09_use_the_loss_histories_and_leave_them_alone(pair, 
         for history in method.loss_histories():
             history.append(SampleLosses(torch.arange(50), torch.rand(50)))
     before = [[id(losses) for losses in history] for history in method.loss_histories()]
-    issues = labels.compute_label_issues(pair, noisy, method, amp=False)
+    issues = issues_by(pair, noisy, method)
     assert [[id(losses) for losses in history] for history in method.loss_histories()] == before
     splits = [split.clean_probability for split in method.co_divide()]
     np.testing.assert_allclose(issues.clean_probability, splits, rtol=1e-4)
+
+
+def test_networks_that_are_not_finite_have_no_label_issues(pair, noisy):
+    pair.networks[1].linear.weight.data.fill_(float("nan"))
+    with pytest.raises(smr.NonFiniteLoss, match="the loss of a training image is not finite"):
+        issues_by(pair, noisy)
+
+
+def test_label_quality_is_clean_probability_plus_the_share_of_the_label():
+    issues = issues_of(
+        [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
+    )
+    assert issues.order.tolist() == [2, 0, 3, 1] and issues.rank.tolist() == [2, 4, 1, 3]
+    issues = issues_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
+    assert issues.order.tolist() == [1, 0]  # another class fits better
+    np.testing.assert_allclose(issues.quality, [0.5 + 0.3 / 0.35, 0.5 + 0.3 / 0.7])
+
+
+def test_a_label_issue_has_another_predicted_class_and_a_low_mean_clean_probability():
+    p_clean = [[0.9, 0.9, 0.4, 0.5, 0.2, 0], [0.05, 0.2, 0.56, 0.5, 0.4, 0]]
+    issues = issues_of([0] * 6, [1, 1, 1, 1, 1, 0], [0.1] * 6, p_clean)
+    assert issues.is_issue.tolist() == [True, False, True, False, True, False]
+
+
+# --- the log ---
+
+
+def words(issues, clean=None) -> list[str]:
+    return labels.closing_lines(issues, loader_of(issues.labels, clean))
+
+
+def test_the_log_counts_label_issues_and_names_the_most_frequent_confusions():
+    p_clean = [[0, 0, 0.1, 0.2, 0.9, 0.9]] * 2
+    issues = issues_of([0] * 6, [1, 1, 1, 2, 0, 3], [0, 0.1, 0.2, 0.3, 0.9, 0.8], p_clean)
+    first, *_, last = words(issues, np.array([1, 1, 1, 2, 0, 0]))
+    assert first == (
+        "label issues: 4 of 6 training labels (66.7 %), most often class 0 predicted as class 1 "
+        "(3), class 0 predicted as class 2 (1)"
+    )
+    assert last == (
+        "of 4 noisy labels 4 are among them (precision 1.000, recall 1.000); average precision of "
+        "the ranking 1.000"
+    )
+    three = words(issues_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2))[0].split("often ")[1]
+    assert three == ", ".join(f"class 0 predicted as class {label} (1)" for label in (1, 2, 3))
+    one = words(issues_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2), np.array([1, 1]))[-1]
+    assert "of 1 noisy labels 1 are among them (precision 1.000, recall 1.000)" in one
+
+
+def test_without_true_labels_the_log_has_no_precision():
+    said = words(issues_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2))
+    assert said == ["label issues: 0 of 2 training labels (0.0 %)"]
+
+
+def probable(given, predicted, p_predicted=0.9) -> LabelIssues:
+    """Networks that predict these classes with this probability, all others alike."""
+    others, is_label = (1 - p_predicted) / 9, np.equal(given, predicted)
+    p_given, p_clean = np.where(is_label, p_predicted, others), np.where(is_label, 0.9, 0.1)
+    return issues_of(given, predicted, p_given, [p_clean] * 2, p_predicted, others)
+
+
+def test_the_log_asks_for_a_review_and_says_how_many_may_be_correct():
+    given = np.arange(40) % 10
+    predicted = np.where(np.arange(40) < 20, (given + 1) % 10, given)
+    clean = np.where(np.arange(40) < 10, (given + 1) % 10, given)
+    said = "\n".join(words(probable(given, predicted, p_predicted=0.73), clean))
+    assert "label issues: 20 of 40 training labels (50.0 %)" in said
+    # each of the twenty has 0.03 for its label and 0.27 for all but the predicted class
+    assert "an estimated 1 to 5 of these 20 labels are correct" in said
+    assert "precision 0.500, recall 1.000" in said and "not learned enough" not in said
+
+
+def test_networks_that_have_learned_too_little_are_named():
+    given, index = np.arange(200) % 10, np.arange(200)
+
+    def said(given, predicted) -> str:
+        return "\n".join(words(probable(given, predicted)))
+
+    chance = said(given, np.where(index < 182, (given + 1) % 10, given))
+    assert "not learned enough" in chance
+    assert "they agree with 9 % of the labels, and chance gives 10 %" in chance
+    better = np.where(index < 170, (given + 1) % 10, given)
+    assert "not learned enough" not in said(given, better)
+    one = np.where(index % 5 < 3, 4, given)
+    assert "they predict class 4 for 70 % of the images" in said(given, one)
+    mostly = np.where(index % 10 < 7, 4, given)  # as many are labeled so
+    assert "not learned enough" not in said(mostly, mostly)
+
+
+# --- files ---
 
 
 def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noisy):
@@ -91,119 +220,199 @@ def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noi
         "p_clean_net1,p_clean_net2,p_clean,rank,true"
     )
     assert [int(row["index"]) for row in rows] == list(range(50))
-    assert rows[7]["file"] == "image 7.png"
-    assert (rows[7]["given"], rows[7]["given_name"], rows[7]["true"]) == ("8", "class 8", "7")
-    assert int(rows[7]["predicted"]) == issues.predicted[7]
-    assert rows[7]["predicted_name"] == f"class {issues.predicted[7]}"
-    assert float(rows[7]["p_given"]) == pytest.approx(issues.pred_probs[7, 8], rel=1e-5)
-    assert float(rows[7]["p_clean_net2"]) == pytest.approx(issues.clean_probability[1, 7], rel=1e-5)
-    assert float(rows[7]["p_clean"]) == pytest.approx(
-        issues.clean_probability[:, 7].mean(), rel=1e-5
-    )
+    row, predicted, p_clean = rows[7], issues.predicted[7], issues.clean_probability[:, 7]
+    expected = {"file": "image 7.png", "given": "8", "given_name": "class 8", "true": "7"}
+    expected |= {"predicted": str(predicted), "predicted_name": f"class {predicted}"}
+    assert row | expected == row
+    figures = [float(row[name]) for name in ("p_given", "p_clean_net1", "p_clean_net2", "p_clean")]
+    exact = [issues.pred_probs[7, 8], *p_clean, p_clean.mean()]
+    assert figures == pytest.approx(exact, rel=1e-5)
     assert sorted(int(row["rank"]) for row in rows) == list(range(1, 51))
     assert rows[issues.order[0]]["rank"] == "1"
-
-
-def test_labels_csv_leaves_unknown_files_and_truth_empty(pair):
-    loader = loader_of(np.arange(20) % 10, None)
-    row = rows_of(labels.labels_csv(issues_by(pair, loader), loader))[0]
+    unknown = loader_of(np.arange(20) % 10, None)
+    row = rows_of(labels.labels_csv(issues_by(pair, unknown), unknown))[0]
     assert row["file"] == "" and row["true"] == ""
-
-
-def test_rank_one_has_the_lowest_clean_probability_and_share_of_the_label():
-    issues = issues_of(
-        [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
-    )
-    assert issues.order.tolist() == [2, 0, 3, 1]
-
-
-def test_label_quality_is_higher_if_no_other_class_fits_better():
-    issues = issues_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
-    assert issues.order.tolist() == [1, 0]
-    np.testing.assert_allclose(issues.quality, [0.5 + 0.3 / 0.35, 0.5 + 0.3 / 0.7])
-
-
-def test_a_label_issue_has_another_predicted_class_and_a_low_mean_clean_probability():
-    issues = issues_of(
-        [0] * 6,
-        [1, 1, 1, 1, 1, 0],
-        [0.1] * 6,
-        [[0.9, 0.9, 0.4, 0.5, 0.2, 0], [0.05, 0.2, 0.56, 0.5, 0.4, 0]],
-    )
-    assert issues.is_issue.tolist() == [True, False, True, False, True, False]
-
-
-def test_the_log_counts_label_issues_and_names_the_most_frequent_confusions():
-    clean = np.array([1, 1, 1, 2, 0, 0])
-    loader = loader_of([0, 0, 0, 0, 0, 0], clean)
-    issues = issues_of(
-        [0] * 6, [1, 1, 1, 2, 0, 3], [0, 0.1, 0.2, 0.3, 0.9, 0.8], [[0, 0, 0.1, 0.2, 0.9, 0.9]] * 2
-    )
-    words = labels.closing_lines(issues, loader)
-    assert words[0] == (
-        "label issues: 4 of 6 training labels (66.7 %), most often class 0 predicted as class 1 "
-        "(3), class 0 predicted as class 2 (1)"
-    )
-    assert words[-1] == (
-        "of 4 noisy labels 4 are among them (precision 1.000, recall 1.000); average precision of "
-        "the ranking 1.000"
-    )
-
-
-def test_the_precision_of_one_label_issue_with_a_noisy_label_is_one():
-    issues = issues_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2)
-    words = labels.closing_lines(issues, loader_of([0, 1], np.array([1, 1])))
-    assert "of 1 noisy labels 1 are among them (precision 1.000, recall 1.000)" in words[-1]
-
-
-def test_the_log_names_three_confusions():
-    words = labels.closing_lines(
-        issues_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2), loader_of([0] * 4, None)
-    )
-    assert words[0].endswith(
-        "class 0 predicted as class 1 (1), class 0 predicted as class 2 (1), "
-        "class 0 predicted as class 3 (1)"
-    )
-
-
-def test_without_true_labels_the_log_has_no_precision():
-    words = labels.closing_lines(
-        issues_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2), loader_of([0, 1], None)
-    )
-    assert words == ["label issues: 0 of 2 training labels (0.0 %)"]
-
-
-def test_networks_that_are_not_finite_have_no_label_issues(pair, noisy):
-    pair.networks[1].linear.weight.data.fill_(float("nan"))
-    with pytest.raises(smr.NonFiniteLoss, match="the loss of a training image is not finite"):
-        issues_by(pair, noisy)
 
 
 def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the_same(
     pair, noisy, tmp_path
 ):
-    said = []
-    issues = issues_by(pair, noisy)
-    drawn = labels.report(issues, noisy, tmp_path / "missing", said.append)
-    assert said[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
-    assert set(drawn) == {"label_issues/top", "label_issues/noise_transitions"}
+    lines, issues = [], issues_by(pair, noisy)
+    pictures = labels.report(issues, noisy, tmp_path / "missing", lines.append, None, 0)
+    assert lines[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
+    assert set(pictures) == {"label_issues/top", "label_issues/noise_transitions"}
 
 
 def test_the_pictures_show_the_lowest_quality_first_with_label_and_predicted_class(noisy):
     """Another ranking, another picture; each is that of its images, labels and captions."""
     given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
-    issues = issues_of(
-        given, predicted, np.linspace(0.9, 0.01, 50), [np.linspace(0.9, 0.1, 50)] * 2
+    p_clean = [np.linspace(0.9, 0.1, 50)] * 2
+    files, tags = labels.draw(
+        issues_of(given, predicted, np.linspace(0.9, 0.01, 50), p_clean), noisy
     )
-    files, tags = labels.draw(issues, noisy)
     first = np.arange(49, -1, -1)
     captions = [f"image {i}.png" for i in first]
     shown = noisy.thumbnails(first), captions, given[first], predicted[first], NAMES
     np.testing.assert_array_equal(files["label_issues.png"], figures.label_issues(*shown, 8, 128))
-    nine = [each[:9] for each in shown[:4]]
-    np.testing.assert_array_equal(
-        tags["label_issues/top"], figures.label_issues(*nine, NAMES, 3, 224)
-    )
+    top = figures.label_issues(*(each[:9] for each in shown[:4]), NAMES, 3, 224)
+    np.testing.assert_array_equal(tags["label_issues/top"], top)
+
+
+def train_a_little(pair) -> None:
+    """Have the networks predict other classes than before."""
+    for network in pair.networks:
+        network.linear.weight.data.mul_(-1)
+
+
+def test_a_list_that_nobody_edited_is_written_anew(pair, tmp_path):
+    report(pair, tmp_path)
+    before = (tmp_path / "labels.csv").read_bytes()
+    train_a_little(pair)
+    report(pair, tmp_path)
+    assert (tmp_path / "labels.csv").read_bytes() != before
+    assert not (tmp_path / "labels_2.csv").exists()
+
+
+def test_an_edited_list_stays_and_the_new_one_gets_another_name(pair, tmp_path):
+    report(pair, tmp_path)
+    edited = (tmp_path / "labels.csv").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "labels.csv").write_bytes(edited)
+    first = report(pair, tmp_path)
+    assert "labels.csv was edited and stays as it is; the new list is labels_2.csv" in first
+    train_a_little(pair)
+    report(pair, tmp_path)
+    assert (tmp_path / "labels.csv").read_bytes() == edited
+    (tmp_path / "labels_2.csv").write_bytes(b"mine, too")
+    report(pair, tmp_path)
+    assert (tmp_path / "labels_2.csv").read_bytes() == b"mine, too"
+    assert sorted(path.name for path in tmp_path.glob("labels*.csv")) == [
+        *("labels.csv", "labels_2.csv", "labels_3.csv")
+    ]
+
+
+def test_an_edited_list_of_a_run_without_a_record_of_it_stays_too(pair, tmp_path):
+    report(pair, tmp_path)
+    (tmp_path / "labels.json").write_text("{")
+    kept = (tmp_path / "labels.csv").read_bytes()
+    report(pair, tmp_path)
+    assert not (tmp_path / "labels_2.csv").exists()  # it is what would be written
+    (tmp_path / "labels.json").unlink()
+    (tmp_path / "labels.csv").write_bytes(kept + b"0,")
+    report(pair, tmp_path)
+    assert (tmp_path / "labels.csv").read_bytes() == kept + b"0,"
+    assert (tmp_path / "labels_2.csv").read_bytes() == kept
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_person_edited_or_corrected_is_never_deleted(pair, tmp_path, resume):
+    report(pair, tmp_path)
+    flags = Action(resume=resume, overwrite=not resume)
+    run_dir.refuse_to_lose(tmp_path, flags)
+    for name in ("corrections.csv", "corrected_labels.json"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(InputError, match=f"{name} was edited by a person"):
+            run_dir.refuse_to_lose(tmp_path, flags)
+        (tmp_path / name).unlink()
+    (tmp_path / "labels.csv").write_text("mine")
+    with pytest.raises(InputError, match=r"labels\.csv was edited by a person"):
+        run_dir.refuse_to_lose(tmp_path, flags)
+
+
+def test_a_new_run_starts_beside_a_list_of_which_no_run_is_left(pair, tmp_path):
+    report(pair, tmp_path)
+    (tmp_path / "labels.json").unlink()
+    run_dir.refuse_to_lose(tmp_path, Action(resume=None, overwrite=False))
+    run_dir.clear(tmp_path)
+    assert (tmp_path / "labels.csv").exists()
+
+
+def test_resume_without_checkpoints_refuses_to_delete_epochs_that_were_trained(tmp_path):
+    resume = Action(resume=True, overwrite=False)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")  # as of a run killed before its first checkpoint
+    run_dir.refuse_to_lose(tmp_path, resume)
+    for name in ("best.pt", "metrics.jsonl"):
+        (tmp_path / name).write_text("of an epoch")
+        with pytest.raises(InputError, match=r"holds a run without the last\.pt"):
+            run_dir.refuse_to_lose(tmp_path, resume)
+        (tmp_path / name).unlink()
+
+
+def test_pred_probs_are_the_networks_probabilities_in_the_order_of_labels_csv(pair, tmp_path):
+    loader = tiny_loader()
+    report(pair, tmp_path, loader)
+    found = np.load(tmp_path / "pred_probs.npy")
+    assert found.dtype == np.float32 and found.shape == (40, 10)
+    issues = issues_by(pair, loader)
+    np.testing.assert_array_equal(found, issues.pred_probs)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+    rows = (tmp_path / "labels.csv").read_text("utf-8-sig").splitlines()[1:]
+    seen = [int(row.split(",")[4]) for row in rows]
+    assert found.argmax(axis=1).tolist() == seen
+
+
+def test_the_page_shows_the_first_so_many_of_the_ranking(pair, tmp_path):
+    loader = tiny_loader()
+    report(pair, tmp_path, loader, review=3)
+    first = issues_by(pair, loader).order[:3]
+    assert [item["index"] for item in items_of(tmp_path)] == first.tolist()
+    assert [item["label"] for item in items_of(tmp_path)] == loader.noisy_labels[first].tolist()
+    (tmp_path / "labels.html").unlink()
+    report(pair, tmp_path, loader)
+    assert not (tmp_path / "labels.html").exists()
+
+
+def test_duplicates_with_two_labels_come_first_on_the_page_and_all_pairs_are_listed(tmp_path):
+    loader, lines = tiny_loader(), []
+    loader.files = [f"training/{i % 10}/photo {i}.jpg" for i in range(40)]
+    rank, given = np.arange(40) / 40, loader.noisy_labels.numpy()
+    issues = LabelIssues(np.arange(40), given, np.full((40, 10), 0.1), np.stack([rank] * 2))
+    loader.info.duplicates = pairs = [
+        ("training/2/photo 12.jpg", "testing/2/photo 3.jpg", "in training and test"),  # one label
+        ("training/4/photo 34.jpg", "training/5/photo 25.jpg", "in 4 and 5"),
+        ("training/1/photo 31.jpg", "testing/3/photo ä.jpg", "in 1 and 3"),
+    ]
+    labels.report(issues, loader, tmp_path, lines.append, None, review=4)
+    raw = (tmp_path / "duplicates.csv").read_bytes()
+    table = raw.decode("utf-8-sig").splitlines()
+    assert table == ["file,duplicate,problem", *map(",".join, pairs)]
+    shown = [(item["index"], item["rank"], item["duplicate"]) for item in items_of(tmp_path)]
+    (first, other), third = pairs[1][:2], pairs[2][1]
+    assert shown == [(25, 26, first), (31, 32, third), (34, 35, other), (0, 1, "")]
+    assert any("two labels: " in line and "duplicates.csv" in line for line in lines)
+    loader.info.duplicates = []
+    labels.report(issues, loader, tmp_path, lines.append, None, 0)
+    assert not (tmp_path / "duplicates.csv").exists()
+
+
+def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_path):
+    for i in range(40):
+        (tmp_path / f"{i}.png").write_bytes(b"photo %d" % i)
+    loader = tiny_loader()
+    pixels = content_fingerprint(loader, None)
+    assert content_fingerprint(tiny_loader(), "missing") == pixels
+    loader.train_images.padded[3, 4, 4, 0] ^= 1
+    assert content_fingerprint(loader, None) != pixels
+    loader.files = [f"{i}.png" for i in range(40)]
+    found = {content_fingerprint(loader, tmp_path)}
+    assert found == {content_fingerprint(loader, str(tmp_path))}
+    (tmp_path / "7.png").write_bytes(b"PHOTO 7")
+    found.add(content_fingerprint(loader, tmp_path))
+    (tmp_path / "7.png").rename(tmp_path / "seven.png")
+    loader.files[7] = "seven.png"
+    found.add(content_fingerprint(loader, tmp_path))
+    (tmp_path / "seven.png").unlink()  # in memory alone
+    found.add(content_fingerprint(loader, tmp_path))
+    loader.class_names = list("012345678X")
+    found.add(content_fingerprint(loader, tmp_path))
+    assert len(found | {pixels}) == 6
+    for name in ("0.png", "1.png"):  # the photos of the test set count too
+        loader.tests["test"] = (SimpleNamespace(root=tmp_path, files=[name]), np.zeros(1))
+        found.add(content_fingerprint(loader, tmp_path))
+    assert len(found | {pixels}) == 8
+
+
+# --- a run ---
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +423,6 @@ def finished_run(tmp_path_factory):
     done = run_script("train_cifar.py", *arguments, "--output", "out", cwd=root, timeout=300)
     assert done.returncode == 0, done.stderr
     return root / "out" / "digits_0.5_sym_smr_seed123", done.stdout
-
-
-def rows_of(content: bytes) -> list[dict]:
-    return list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
 
 
 def test_a_run_ends_with_labels_csv_and_says_in_words_what_it_found(finished_run):
@@ -252,29 +457,19 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
     events.Reload()
     tags = events.Tags()
     metrics = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
-    curves = {tag for row in metrics for tag in row} - {"epoch", "kind"}
-    memory = {tag for tag in curves if tag.startswith("memory/")}
+    curves = {tag for row in metrics for tag in row if not tag.startswith("memory/")}
     overview = {f"overview/{name}" for name in ("accuracy", "best_accuracy", "auc", "precision")}
-    assert set(tags["scalars"]) == curves - memory | overview
+    assert set(tags["scalars"]) == curves - {"epoch", "kind"} | overview
     assert min(tags["scalars"]) == "overview/accuracy"  # the first chart of the page
     aucs = [[m[f"split/net{k}/auc"] for k in (1, 2)] for m in metrics if "split/net1/auc" in m]
     means = [e.value for e in events.Scalars("overview/auc")]
     assert means == pytest.approx([sum(pair) / 2 for pair in aucs])
-    assert {
-        "split/net2/auc",
-        "train/net1/refined_label_accuracy",
-        "time/images_per_second",
-    } <= curves
-    assert {
-        "test/confusion",
-        "split/net1/mixture",
-        "split/net2/mixture",
-        "label_issues/top",
-        "label_issues/noise_transitions",
-    } == set(tags["images"])
-    assert {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("clean", "noisy")} == set(
-        tags["histograms"]
-    )
+    some = {"split/net2/auc", "train/net1/refined_label_accuracy", "time/images_per_second"}
+    pictures = {"split/net1/mixture", "split/net2/mixture", "test/confusion"}
+    pictures |= {"label_issues/top", "label_issues/noise_transitions"}
+    histograms = {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("clean", "noisy")}
+    assert some <= curves and set(tags["images"]) == pictures
+    assert set(tags["histograms"]) == histograms
     assert [e.step for e in events.Images("test/confusion")] == [0, 2]
     best = [max(m["test/accuracy"] for m in metrics[: epoch + 1]) for epoch in range(3)]
     assert [e.value for e in events.Scalars("test/best_accuracy")] == pytest.approx(best)

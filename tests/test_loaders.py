@@ -263,12 +263,6 @@ def test_info_describes_the_dataset():
     assert loader.batch_size == 4
 
 
-@pytest.mark.parametrize("padding", [0, 2])
-def test_thumbnails_are_the_images_as_they_came(padding):
-    found = gray_loader(padding=padding).thumbnails(np.array([17, 3]))
-    assert np.array_equal(found, gray_images(20)[[17, 3]])
-
-
 def test_loaders_of_a_seed_serve_the_same_and_of_another_seed_not():
     def orders(seed):
         data = ImageData(gray_images(9), np.zeros(9, int), gray_images(1), np.zeros(1, int), ["a"])

@@ -113,15 +113,6 @@ def test_generated_labels_are_those_of_the_seed_and_nothing_is_written(cifar10_f
     assert sorted(cifar10_folder.iterdir()) == before
 
 
-def test_list_of_labels_is_used_as_it_is(cifar10_folder, tmp_path):
-    labels = [9] * 60 + [0] * 40
-    path = tmp_path / "0.5_sym.json"  # the name that DivideMix gives
-    path.write_text(json.dumps(labels))
-    found = loader(cifar10_folder, noise_file=path)
-    assert found.noisy_labels.tolist() == labels
-    assert found.is_clean.sum() == 10
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

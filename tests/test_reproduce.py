@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
+import torch
 from helpers import write_cifar
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -15,6 +17,7 @@ from dataclasses import asdict
 import reproduce
 
 import train_cifar
+from PreResNet import ResNet18
 from smr.config import configure
 from smr.flags import parse
 from smr.logging.metrics_file import read_metrics
@@ -90,6 +93,37 @@ def test_the_same_command_resumes_and_ends_at_once_when_done(tmp_path, capsys):
     assert "complete at epoch 1" in capsys.readouterr().out
 
 
+def test_a_frozen_cell_shares_features_of_all_noises_and_resumes(tmp_path, capsys):
+    torch.save(ResNet18(10, 2).state_dict(), tmp_path / "weights.pt")
+    shared = tmp_path / "features"
+    flags = [
+        *("--network", "preact_resnet18", "--width", "2", "--image_size", "40"),
+        *("--weights", str(tmp_path / "weights.pt"), "--features", str(shared)),
+        *("--data_path", str(write_cifar(tmp_path / "data", "cifar10")), "--device", "cpu"),
+        *("--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")),
+        *("--frozen", "--num_epochs", "2", "--warm_up", "1", "--batch_size", "32"),
+    ]
+    assert reproduce.main(["sym50", *flags]) == 0
+    times = {path.name: path.stat().st_mtime_ns for path in shared.glob("*.npy")}
+    assert times.keys() == {"train_0.npy", "train_1.npy", "train_2.npy", "test.npy"}
+    (shared / "key.json").unlink()  # features from elsewhere: checked and taken over
+    assert reproduce.main(["asym40", *flags, "--seed", "2"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in shared.glob("*.npy")} == times
+    assert reproduce.main(["sym50", *flags]) == 0
+    assert "complete at epoch 2" in capsys.readouterr().out
+    for folder in (tmp_path / "results" / "frozen").glob("cifar10_*"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["label_issues"].keys() == {"ap", "p100", "p_noisy", "f1"}
+        assert any("weights sha256" in note for note in config["data_notes"])
+        assert config["weights"] == "weights.pt" and config["method"] == "smr"
+    (shared / "key.json").unlink()
+    values = np.load(shared / "train_0.npy")
+    np.save(shared / "train_0.npy", values[::-1])
+    with pytest.raises(SystemExit):
+        reproduce.main(["sym20", *flags])
+    assert "train_0.npy has the features of other images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cell", reproduce.CELLS)
 @pytest.mark.parametrize("protocol", ["full", "short", "small"])
 @pytest.mark.parametrize("method", ["smr", "dividemix", "ce"])
@@ -98,11 +132,12 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
 ):
     labels = tmp_path / "CIFAR-10_human.pt"
     labels.touch()
-    file = ["--noise_file", str(labels)] if cell == "worst" else []
+    human = cell in train_cifar.HUMAN_LABELS
+    file = ["--noise_file", str(labels)] if human else []
     config = config_of(cell, *([f"--{protocol}"] if protocol != "full" else []), *file,
                       "--method", method)  # fmt: skip
-    noise = {"noise_mode": "worst", "noise_file": str(labels)}
-    if cell != "worst":
+    noise = {"noise_mode": cell, "noise_file": str(labels)}
+    if not human:
         noise = {"noise_mode": cell[:-2], "r": int(cell[-2:]) / 100}
     noise |= {"method": method, "device": "cpu"}
     flags = [word for k, v in noise.items() for word in (f"--{k}", str(v))]

@@ -11,7 +11,7 @@ from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.errors import InputError
 from smr.label_issues import report
-from smr.label_issues.corrections import read_corrections, read_run
+from smr.label_issues.corrections import ClassNames, read_corrections, read_run
 from smr.label_issues.scores import LabelIssues
 from smr.label_issues.spreadsheet import may_be
 
@@ -47,18 +47,15 @@ def rewritten(run, forms: dict[str, str], changes: dict[int, tuple[int, str]], *
         rows[index][column] = text
     text = io.StringIO()
     csv.writer(text, delimiter=form.get("delimiter", ",")).writerows([header, *rows])
-    (run.folder / "edited.csv").write_bytes(
-        text.getvalue().encode(form.get("encoding", "utf-8-sig"))
-    )
+    raw = text.getvalue().encode(form.get("encoding", "utf-8-sig"))
+    (run.folder / "edited.csv").write_bytes(raw)
     return read_corrections(run.folder / "edited.csv", run)[0]
 
 
 @pytest.mark.parametrize(
     ("forms", "form"),
     [
-        ({}, {}),
-        (ENGLISH, {}),
-        (GERMAN, {"delimiter": ";"}),
+        *(({}, {}), (ENGLISH, {}), (GERMAN, {"delimiter": ";"})),
         (ENGLISH, {"delimiter": "\t", "encoding": "utf-16"}),
     ],
 )
@@ -115,35 +112,30 @@ def test_the_pages_corrections_are_read_by_number_where_excel_rewrote_names(run)
         )
 
 
-@pytest.mark.parametrize(
-    ("name", "cell"),
-    [
-        *(("5.10", "5.1"), ("00000", "0"), ("1e3", "1.00E+03"), ("1,000", "1000"), ("7", "7.0")),
-        *(
-            ("123456789012", "1.23457E+11"),
-            ("1-2", "02-Jan"),
-            ("3/4", "03/04/26"),
-            ("1/2", "2026-01-02"),
-        ),
-        *(
-            ("MARCH1", "01. Mrz"),
-            ("Jan 2020", "Jan-20"),
-            ("10:30", "10:30:00"),
-            ("5.10", "05. Okt"),
-        ),
-        *(("None", ""), ("true", "WAHR"), ("-x", "#NAME?"), ("Cat ", "cat")),
-    ],
-)
-def test_what_spreadsheets_make_of_names(name, cell):
-    assert may_be(name, cell)
+SAME = [
+    *(("5.10", "5.1"), ("00000", "0"), ("1e3", "1.00E+03"), ("1,000", "1000"), ("7", "7.0")),
+    *(
+        ("123456789012", "1.23457E+11"),
+        ("1-2", "02-Jan"),
+        ("1/2", "2026-01-02"),
+        ("3/4", "03/04/26"),
+        ("Cat ", "cat"),
+    ),
+    *(("MARCH1", "01. Mrz"), ("Jan 2020", "Jan-20"), ("10:30", "10:30:00"), ("5.10", "05. Okt")),
+    *(("None", ""), ("true", "WAHR"), ("-x", "#NAME?")),
+]
+OTHERS = [
+    *(("5.1", "5.2"), ("1-2", "2-1"), ("1-2", "03-Jan"), ("100001", "100002"), ("cat", "")),
+    *(("cat", "dog"), ("car 2", "cat 2"), ("1-2", "1-2-3-4-5-6-7"), ("cat", "#NAME?")),
+    *(("5.1", "frog 5"), ("2001", "2101"), ("1-2", ""), ("12", "12-12-2012"), ("true", "FALSCH")),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "cell"),
-    [
-        *(("5.1", "5.2"), ("1-2", "2-1"), ("1-2", "03-Jan"), ("100001", "100002"), ("cat", "")),
-        *(("cat", "dog"), ("car 2", "cat 2"), ("1-2", "1-2-3-4-5-6-7"), ("cat", "#NAME?")),
-    ],
-)
-def test_another_name_is_another(name, cell):
-    assert not may_be(name, cell)
+def test_what_spreadsheets_make_of_names():
+    assert [pair for pair in SAME if not may_be(*pair)] == []
+    assert [pair for pair in OTHERS if may_be(*pair)] == []
+
+
+def test_an_edit_from_true_to_false_is_one_where_a_spreadsheet_translated_both():
+    names = ClassNames(["true", "false"], [(0, "WAHR"), (0, "WAHR"), (0, "FALSCH"), (1, "FALSCH")])
+    assert [names.label_of(cell, 0) for cell in ("WAHR", "FALSCH")] == [0, 1]

@@ -46,11 +46,6 @@ def normalizer(
     return normalize
 
 
-def flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Images uint8 [b, h, w, 3], mirrored where `flipped` [b] is 1."""
-    return torch.where(flipped.bool()[:, None, None, None], images.flip(2), images)
-
-
 @cache
 def rand_augment(level: int):
     """torchvision's RandAugment of this strength, 0 to LEVELS - 1."""

@@ -6,6 +6,7 @@ import io
 import pickle
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,19 +52,10 @@ def from_buffer(raw: bytes, kind: PlainType, shape: tuple[int, ...], order: str)
     return np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
 
 
-# NumPy has moved its functions, so that a file may use either name.
-ALLOWED = {
-    "numpy.ndarray": PlainArray,
-    "numpy.dtype": PlainType,
-    "_codecs.encode": _codecs.encode,
-} | {
-    f"numpy.{core}.{name}": function
-    for core in ("core", "_core")
-    for name, function in (
-        ("multiarray._reconstruct", PlainArray),
-        ("numeric._frombuffer", from_buffer),
-    )
-}
+ALLOWED = {"numpy.ndarray": PlainArray, "numpy.dtype": PlainType, "_codecs.encode": _codecs.encode}
+for core in ("core", "_core"):  # NumPy has moved its functions: a file may use either name
+    ALLOWED[f"numpy.{core}.multiarray._reconstruct"] = PlainArray
+    ALLOWED[f"numpy.{core}.numeric._frombuffer"] = from_buffer
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -88,12 +80,10 @@ def unpickle(raw: bytes):
 def read_npy(path: Path):
     """The array of a .npy file, or its dict, as in CIFAR-N. Raises OSError, Refused, ValueError."""
     with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        shape, _, dtype = (
-            np.lib.format.read_array_header_1_0(file)
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0(file)
-        )
+        # The header of every version is read by one of two functions.
+        first = np.lib.format.read_magic(file) == (1, 0)
+        header = "read_array_header_1_0" if first else "read_array_header_2_0"
+        shape, _, dtype = getattr(np.lib.format, header)(file)
         if not dtype.hasobject:
             return np.load(path, allow_pickle=False)
         content = unpickle(file.read())
@@ -107,39 +97,37 @@ def load_archive(path: str | Path):
 
     Raises OSError, and Refused with what is wrong.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise Refused("there is no such file")
-    allowed = [(function, name) for name, function in ALLOWED.items()]
+    is_zip = zipfile.is_zipfile(path)
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch itself compares no checksum
             if damaged:
                 raise Refused(f"it is damaged: {damaged} has another checksum")
+        allowed = [(function, name) for name, function in ALLOWED.items()]
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, Refused):
         raise
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or "global" in str(error).lower():
-            raise Refused("it holds more than numbers and text, and none of it was run") from error
-        raise Refused("it is damaged, cut off, or not of torch.save's form") from error
     except Exception as error:  # zipfile and torch raise many types on a damaged file
+        is_pickle = isinstance(error, pickle.UnpicklingError)
+        if is_pickle and (is_zip or "global" in str(error).lower()):
+            raise Refused("it holds more than numbers and text, and none of it was run") from error
         raise Refused("it is damaged, cut off, or not of torch.save's form") from error
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The official files of a data set, and what their labels and class names are called."""
+    """The official files of a dataset; `prefix` is that of its labels' and classes' keys."""
 
     num_class: int
     folder: str
     train_files: tuple[str, ...]
     test_file: str
-    label_key: str
     names_file: str
-    names_key: str
+    prefix: str
 
 
 ARCHIVES = {
@@ -148,18 +136,16 @@ ARCHIVES = {
         folder="cifar-10-batches-py",
         train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
         test_file="test_batch",
-        label_key="labels",
         names_file="batches.meta",
-        names_key="label_names",
+        prefix="",
     ),
     "cifar100": Archive(
         num_class=100,
         folder="cifar-100-python",
         train_files=("train",),
         test_file="test",
-        label_key="fine_labels",
         names_file="meta",
-        names_key="fine_label_names",
+        prefix="fine_",
     ),
 }
 
@@ -177,10 +163,10 @@ def read_pickle(path: Path) -> dict:
         return {as_text(key): value for key, value in content.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except Refused as error:
-        raise InputError(f"{path}: not a CIFAR file: {error}; {repair}") from error
-    except (AttributeError, UnicodeDecodeError) as error:  # no dict, or keys that are no text
-        raise InputError(f"{path}: not a CIFAR file; {repair}") from error
+    except (Refused, AttributeError, UnicodeDecodeError) as error:
+        # The latter: no dict, or keys that are no text.
+        reason = f": {error}" if isinstance(error, Refused) else ""
+        raise InputError(f"{path}: not a CIFAR file{reason}; {repair}") from error
 
 
 def as_text(string: bytes | str) -> str:
@@ -189,35 +175,33 @@ def as_text(string: bytes | str) -> str:
 
 
 def find_data(root: str | Path, dataset: str) -> Path:
-    """The folder that holds the data set: `root` or its official sub-folder. Raises InputError."""
-    archive = ARCHIVES[dataset]
-    for folder in (Path(root), Path(root) / archive.folder):
+    """The folder that holds the dataset: `root` or its official sub-folder. Raises InputError."""
+    archive, root = ARCHIVES[dataset], Path(root)
+    for folder in (root, root / archive.folder):
         if (folder / archive.train_files[0]).is_file():
             return folder
-    own_photos = f"; {OWN_PHOTOS}" if subfolders(Path(root)) else ""
+    own_photos = f"; {OWN_PHOTOS}" if subfolders(root) else ""
     raise InputError(
         f"{dataset} not found: looked for {archive.train_files[0]} in {root} and in "
-        f"{Path(root) / archive.folder}; get the Python version from the CIFAR page of the "
-        "University of Toronto, or let --download fetch it; --dataset digits needs no data"
-        f"{own_photos}"
+        f"{root / archive.folder}; get the Python version from the CIFAR page of the University of "
+        f"Toronto, or let --download fetch it; --dataset digits needs no data{own_photos}"
     )
 
 
 def download(root: str | Path, dataset: str) -> None:
     """Fetch and unpack the official archive through torchvision, its checksum verified.
 
-    Does nothing for digits, or where the data set is there. Raises InputError.
+    Does nothing for digits, or where the dataset is there. Raises InputError.
     """
     from torchvision import datasets  # takes a second to import, and only a download needs it
 
     if dataset not in ARCHIVES:
         return
     root = Path(root)
-    try:
+    with suppress(InputError):
         find_data(root, dataset)
         return
-    except InputError:
-        parent = root.parent if root.name == ARCHIVES[dataset].folder else root
+    parent = root.parent if root.name == ARCHIVES[dataset].folder else root
     source = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
     try:
         source(str(parent), download=True)
@@ -227,27 +211,25 @@ def download(root: str | Path, dataset: str) -> None:
         ) from error
 
 
-def _read_split(
+def read_part(
     folder: Path, files: Sequence[str], part: str, archive: Archive
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, 32, 32, 3] and labels int64 [n] of these files. Raises InputError."""
     images, labels = [], []
     for number, name in enumerate(files, start=1):
         path, content = folder / name, read_pickle(folder / name)
         expected = f"{part} batch {number} of {len(files)}"
         if content.get("batch_label", expected) not in (expected, expected.encode()):
             raise InputError(f"{path}: another file stands under this name: it is no '{expected}'")
-        rows = content.get("data")
+        rows, key = content.get("data"), f"{archive.prefix}labels"
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (3072,):
             raise InputError(f"{path}: 'data' is not rows of 3072 bytes (uint8)")
         if not len(rows):
             raise InputError(f"{path}: holds no image")
-        what = f"{path}: {archive.label_key}"
-        labels.append(
-            checked_labels(content.get(archive.label_key), len(rows), archive.num_class, what)
-        )
-        images.append(rows)
-    rows = np.concatenate(images)
-    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.concatenate(labels)
+        about = f"{path}: {key}"
+        labels.append(checked_labels(content.get(key), len(rows), archive.num_class, about))
+        images.append(rows.reshape(-1, 3, 32, 32))
+    return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)
 
 
 def checked_labels(labels, count: int, classes: int, what: str) -> np.ndarray:
@@ -257,45 +239,38 @@ def checked_labels(labels, count: int, classes: int, what: str) -> np.ndarray:
     if len(labels) != count:
         raise InputError(f"{what}: {len(labels)} labels for {count} images")
     if labels and not 0 <= min(labels) <= max(labels) < classes:
-        raise InputError(
-            f"{what}: labels from {min(labels)} to {max(labels)}, expected 0 to {classes - 1}"
-        )
+        span = f"labels from {min(labels)} to {max(labels)}"
+        raise InputError(f"{what}: {span}, expected 0 to {classes - 1}")
     return np.asarray(labels, dtype=np.int64)
 
 
 def read_cifar(root: str | Path, dataset: str) -> ImageData:
     """CIFAR-10 or CIFAR-100 from the official Python layout, as many images as the files hold."""
-    archive = ARCHIVES[dataset]
-    folder = find_data(root, dataset)
-    train_images, train_labels = _read_split(folder, archive.train_files, "training", archive)
-    test_images, test_labels = _read_split(folder, [archive.test_file], "testing", archive)
+    archive, folder = ARCHIVES[dataset], find_data(root, dataset)
+    train_images, train_labels = read_part(folder, archive.train_files, "training", archive)
+    test_images, test_labels = read_part(folder, [archive.test_file], "testing", archive)
     names = read_names(folder / archive.names_file, archive)
     return ImageData(train_images, train_labels, test_images, test_labels, names)
 
 
 def read_names(path: Path, archive: Archive) -> list[str]:
-    """The classes' names from the data set's own file; without one, their numbers."""
+    """The classes' names from the dataset's own file; without one, their numbers."""
     if not path.is_file():
         return [str(label) for label in range(archive.num_class)]
-    try:
-        names = [as_text(name) for name in read_pickle(path)[archive.names_key]]
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        names = []
-    if len(names) != archive.num_class:
-        raise InputError(
-            f"{path}: '{archive.names_key}' is not {archive.num_class} names; delete it"
-        )
-    return names
+    key = f"{archive.prefix}label_names"
+    names = read_pickle(path).get(key)
+    if not isinstance(names, list) or len(names) != archive.num_class:
+        raise InputError(f"{path}: '{key}' is not {archive.num_class} names; delete it")
+    return [as_text(name) for name in names]
 
 
 def read_digits() -> ImageData:
     """The 1,797 scans that scikit-learn ships: 8x8, three equal channels, a fixed split."""
     digits = load_digits()
     gray = (digits.images * (255 / 16)).round().astype(np.uint8)
-    images = np.repeat(gray[..., None], 3, axis=3)
+    images, labels = np.repeat(gray[..., None], 3, axis=3), digits.target.astype(np.int64)
     train, test = train_test_split(
-        np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0
+        np.arange(len(images)), test_size=360, stratify=labels, random_state=0
     )
-    labels = digits.target.astype(np.int64)
     names = [str(label) for label in range(10)]
     return ImageData(images[train], labels[train], images[test], labels[test], names)

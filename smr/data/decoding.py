@@ -42,6 +42,8 @@ ORIENTATION, PHOTOMETRIC, MAX_SAMPLE_VALUE = 0x0112, 262, 281  # EXIF's and TIFF
 DEPTHS = (8, 10, 12, 14, 16)
 # An image is nearly of one color if no channel varies by so many levels.
 ONE_COLOR = 16
+# Bytes 4 to 11 of a HEIC file.
+HEIC = (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf")
 # Files that a thread decodes at a time.
 PORTION = 100
 
@@ -189,18 +191,17 @@ def decode(path: Path, size: int) -> np.ndarray:
 def reason_of(error: Exception, path: str | Path | None = None) -> str:
     """Why a file is no image, in a few words."""
     if isinstance(error, Image.DecompressionBombError):
-        pixels = re.search("[0-9]+", str(error))
-        size = f"{int(pixels[0]) / 1e6:.0f} megapixels" if pixels else "too large"
-        return f"{size}, more than {2e-6 * Image.MAX_IMAGE_PIXELS:.0f}; scale it down"
-    if path is not None and isinstance(error, PIL.UnidentifiedImageError):
-        with open(path, "rb") as file:
-            start = file.read(12)
-        if not start:
-            return "an empty file"
-        if start[4:11] in (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf"):
-            return "a HEIC photo; pip install pillow-heif"
+        megapixels = int(re.search("[0-9]+", str(error))[0]) / 1e6
+        most = 2e-6 * Image.MAX_IMAGE_PIXELS
+        return f"{megapixels:.0f} megapixels, more than {most:.0f}; scale it down"
     if isinstance(error, PIL.UnidentifiedImageError):
-        return "no image"
+        start = b"\0"
+        if path is not None:
+            with open(path, "rb") as file:
+                start = file.read(12)
+        is_heic = start[4:11] in HEIC
+        hint = "a HEIC photo; pip install pillow-heif" if is_heic else "no image"
+        return hint if start else "an empty file"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 

@@ -5,7 +5,7 @@ next of the loader's generator: neither the number of threads nor a resume chang
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smr import distributed
-from smr.data.augment import Views, flip
+from smr.data.augment import Views
 from smr.data.decoding import check_images as open_images
 from smr.data.decoding import is_one_color, raise_if_exhausted, reason_of, upright
 from smr.data.image_folder import Listing, class_notes, refuse_broken
@@ -60,11 +60,10 @@ class ImageFiles:
 
 @dataclass
 class Decoded:
-    """A decoded batch: the positions of its photos int64 [m], uint8 [m, views] whether each view is
-    mirrored, its pixels uint8 [m, views, crop, crop, 3]; by path, reasons and notes."""
+    """A decoded batch: the positions of its photos int64 [m], their views uint8 [m, views, crop,
+    crop, 3]; by path, why a photo is missing, and notes."""
 
     rows: Tensor
-    flipped: Tensor
     pixels: Tensor
     broken: dict[str, str]
     notes: dict[str, str]
@@ -95,10 +94,8 @@ def scaled_to(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_numbers(seed: int, position: int, view: int, count: int = 3) -> np.ndarray:
-    """float64 [count] in [0, 1): how far down and right a view lies, whether it is mirrored.
-
-    More than three are the attempts of `resized_window`.
-    """
+    """float64 [count] in [0, 1): how far down and right a view lies, whether it is mirrored; more
+    are the attempts of `resized_window`."""
     return np.random.default_rng((seed, position, view)).random(count)
 
 
@@ -124,26 +121,21 @@ def resized_window(
     return (height - high) // 2, (width - wide) // 2, high, wide
 
 
-def window_of(
-    photo: Tensor, frame: Frame, numbers: Callable[[int], np.ndarray] | None
-) -> tuple[Tensor, bool]:
-    """A view uint8 [crop, crop, 3], not yet mirrored, and whether it is to be.
-
-    Args: numbers returns so many random numbers; None for the window in the middle.
-    """
-    side, (high, wide), mirror = frame.crop, photo.shape[:2], 1.0
+def view_of(photo: Tensor, frame: Frame, numbers: np.ndarray | None) -> Tensor:
+    """A view uint8 [crop, crop, 3] by these random numbers; None for the middle of the photo."""
+    side, (high, wide) = frame.crop, photo.shape[:2]
     free = np.array([high, wide]) - side
-    top, left = np.round(free / 2).astype(int)
-    if numbers:
-        *places, mirror = numbers(3)
-        top, left = (places * (free + 1)).astype(int)
-    if numbers and frame.random_resized:
-        attempts = numbers(23)[3:].reshape(10, 2)
-        top, left, height, width = resized_window(high, wide, places, attempts)
-        window = scaled_to(photo[top : top + height, left : left + width], side, side)
+    if numbers is None:
+        top, left = np.round(free / 2).astype(int)
+        return photo[top : top + side, left : left + side]
+    if frame.random_resized:
+        attempts = numbers[3:].reshape(10, 2)
+        top, left, height, width = resized_window(high, wide, numbers[:2], attempts)
+        view = scaled_to(photo[top : top + height, left : left + width], side, side)
     else:
-        window = photo[top : top + side, left : left + side]
-    return window, bool(mirror < 0.5)
+        top, left = (numbers[:2] * (free + 1)).astype(int)
+        view = photo[top : top + side, left : left + side]
+    return view.flip(1) if numbers[2] < 0.5 else view
 
 
 def decode_batch(
@@ -161,8 +153,7 @@ def decode_batch(
     which a GPU copies in the background.
     """
     frame, count = images.frame, len(index) - spare
-    flipped = torch.zeros((count, max(1, views)), dtype=torch.uint8)
-    pixels = torch.empty((*flipped.shape, frame.crop, frame.crop, 3), dtype=torch.uint8)
+    pixels = torch.empty((count, max(1, views), frame.crop, frame.crop, 3), dtype=torch.uint8)
     rows, broken, notes = [], {}, {}
     for number, position in enumerate(index.tolist()):
         if number >= count and rows:
@@ -176,11 +167,12 @@ def decode_batch(
             continue
         if is_one_color(photo.numpy()):
             notes[path] = "is nearly of one color"
-        for view in range(flipped.shape[1]):
-            numbers = partial(random_numbers, seed, position, view) if views else None
-            pixels[len(rows), view], flipped[len(rows), view] = window_of(photo, frame, numbers)
+        for view in range(pixels.shape[1]):
+            needed = 23 if frame.random_resized else 3
+            numbers = random_numbers(seed, position, view, needed) if views else None
+            pixels[len(rows), view] = view_of(photo, frame, numbers)
         rows.append(position)
-    tensors = torch.tensor(rows, dtype=torch.int64), flipped[: len(rows)], pixels[: len(rows)]
+    tensors = torch.tensor(rows, dtype=torch.int64), pixels[: len(rows)]
     if pin:
         tensors = [tensor.pin_memory() for tensor in tensors]
     return Decoded(*tensors, broken, notes)
@@ -245,9 +237,8 @@ class ImageFileLoader(Loader):
         )
         self.workers = max(1, distributed.rank_workers(num_workers))
         self.on_gpu = self.device.type == "cuda"
-        set_device = {"initializer": torch.cuda.set_device, "initargs": (self.device,)}
-        options = set_device if self.on_gpu else {}
-        self.threads = ThreadPoolExecutor(self.workers, "decode", **options)
+        set_device = partial(torch.cuda.set_device, self.device) if self.on_gpu else None
+        self.threads = ThreadPoolExecutor(self.workers, "decode", initializer=set_device)
         self.skip_broken = skip_broken
         self.named: set[str] = set()
 
@@ -256,9 +247,8 @@ class ImageFileLoader(Loader):
         side = self.train_images.frame.crop
         shown = np.zeros((len(index), side, side, 3), dtype=np.uint8)
         for number, position in enumerate(index):
-            batch = decode_batch(self.train_images, np.array([position]))
-            if len(batch.rows):
-                shown[number] = batch.pixels[0, 0].numpy()
+            pixels = decode_batch(self.train_images, np.array([position])).pixels
+            shown[number] = pixels[0, 0] if len(pixels) else 0
         return shown
 
     def new_seed(self, generator: torch.Generator | None = None) -> int:
@@ -284,12 +274,11 @@ class ImageFileLoader(Loader):
         for batch in self.decode_ahead(self.requests(batches, order, seed)):
             self.name_photos(batch)
             if len(batch.rows):
-                rows, flipped, pixels = (
+                rows, pixels = (
                     tensor.to(self.device, non_blocking=True)
-                    for tensor in (batch.rows, batch.flipped, batch.pixels)
+                    for tensor in (batch.rows, batch.pixels)
                 )
-                views = zip(pixels.unbind(1), flipped.unbind(1), strict=True)
-                yield rows, [flip(*view) for view in views]
+                yield rows, list(pixels.unbind(1))
 
     def requests(self, batches: Batches, order: np.ndarray, seed: int) -> Iterator[tuple]:
         """The arguments of `decode_batch`; of several ranks each decodes its part."""

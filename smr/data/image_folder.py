@@ -52,23 +52,32 @@ def sorted_listing(rows: list[tuple[int, tuple, str]], broken: dict[str, str]) -
     return Listing([name for *_, name in rows], labels, broken)
 
 
-def read_lines(path: Path, about: str) -> list[str]:
-    """The lines of a dataset's own list. Raises InputError, with `about`: where to get it."""
+def read_text(path: Path, about: str) -> str:
+    """The text of a file in UTF-8 or, with a byte order mark, UTF-16.
+
+    Raises InputError, with `about`: what to do.
+    """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        raw = path.read_bytes()
+        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; {about}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; {about}") from error
+
+
+def read_lines(path: Path, about: str) -> list[str]:
+    """The lines of a dataset's own list that are not empty, stripped. Raises InputError."""
+    return [line.strip() for line in read_text(path, about).splitlines() if line.strip()]
 
 
 def names_and_labels(path: Path, about: str) -> list[tuple[str, int]]:
-    """(name, label) of the lines `name label` of a list. Raises InputError; about: `read_lines`."""
+    """(name, label) of the lines `name label` of a list. Raises InputError; about: `read_text`."""
     rows = []
     for number, line in enumerate(read_lines(path, about), start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.strip().rpartition(" ")
+        name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal():
             raise InputError(f"{path}: line {number} is '{line[:80]}', expected a path and a label")
         rows.append((name, int(label)))
@@ -123,12 +132,10 @@ def subfolders(folder: Path) -> list[str]:
 
 def holds_files(folder: Path) -> bool:
     """Whether there is anything but folders and junk in a folder or in those inside."""
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        if not all(is_ignored(name) for name in (*files, *links)):
-            return True
-        folders[:] = [name for name in folders if not is_ignored(name)]
-    return False
+    inside = entries(folder)
+    return any(not entry.is_dir(follow_symlinks=False) for entry in inside) or any(
+        holds_files(Path(entry.path)) for entry in inside if entry.is_dir()
+    )
 
 
 def is_photo(name: str) -> bool:
@@ -152,15 +159,13 @@ def list_class_folders(
             broken[printable(name)] = "in no class folder"
             continue
         label = by_spelling.get(same_name(entry.name))
-        if label is None:
-            ours = name in dropped_folders(root)
-            if ours or not holds_files(Path(entry.path)):
-                continue
+        if label is not None:
+            for file in files_inside(Path(entry.path), broken, name):
+                rows.append((label, natural_order(file.removeprefix(f"{name}/")), file))
+        elif name not in dropped_folders(root) and holds_files(Path(entry.path)):
             raise InputError(
                 f"{entry.path}: no class has this name, only {first_ten(list(labels))}; {otherwise}"
             )
-        for file in files_inside(Path(entry.path), broken, name):
-            rows.append((label, natural_order(file.removeprefix(f"{name}/")), file))
     return sorted_listing(rows, broken)
 
 
@@ -208,8 +213,8 @@ def validation_split(labels: np.ndarray, fraction: float, seed: int) -> np.ndarr
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = draw.permutation(np.flatnonzero(labels == label))
-        count = max(1, round(fraction * len(members))) if len(members) > 1 else 0
-        chosen[members[: min(count, len(members) - 1)]] = True
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen[members[:count]] = True
     if not chosen.any():
         raise InputError("no class has two images: none can be held out; make a folder testing/")
     return chosen
@@ -218,15 +223,14 @@ def validation_split(labels: np.ndarray, fraction: float, seed: int) -> np.ndarr
 def refuse_broken(root: Path, *parts: Listing, skip_broken: bool) -> list[str]:
     """A note on the files that are excluded. Raises InputError unless skip_broken."""
     broken = [f"{name} ({why})" for part in parts for name, why in part.broken.items()]
-    if not broken:
-        return []
     count = f"{len(broken)} of {len(broken) + sum(len(part.files) for part in parts)} files"
-    if not skip_broken:
+    if broken and not skip_broken:
         raise InputError(
             f"{root}: {count} cannot be read as images: {first_ten(broken)}; repair or remove "
             "them, or exclude them with --skip_broken"
         )
-    return [f"left out {count}, which cannot be read as images: {first_ten(broken)}"]
+    about = f"left out {count}, which cannot be read as images: {first_ten(broken)}"
+    return [about] if broken else []
 
 
 def class_notes(root: Path, train: Listing, test: Listing, classes: Sequence[str]) -> list[str]:

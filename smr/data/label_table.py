@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
-
-from smr.data.image_folder import Listing, files_inside, first_ten, is_photo, natural_order
+from smr.data.image_folder import (
+    Listing,
+    files_inside,
+    first_ten,
+    is_photo,
+    natural_order,
+    read_text,
+    sorted_listing,
+)
 from smr.errors import InputError
 
 # Names of columns in lower case, the first that is there: ours, Label Studio's, FiftyOne's, others.
@@ -27,29 +33,23 @@ LABEL_COLUMNS = (
 UPLOAD_PREFIX = re.compile("^[0-9a-f]{8}-")
 
 
-def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str]]:
-    """The images in `root` that a CSV file labels, in ascending order of label, and the classes.
+def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str], list[str]]:
+    """The images in `root` that a CSV file labels, by ascending label; the classes; notes.
 
     Labels are names, or numbers in ascending order. A file is named by its path, by the end of
     its path, or by its name with or without suffix. Raises InputError.
     """
-    path, root = Path(path), Path(root)
-    rows = read_rows(path)
-    names = sorted({label for _, label in rows}, key=natural_order)
-    if len(names) < 2:
-        raise InputError(f"{path}: labels of {len(names)} classes; expected at least 2")
-    broken: dict[str, str] = {}
+    rows, broken = read_rows(path), {}
+    classes = sorted({label for _, label in rows}, key=natural_order)
+    if len(classes) < 2:
+        raise InputError(f"{path}: labels of {len(classes)} classes; expected at least 2")
     files = list(files_inside(root, broken, ""))
-    places = places_of(files)
-    labels: dict[str, str] = {}
-    missing: list[str] = []
+    places, labels, missing = places_of(files), {}, []
     for name, label in rows:
         candidates = find_file(name, places)
         if len(candidates) > 1:
-            raise InputError(
-                f"{path}: '{name}' names {len(candidates)} files: {first_ten(candidates)}; give "
-                "their paths"
-            )
+            several = f"{len(candidates)} files: {first_ten(candidates)}"
+            raise InputError(f"{path}: '{name}' names {several}; give their paths")
         if not candidates:
             missing.append(name)
         elif labels.setdefault(candidates[0], label) != label:
@@ -61,30 +61,25 @@ def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str]]:
         )
     broken = {name: why for name, why in broken.items() if is_photo(name)}
     broken |= dict.fromkeys(missing, f"listed in {path.name}, but not there")
-    extra = sorted(name for name in files if is_photo(name) and name not in labels)
-    notes = [f"labels of {len(labels)} images from {path.name}, {len(names)} classes"]
-    if extra:
+    notes = [f"labels of {len(labels)} images from {path.name}, {len(classes)} classes"]
+    if extra := sorted(name for name in files if is_photo(name) and name not in labels):
         notes.append(f"{len(extra)} images without a label in {path.name}: {first_ten(extra)}")
-    numbers = {name: number for number, name in enumerate(names)}
-    ordered = sorted(labels, key=lambda file: (numbers[labels[file]], natural_order(file)))
-    values = np.array([numbers[labels[file]] for file in ordered], dtype=np.int64)
-    return Listing(ordered, values, broken, notes), names
+    numbers = {name: number for number, name in enumerate(classes)}
+    labeled = [(numbers[label], natural_order(file), file) for file, label in labels.items()]
+    return sorted_listing(labeled, broken), classes, notes
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """A table's columns, and line number and cells of each row. Raises InputError.
 
-    Separated by commas, semicolons or tabs; UTF-8 with or without a byte order mark, or UTF-16.
+    Separated by commas, semicolons or tabs.
     """
+    text = read_text(path, "save it as 'CSV UTF-8'")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
     try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
         rows = [(reader.line_num, row) for row in reader if any(row.values())]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"{path}: no table ({error}); save it as 'CSV UTF-8'") from error
     return list(reader.fieldnames or ()), rows
 
@@ -93,25 +88,23 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
     """(file, label) of each row that has a label. Raises InputError."""
     columns, table = read_table(path)
     file, label = find_columns(path, columns)
-    rows = [(row[file], row[label].strip()) for _, row in table]
+    rows = [(row[file].strip(), row[label].strip()) for _, row in table]
     if several := next((value for _, value in rows if value.startswith(("{", "["))), None):
         raise InputError(f"{path}: several labels of an image: {several[:80]}")
-    return [(name.strip(), value) for name, value in rows if name.strip() and value]
+    return [(name, value) for name, value in rows if name and value]
 
 
 def find_columns(path: Path, names: Sequence[str]) -> tuple[str, str]:
     """The columns of files and of labels. Raises InputError."""
     columns = {name.strip().lower(): name for name in names if name}
+    fields = [name for name in columns if name.endswith(".label")]  # FiftyOne's
     file, label = (
-        next((columns[name] for name in names if name in columns), None)
-        for names in (FILE_COLUMNS, LABEL_COLUMNS)
+        next((columns[name] for name in usual if name in columns), None)
+        for usual in (FILE_COLUMNS, (*LABEL_COLUMNS, *fields))
     )
-    label = label or next((columns[name] for name in columns if name.endswith(".label")), None)
     if not file or not label:
-        raise InputError(
-            f"{path}: columns {first_ten(list(columns))}; expected 'file' and 'label' in its first "
-            "line"
-        )
+        expected = "expected 'file' and 'label' in its first line"
+        raise InputError(f"{path}: columns {first_ten(list(columns))}; {expected}")
     return file, label
 
 
@@ -131,10 +124,9 @@ def find_file(name: str, places: dict[str, list[str]]) -> list[str]:
     """The files that a cell may mean: those of the longest end of its path that is known."""
     name = unquote(name.split("?d=")[-1]).replace("\\", "/")
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    ends = ["/".join(parts[start:]) for start in range(len(parts))]
-    for end in ends:
+    for start in range(len(parts)):
+        end = "/".join(parts[start:])
         if end in places:
-            whole = [file for file in places[end] if file == end]
-            return whole or places[end]
+            return [end] if end in places[end] else places[end]
     uploaded = UPLOAD_PREFIX.sub("", parts[-1]) if parts else ""
     return places.get(uploaded, [])

@@ -132,11 +132,11 @@ class MemoryLoader(Loader):
         Crop and flip are drawn for all of `index`, so that the ranks' generators stay equal.
         """
         draw = {"generator": self.generator, "device": self.device}
-        offsets = torch.randint(2 * self.views.padding + 1, (2, len(index)), **draw)[:, own]
+        down, right = torch.randint(2 * self.views.padding + 1, (2, len(index)), **draw)
         flipped = torch.zeros_like(index)
         if self.views.flip:
             flipped = torch.randint(2, (len(index),), **draw)
-        return self.train_images.cropped(index[own], *offsets, flipped[own])
+        return self.train_images.cropped(index[own], down[own], right[own], flipped[own])
 
     def _scoring_batch_size(self, count: int) -> int:
         """Many small images at once, but at least a batch for each rank."""

@@ -7,14 +7,13 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from smr.data.cifar_files import Refused, checked_labels, load_archive, read_npy
-from smr.data.image_folder import Listing, first_ten
+from smr.data.image_folder import Listing, first_ten, read_text
 from smr.data.memory_dataset import ImageData
 from smr.errors import InputError
 
@@ -28,26 +27,25 @@ EXPECTED = "expected a list of whole numbers: .json, .npy, .npz with 'label', .p
 def read_noise_file(path: str | Path):
     """The content of a file of labels, a list or a dict of columns. Raises InputError."""
     path = Path(path)
+    suffix = path.suffix.lower()
     try:
-        if path.suffix.lower() in (".pt", ".pth"):
+        if suffix in (".pt", ".pth"):
             return load_archive(path)
-        if path.suffix.lower() == ".npy":
+        if suffix == ".npy":
             return read_npy(path)
-        if path.suffix.lower() == ".npz":
+        if suffix == ".npz":
             with np.load(path, allow_pickle=False) as content:
-                columns = {name: content[name] for name in content.files}
+                columns = dict(content)
                 return columns if len(columns) > 1 else [*columns.values(), []][0]
-        text = path.read_text(encoding="utf-8-sig")
-        return (
-            read_table(text)
-            if path.suffix.lower() in (".csv", ".tsv", ".txt")
-            else json.loads(text)
-        )
+        text = read_text(path, EXPECTED)
+        return read_table(text) if suffix in (".csv", ".tsv", ".txt") else json.loads(text)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except Refused as error:
         raise InputError(f"{path}: no file of labels: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {EXPECTED}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error}); {EXPECTED}") from error
@@ -56,55 +54,18 @@ def read_noise_file(path: str | Path):
 def read_table(text: str) -> list | dict:
     """The columns of a CSV file as numbers; a list if it has one column without a name."""
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = [[number(c) for c in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
-    rows = [row for row in rows if row]
-    if rows and all(len(row) == 1 and isinstance(row[0], int) for row in rows):
+    rows = csv.reader(text.splitlines(), delimiter=delimiter)
+    rows = [[number(cell) for cell in row] for row in rows if row]
+    if all(len(row) == 1 and isinstance(row[0], int) for row in rows):
         return [row[0] for row in rows]
-    names, *rows = rows or [[]]
-    columns = map(list, zip(*rows, strict=True))
-    return {str(name).strip().lower(): column for name, column in zip(names, columns, strict=False)}
+    names, *rows = rows
+    columns = list(zip(*rows, strict=True))
+    return {str(n).strip().lower(): list(c) for n, c in zip(names, columns, strict=False)}
 
 
 def number(cell: str) -> int | str:
     """3 of '3' or '3.0'; anything else as it is."""
     return int(float(cell)) if re.fullmatch(r"\s*[0-9]{1,9}(\.0*)?\s*", cell) else cell
-
-
-def read_label_list(
-    path: str | Path, count: int, classes: int, whole: int | None = None
-) -> np.ndarray:
-    """int64 [count] from a file of labels; DROPPED for null.
-
-    Args: whole, the number of training images of which these are the first `count`: a list of all
-    of them is accepted too. Raises InputError.
-    """
-    labels, order = read_noise_file(path), None
-    if isinstance(labels, dict):
-        columns = [name for name in LABEL_COLUMNS if name in labels]
-        if not columns:
-            hint = ""
-            if "clean_label" in labels:
-                hint = "; the human labels of CIFAR-N: name them with --noise_mode, such as worst"
-            raise InputError(
-                f"{path}: no column of labels among {first_ten(list(map(str, labels)))}; "
-                f"{EXPECTED}{hint}"
-            )
-        order = next((labels[name] for name in INDEX_COLUMNS if name in labels), None)
-        labels = labels[columns[0]]
-    labels = as_list(labels)
-    if order is not None and isinstance(labels, list):
-        labels = in_order(labels, as_list(order), path)
-    if isinstance(labels, list) and whole and len(labels) == whole:
-        labels = labels[:count]
-    nulls = []
-    if isinstance(labels, list):
-        nulls = [i for i, label in enumerate(labels) if label is None]
-        labels = [0 if label is None else label for label in labels]
-    checked = checked_labels(labels, count, classes, str(path))
-    checked[nulls] = DROPPED
-    if len(nulls) == count:
-        raise InputError(f"{path}: drops every image")
-    return checked
 
 
 def as_list(values):
@@ -116,12 +77,44 @@ def as_list(values):
     return (array.astype(np.int64) if is_whole else array).tolist()
 
 
-def in_order(labels: list, index: list, path: str | Path) -> list:
-    """The labels of images 0, 1, … by the column of their indices. Raises InputError."""
-    if len(labels) != len(index) or sorted(index, key=str) != sorted(range(len(index)), key=str):
-        raise InputError(f"{path}: its index is not 0 to {len(labels) - 1}, each once")
-    ordered = dict(zip(index, labels, strict=True))
-    return [ordered[i] for i in range(len(labels))]
+def read_label_list(
+    path: str | Path, count: int, classes: int, whole: int | None = None
+) -> np.ndarray:
+    """int64 [count] from a file of labels; DROPPED for null.
+
+    Args: whole, the number of training images of which these are the first `count`: a list of all
+    of them is accepted too. Raises InputError.
+    """
+    labels, index = read_noise_file(path), None
+    if isinstance(labels, dict):
+        columns = labels
+        labels, index = (
+            next((columns[name] for name in names if name in columns), None)
+            for names in (LABEL_COLUMNS, INDEX_COLUMNS)
+        )
+        if labels is None:
+            hint = "; the human labels of CIFAR-N: name them with --noise_mode, such as worst"
+            raise InputError(
+                f"{path}: no column of labels among {first_ten([str(name) for name in columns])}; "
+                f"{EXPECTED}{hint if 'clean_label' in columns else ''}"
+            )
+    labels, index = as_list(labels), as_list(index)
+    if not isinstance(labels, list):
+        raise InputError(f"{path}: {EXPECTED}")
+    if isinstance(index, list):
+        if sorted(index, key=str) != sorted(range(len(labels)), key=str):
+            raise InputError(f"{path}: its index is not 0 to {len(labels) - 1}, each once")
+        labels = [labels[row] for row in np.argsort(index)]
+    if len(labels) == whole:
+        labels = labels[:count]
+    nulls = [position for position, label in enumerate(labels) if label is None]
+    labels = checked_labels(
+        [0 if label is None else label for label in labels], count, classes, str(path)
+    )
+    labels[nulls] = DROPPED
+    if len(nulls) == count:
+        raise InputError(f"{path}: drops every image")
+    return labels
 
 
 def label_list(labels: list[int], dropped: list[int]) -> list[int | None]:
@@ -144,17 +137,16 @@ def agreement_notes(labels: np.ndarray, clean: np.ndarray, classes: int) -> list
     ]
 
 
-def drop_notes(dropped: Sequence[int]) -> list[str]:
-    """A line for the log if labels exclude images."""
-    return [f"--noise_file drops {len(dropped)} training images"] if len(dropped) else []
+def dropped_by(labels: np.ndarray) -> tuple[list[int], list[str]]:
+    """The positions that these labels exclude, and a line for the log if there are any."""
+    dropped = np.flatnonzero(labels == DROPPED).tolist()
+    return dropped, [f"--noise_file drops {len(dropped)} training images"] if dropped else []
 
 
 def with_labels(data: ImageData, labels: np.ndarray) -> ImageData:
     """The data with other training labels, without the images that these drop."""
-    chosen = labels != DROPPED
-    dropped = np.flatnonzero(~chosen).tolist()
-    notes = data.notes + drop_notes(dropped)
-    data = replace(data, train_labels=labels, dropped_images=dropped, notes=notes)
+    chosen, (dropped, notes) = labels != DROPPED, dropped_by(labels)
+    data = replace(data, train_labels=labels, dropped_images=dropped, notes=data.notes + notes)
     if not dropped:
         return data
     return replace(
@@ -174,6 +166,6 @@ def relabeled(listing: Listing, path: str | Path, classes: int) -> tuple[Listing
     if not path:
         return listing, []
     labels = read_label_list(path, len(listing.files), classes)
-    dropped = np.flatnonzero(labels == DROPPED).tolist()
-    notes = listing.notes + drop_notes(dropped)
-    return replace(listing, labels=labels, notes=notes).only(labels != DROPPED), dropped
+    dropped, notes = dropped_by(labels)
+    listing = replace(listing, labels=labels, notes=listing.notes + notes)
+    return listing.only(labels != DROPPED), dropped

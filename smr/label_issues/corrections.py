@@ -5,7 +5,7 @@ Corrections are a dict: a place in the run's lists → the new class, or None to
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from smr.label_issues.report import digest, read_run_labels
 from smr.label_issues.spreadsheet import may_be, whole_number
 
 Corrections = dict[int, int | None]
-Line = Callable[[str], None]
 ACTIONS = ("keep", "take", "other", "drop")
 CORRECTIONS = ("index", "file", "given", "corrected", "action")
 EDITED = ("index", "file", "given", "given_name")
@@ -45,8 +44,16 @@ def read_run(folder: Path) -> FinishedRun:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         lists = read_run_labels(folder)
         rows = {index: row for row, index in enumerate(lists["index"])}
-        names = ("labels", "files", "crc32", "written")
-        return FinishedRun(folder, config, lists["class_names"], rows, *map(lists.get, names))
+        return FinishedRun(
+            folder=folder,
+            config=config,
+            class_names=lists["class_names"],
+            rows=rows,
+            labels=lists["labels"],
+            files=lists["files"],
+            checksums=lists["crc32"],
+            written=lists["written"],
+        )
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; expected a run folder") from error
     except (KeyError, TypeError, ValueError) as error:

@@ -8,8 +8,8 @@ from smr.data.label_table import find_columns, find_file, places_of, read_table
 from smr.data.noise_file import label_list
 from smr.errors import InputError
 from smr.files import atomic_write
-from smr.label_issues.corrections import Corrections, FinishedRun, Line
-from smr.label_issues.report import to_csv
+from smr.label_issues.corrections import Corrections, FinishedRun
+from smr.label_issues.report import Line, to_csv
 
 
 def write_label_list(

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,8 @@ from smr.data.corrections_log import Move, dropped_folders, log_path, read_log
 from smr.data.image_folder import same_name
 from smr.errors import InputError
 from smr.files import write_text
-from smr.label_issues.corrections import Corrections, FinishedRun, Line
+from smr.label_issues.corrections import Corrections, FinishedRun
+from smr.label_issues.report import Line
 
 DROPPED_FOLDER = "dropped"
 NAME_BYTES = 255
@@ -36,7 +37,7 @@ def move_files(
         line(f"nothing to move in {root}: each file is where it should be")
     # First: --undo must know of each move, and skips those that were not done.
     text = "".join(f"{json.dumps(astuple(move))}\n" for move in logged + moves)
-    if moves and carry_out(moves, root, dry_run, line, lambda: write_text(log, text)):
+    if moves and carry_out(moves, root, dry_run, line, log, text):
         line(f"--undo puts them back, by {log}; train again with the same command and another --id")
 
 
@@ -47,7 +48,7 @@ def undo(run: FinishedRun, root: Path, dry_run: bool, line: Line) -> None:
         raise InputError(f"{log}: there is no such log; this run's corrections moved nothing")
     logged = read_log(log)
     moves = moves_back([move.reversed for move in reversed(logged)], root)
-    if not carry_out(moves, root, dry_run, line):
+    if not carry_out(moves, root, dry_run, line, log, None):
         return
     log.unlink()
     for folder in {root / PurePosixPath(move.target).parts[0] for move in logged if move.dropped}:
@@ -57,13 +58,9 @@ def undo(run: FinishedRun, root: Path, dry_run: bool, line: Line) -> None:
 
 
 def carry_out(
-    moves: Sequence[Move],
-    root: Path,
-    dry_run: bool,
-    line: Line,
-    before: Callable[[], None] = lambda: None,
+    moves: list[Move], root: Path, dry_run: bool, line: Line, log: Path, text: str | None
 ) -> bool:
-    """Check the folders, call `before` and move the files; False if dry_run. Raises InputError."""
+    """Write text to the log and move the files; False if dry_run. Raises InputError."""
     check_folders(root, moves)
     for move in moves:
         line(f"{move.source} -> {move.target}")
@@ -72,7 +69,8 @@ def carry_out(
         return False
     done = 0
     try:
-        before()
+        if text is not None:
+            write_text(log, text)
         for move in moves:
             rename(root, move)
             done += 1

@@ -33,6 +33,7 @@ from smr.logging.console import Terminal
 from smr.methods import Method
 from smr.training import Pair
 
+Line = Callable[[str], None]
 # Label issues in a picture: how many, in rows of how many, of what side; TensorBoard's are small.
 FOLDER_GALLERY, TENSORBOARD_GALLERY = (64, 8, 128), (9, 3, 224)
 CONFUSIONS_NAMED = 3
@@ -230,12 +231,7 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
 
 
 def report(
-    issues: LabelIssues,
-    loader: Loader,
-    folder: Path,
-    line: Callable[[str], None],
-    root: Path | None = None,
-    review: int = 0,
+    issues: LabelIssues, loader: Loader, folder: Path, line: Line, root: Path | None, review: int
 ) -> dict[str, np.ndarray]:
     """Write the lists, the pictures and `labels.html`, and log what they show.
 

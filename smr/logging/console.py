@@ -60,11 +60,10 @@ class Terminal:
 
     def due(self) -> bool:
         """Return whether it is time for the next progress line, which the caller then prints."""
-        now = time.monotonic()
-        if now - self.last_shown < self.period:
-            return False
-        self.last_shown = now
-        return True
+        is_due = time.monotonic() - self.last_shown >= self.period
+        if is_due:
+            self.last_shown = time.monotonic()
+        return is_due
 
     def progress(self, text: str) -> None:
         """Print a progress line; on a terminal it replaces the last one and is cut to the width."""

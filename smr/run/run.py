@@ -113,11 +113,18 @@ class Run:
         devices.seed_everything(self.config.seed)
         return self.loader
 
-    def freeze_backbone(self, build_network: Callable[[Config], nn.Module]) -> Loader:
+    def freeze_backbone(
+        self,
+        build_network: Callable[[Config], nn.Module],
+        shared: Path | None = None,
+        adopt: Callable[[Path, dict, nn.Module, Loader], None] | None = None,
+    ) -> Loader:
         """With --freeze_backbone on, a loader of the photos' features in the place of the photos.
 
         The backbone runs once over each photo. The features, and the backbone for a resume, are in
-        the run folder's features/. Raises InputError.
+        the run folder's features/. Raises InputError. Args: shared, a folder for the features of
+        all runs on the same photos, whatever their labels; adopt, called with it, the key, the
+        backbone and the photos first.
         """
         config, weights = self.config, self.folder / features.FOLDER / "backbone.pt"
         evaluates_whole = self.action.evaluate and self.state["epoch"] > config.num_epochs
@@ -136,19 +143,23 @@ class Run:
         elif distributed.is_rank_zero():
             weights.parent.mkdir(parents=True, exist_ok=True)
             checkpoints.save(network.state_dict(), weights)
-        self.features_key = {
-            "data": self.data_sha256,
+        labels_sha256, photos_sha256 = self.data_sha256.split()
+        key = {
+            "data": photos_sha256 if shared else f"{labels_sha256} {photos_sha256}",
             "weights": self.frozen.checksum(),
             "views": config.feature_views,
         }
+        self.loader.info.data_notes.append(
+            f"features: the plain and {config.feature_views} augmented views of each image, "
+            f"weights sha256 {key['weights']}"
+        )
+        self.features_key = key
         network.to(self.device, memory_format=torch.channels_last)
+        folder = shared or weights.parent
+        if adopt:
+            adopt(folder, key, network, self.loader)
         self.loader = features.extract(
-            network,
-            self.loader,
-            config.feature_views,
-            weights.parent,
-            self.features_key,
-            config.amp,
+            network, self.loader, config.feature_views, folder, key, config.amp
         )
         self.frozen.scale = self.loader.scale
         devices.seed_everything(config.seed)  # the same draws whether they were computed or read
