@@ -4,7 +4,7 @@
         --data_path cifar-10-batches-py --noise_file CIFAR-10_human.pt
 
 The features are computed once into --features, whatever the noise, and resumed at the pass that was
-interrupted. Files of the same form without a key.json are checked on some images and taken over.
+interrupted.
 """
 
 import csv
@@ -26,10 +26,9 @@ from smr import networks
 from smr.data.augment import normalizer
 from smr.data.image_file_dataset import IMAGENET_VIEWS
 from smr.data.loader import Loader
-from smr.errors import InputError
 from smr.evaluate import test
 from smr.files import write_json
-from smr.flags import DATA, FREE, flag
+from smr.flags import DATA, FREE, ON_OFF, flag
 from smr.run.command import command
 from smr.run.run import Run
 
@@ -46,24 +45,23 @@ HEADS = {
     "alpha": 4.0,
     "lambda_u": 0.0,
 }
-CHECKED, TOLERANCE = 64, 0.02  # images; of the features' standard deviation
 
 
 @dataclass
 class FrozenCifarConfig(train_cifar.CifarConfig):
     """The flags of the backbone."""
 
-    network: str = flag("timm/tf_efficientnet_lite0", group=DATA, help="the backbone")
-    weights: str = flag("", group=DATA, metavar="FILE", help="its weights")
+    network: str = flag("the backbone", DATA, "timm/tf_efficientnet_lite0")
+    weights: str = flag("its weights", DATA, "", metavar="FILE")
     pretrained: bool = flag(
-        group=DATA, words=("off", "on"), shown_default="on without --weights", help="ImageNet's"
+        "ImageNet's weights", DATA, words=ON_OFF, shown_default="on without --weights"
     )
-    image_size: int = flag(128, group=DATA, low=32, high=512, help="side of the scaled images")
-    feature_views: int = flag(2, group=DATA, low=0, high=100, help="augmented views")
+    image_size: int = flag("side of the scaled images", DATA, 128, low=32, high=512)
+    feature_views: int = flag("augmented views", DATA, 2, low=0, high=100)
     features: str = flag(
-        "./checkpoint/features_cifar10", group=DATA, metavar="DIR", resume=FREE, help="features"
+        "features", DATA, "./checkpoint/features_cifar10", metavar="DIR", resume=FREE
     )
-    freeze_backbone: bool = flag(True, group=DATA, words=("off", "on"), help="always on here")
+    freeze_backbone: bool = flag("always on here", DATA, True, words=ON_OFF)
 
     def hyperparameters(self, device: torch.device) -> dict:
         return super().hyperparameters(device) | HEADS | {"pretrained": not self.weights}
@@ -101,29 +99,13 @@ def make_loader(config: FrozenCifarConfig, device: torch.device) -> Loader:
     return loader
 
 
-def adopt(folder: Path, key: dict, backbone: nn.Module, photos: Loader) -> None:
-    """Take over features without a key if those of some images fit. Raises InputError."""
-    path = folder / "train_0.npy"
-    if not path.exists() or (folder / "key.json").exists():
-        return
-    index = photos.train_index[:CHECKED]
-    with torch.no_grad():
-        images = photos.normalize(photos.train_images.plain(index))
-        expected = backbone.eval()(images).cpu().numpy()
-    if not np.allclose(
-        np.load(path, mmap_mode="r")[:CHECKED], expected, atol=TOLERANCE * expected.std()
-    ):
-        raise InputError(f"--features {folder}: {path.name} has the features of other images")
-    write_json(folder / "key.json", key)
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     """Train, test, log and save epoch by epoch, as train_cifar.py does."""
     with Run(FrozenCifarConfig, __doc__, argv) as run:
         config = run.config
         run.load(make_loader)
-        loader = run.freeze_backbone(build_network, Path(config.features), adopt)
+        loader = run.freeze_backbone(build_network, Path(config.features))
         pair = run.new_pair(build_network)
         method = run.new_method(pair, loader)
         for epoch in run.epochs():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -405,6 +406,10 @@ def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_
     loader.class_names = list("012345678X")
     found.add(content_fingerprint(loader, tmp_path))
     assert len(found | {pixels}) == 6
+    for name in ("0.png", "1.png"):  # the photos of the test set count too
+        loader.tests["test"] = (SimpleNamespace(root=tmp_path, files=[name]), np.zeros(1))
+        found.add(content_fingerprint(loader, tmp_path))
+    assert len(found | {pixels}) == 8
 
 
 # --- a run ---

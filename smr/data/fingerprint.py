@@ -40,15 +40,13 @@ def content_fingerprint(loader: Loader, root: str | Path | None) -> str:
         except OSError:
             return None
 
-    described: list[list | None] = [None] * count
-    test_images, test_labels = loader.tests[loader.test_sets[0]]
-    test_files = list(getattr(test_images, "files", []))
     with ThreadPoolExecutor(8) as threads:
-        if files and root:
-            described = list(threads.map(describe, (Path(root, file) for file in files)))
-        tests = list(threads.map(describe, (Path(test_images.root, file) for file in test_files)))
-    if test_files:
-        digest.update(json.dumps([test_files, tests, test_labels.tolist()]).encode())
+        paths = [Path(root, file) for file in files] if files and root else []
+        described = list(threads.map(describe, paths)) or [None] * count
+        photos, labels = loader.tests[loader.test_sets[0]]
+        if test_files := list(getattr(photos, "files", [])):
+            tests = list(threads.map(describe, [Path(photos.root, file) for file in test_files]))
+            digest.update(json.dumps([test_files, tests, labels.tolist()]).encode())
     digest.update(json.dumps([files, described]).encode())
     pixels = [i for i, one in enumerate(described) if one is None]
     for start in range(0, len(pixels), CHUNK):

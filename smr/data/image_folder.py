@@ -53,9 +53,13 @@ def sorted_listing(rows: list[tuple[int, tuple, str]], broken: dict[str, str]) -
 
 
 def read_text(path: Path, about: str) -> str:
-    """The text of a file in UTF-8. Raises InputError, with `about`: what to do."""
+    """The text of a file in UTF-8 or, with a byte order mark, UTF-16.
+
+    Raises InputError, with `about`: what to do.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        raw = path.read_bytes()
+        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; {about}") from error
     except OSError as error:

@@ -15,6 +15,7 @@ from smr.data.image_folder import (
     first_ten,
     is_photo,
     natural_order,
+    read_text,
     sorted_listing,
 )
 from smr.errors import InputError
@@ -71,17 +72,14 @@ def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str], list[s
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """A table's columns, and line number and cells of each row. Raises InputError.
 
-    Separated by commas, semicolons or tabs; UTF-8 with or without a byte order mark, or UTF-16.
+    Separated by commas, semicolons or tabs.
     """
+    text = read_text(path, "save it as 'CSV UTF-8'")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
     try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
         rows = [(reader.line_num, row) for row in reader if any(row.values())]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"{path}: no table ({error}); save it as 'CSV UTF-8'") from error
     return list(reader.fieldnames or ()), rows
 
@@ -90,7 +88,7 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
     """(file, label) of each row that has a label. Raises InputError."""
     columns, table = read_table(path)
     file, label = find_columns(path, columns)
-    rows = [(row[file], row[label].strip()) for _, row in table]
+    rows = [(row[file].strip(), row[label].strip()) for _, row in table]
     if several := next((value for _, value in rows if value.startswith(("{", "["))), None):
         raise InputError(f"{path}: several labels of an image: {several[:80]}")
     return [(name, value) for name, value in rows if name and value]

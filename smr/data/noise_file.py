@@ -36,7 +36,7 @@ def read_noise_file(path: str | Path):
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as content:
                 columns = dict(content)
-            return columns if len(columns) > 1 else [*columns.values(), []][0]
+                return columns if len(columns) > 1 else [*columns.values(), []][0]
         text = read_text(path, EXPECTED)
         return read_table(text) if suffix in (".csv", ".tsv", ".txt") else json.loads(text)
     except InputError:
@@ -54,18 +54,27 @@ def read_noise_file(path: str | Path):
 def read_table(text: str) -> list | dict:
     """The columns of a CSV file as numbers; a list if it has one column without a name."""
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = [[number(c) for c in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
-    rows = [row for row in rows if row]
-    if rows and all(len(row) == 1 and isinstance(row[0], int) for row in rows):
+    rows = csv.reader(text.splitlines(), delimiter=delimiter)
+    rows = [[number(cell) for cell in row] for row in rows if row]
+    if all(len(row) == 1 and isinstance(row[0], int) for row in rows):
         return [row[0] for row in rows]
-    names, *rows = rows or [[]]
-    columns = map(list, zip(*rows, strict=True))
-    return {str(name).strip().lower(): column for name, column in zip(names, columns, strict=False)}
+    names, *rows = rows
+    columns = list(zip(*rows, strict=True))
+    return {str(n).strip().lower(): list(c) for n, c in zip(names, columns, strict=False)}
 
 
 def number(cell: str) -> int | str:
     """3 of '3' or '3.0'; anything else as it is."""
     return int(float(cell)) if re.fullmatch(r"\s*[0-9]{1,9}(\.0*)?\s*", cell) else cell
+
+
+def as_list(values):
+    """A tensor or an array as a list, whole floats as ints; anything else as it is."""
+    if not hasattr(values, "tolist"):
+        return values
+    array = np.asarray(values).squeeze()
+    is_whole = array.dtype.kind == "f" and (array == array.round()).all()
+    return (array.astype(np.int64) if is_whole else array).tolist()
 
 
 def read_label_list(
@@ -106,23 +115,6 @@ def read_label_list(
     if len(nulls) == count:
         raise InputError(f"{path}: drops every image")
     return labels
-
-
-def as_list(values):
-    """A tensor or an array as a list, whole floats as ints; anything else as it is."""
-    if not hasattr(values, "tolist"):
-        return values
-    array = np.asarray(values).squeeze()
-    is_whole = array.dtype.kind == "f" and (array == array.round()).all()
-    return (array.astype(np.int64) if is_whole else array).tolist()
-
-
-def in_order(labels: list, index: list, path: str | Path) -> list:
-    """The labels of images 0, 1, … by the column of their indices. Raises InputError."""
-    if len(labels) != len(index) or sorted(index, key=str) != sorted(range(len(index)), key=str):
-        raise InputError(f"{path}: its index is not 0 to {len(labels) - 1}, each once")
-    ordered = dict(zip(index, labels, strict=True))
-    return [ordered[i] for i in range(len(labels))]
 
 
 def label_list(labels: list[int], dropped: list[int]) -> list[int | None]:

@@ -114,17 +114,13 @@ class Run:
         return self.loader
 
     def freeze_backbone(
-        self,
-        build_network: Callable[[Config], nn.Module],
-        shared: Path | None = None,
-        adopt: Callable[[Path, dict, nn.Module, Loader], None] | None = None,
+        self, build_network: Callable[[Config], nn.Module], shared: Path | None = None
     ) -> Loader:
         """With --freeze_backbone on, a loader of the photos' features in the place of the photos.
 
         The backbone runs once over each photo. The features, and the backbone for a resume, are in
         the run folder's features/. Raises InputError. Args: shared, a folder for the features of
-        all runs on the same photos, whatever their labels; adopt, called with it, the key, the
-        backbone and the photos first.
+        all runs on the same photos, whatever their labels.
         """
         config, weights = self.config, self.folder / features.FOLDER / "backbone.pt"
         evaluates_whole = self.action.evaluate and self.state["epoch"] > config.num_epochs
@@ -156,8 +152,6 @@ class Run:
         self.features_key = key
         network.to(self.device, memory_format=torch.channels_last)
         folder = shared or weights.parent
-        if adopt:
-            adopt(folder, key, network, self.loader)
         self.loader = features.extract(
             network, self.loader, config.feature_views, folder, key, config.amp
         )
