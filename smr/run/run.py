@@ -292,7 +292,7 @@ class Run:
             "world_size": distributed.world_size(),
         }
         if self.features_key:
-            machine["features"] = self.features_key
+            machine["features_of"] = self.features_key
         described = asdict(self.config) | asdict(self.loader.info) | machine | results
         write_json(self.folder / "config.json", described)
 
