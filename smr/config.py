@@ -228,7 +228,9 @@ def resumed(config_class: type[Config], state: dict, given: dict[str, Any], wher
         before = stored.get(name)
         if rule == FREE or (rule == DEVICE and moved) or value == before:
             continue
-        if not (rule == GROWS and value > before):
+        # After its num_epochs, a run fine-tunes.
+        fine_tuned = name == "num_epochs" and state["epoch"] > before
+        if not (rule == GROWS and value > before) or fine_tuned:
             words = (shown(flags[name], v) if name in flags else v for v in (value, before))
             changed.append("--{} {} (the run has {})".format(name, *words))
     if changed:

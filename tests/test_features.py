@@ -345,6 +345,12 @@ def test_a_resumed_fine_tuning_is_bit_exact(root, tuned, tmp_path):
                 assert torch.equal(one["networks"][k][name], value), (flags, name)
 
 
+def test_a_fine_tuned_run_has_no_further_epochs_of_its_heads(root, tuned, capsys):
+    with pytest.raises(SystemExit):
+        train(root, tuned.parent, *FINE, "--num_epochs", "3", "--resume")
+    assert "--num_epochs 3 (the run has 2)" in capsys.readouterr().err
+
+
 def test_evaluate_tests_checkpoints_of_both_stages(root, tuned, capsys):
     for name in ("best.pt", "last.pt"):
         assert train(root, tuned.parent, "--evaluate", str(tuned / name)) == 0
