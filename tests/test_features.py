@@ -353,7 +353,7 @@ def test_a_fine_tuned_run_has_no_further_epochs_of_its_heads(root, tuned, capsys
 
 def test_evaluate_tests_checkpoints_of_both_stages(root, tuned, capsys):
     for name in ("best.pt", "last.pt"):
-        assert train(root, tuned.parent, "--evaluate", str(tuned / name)) == 0
+        assert train(root, tuned.parent, *FINE, "--evaluate", str(tuned / name)) == 0
         line = next(t for t in capsys.readouterr().out.splitlines() if "test accuracy" in t)
         measured = float(line.split("test accuracy ")[1].split()[0])
         state = torch.load(tuned / name, weights_only=True)
