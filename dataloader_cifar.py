@@ -132,8 +132,6 @@ def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> n
 
 def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
     """Raise InputError if these flags name no noise; opens no file."""
-    if noise_file and not Path(noise_file).is_file():
-        raise InputError(f"--noise_file {noise_file}: there is no such file")
     if noise_mode not in HUMAN_LABELS:
         if not noise_file and noise_mode != "sym":
             confusions(dataset, noise_mode)
@@ -147,6 +145,8 @@ def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
             f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
             "CIFAR-10_human.pt or CIFAR-100_human.pt"
         )
+    if noise_file and not Path(noise_file).is_file():
+        raise InputError(f"--noise_file {noise_file}: there is no such file")
 
 
 def is_json(path: str | Path) -> bool:

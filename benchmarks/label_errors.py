@@ -36,7 +36,7 @@ from smr.errors import InputError
 from smr.evaluate import evaluate
 from smr.flags import Parser
 from smr.label_issues.report import compute_label_issues
-from smr.label_issues.scores import probability_of
+from smr.label_issues.scores import self_confidence
 from smr.methods import new_method
 from smr.photos import build_network
 from smr.run.command import command
@@ -223,7 +223,7 @@ def votes(x: torch.Tensor, labels: np.ndarray) -> tuple[None, np.ndarray, np.nda
     nearest = (x @ x.T).fill_diagonal_(-1).topk(NEIGHBORS).indices.numpy()
     classes = np.eye(labels.max() + 1)[labels]
     shares = classes[nearest].mean(axis=1)
-    quality = probability_of(labels, shares)
+    quality = self_confidence(labels, shares)
     return None, quality, quality < shares.max(axis=1) / 2
 
 

@@ -42,7 +42,7 @@ def find_device(name: str, gpuid: int) -> torch.device:
         raise InputError(f"--device {name}: this torch finds none; use --device cpu or auto")
     if name == "cuda" and gpuid >= torch.cuda.device_count():
         raise InputError(
-            f"CUDA card {gpuid}: this machine has {torch.cuda.device_count()}, numbered from 0; "
+            f"GPU {gpuid}: this machine has {torch.cuda.device_count()}, numbered from 0; "
             "lower --gpuid, or torchrun's --nproc_per_node"
         )
     return torch.device(name, gpuid) if name == "cuda" else torch.device(name)

@@ -21,7 +21,7 @@ from smr.errors import InputError, RankLost
 
 T = TypeVar("T")
 # How long a rank waits for the others. One that ends is noticed at once: this is for the first one,
-# which may have to fetch and look through a large data set before the rest can begin.
+# which may have to fetch and look through a large dataset before the rest can begin.
 PATIENCE = timedelta(hours=4)
 
 
@@ -31,7 +31,7 @@ def launched() -> bool:
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine: the card that it takes."""
+    """This process's number among those of its machine: the GPU that it takes."""
     return int(os.environ["LOCAL_RANK"])
 
 
@@ -41,8 +41,8 @@ def process_group() -> Iterator[None]:
     if not launched():
         yield
         return
-    cards = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo", timeout=PATIENCE)
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     try:
         yield
     except RuntimeError as error:
@@ -188,8 +188,8 @@ def data_parallel(network: nn.Module) -> nn.Module:
     if world_size() == 1:
         return network
     device = next(network.parameters()).device
-    cards = [device] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(network, device_ids=cards)
+    gpus = [device] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(network, device_ids=gpus)
     wrapped.broadcast_buffers = False  # else each pass would begin with the first rank's statistics
     return wrapped
 

@@ -138,7 +138,7 @@ def pass_lone_images_twice(network: nn.Module) -> None:
 
 
 def sync_batch_norm(network: nn.Module) -> nn.Module:
-    """The network with its BN over the rows of all ranks, each of which has a CUDA card."""
+    """The network with its BN over the rows of all ranks, each of which has a GPU."""
     if type(network).__module__.startswith("timm."):
         from timm.layers import convert_sync_batchnorm as convert  # torch's loses timm's ReLUs
     else:

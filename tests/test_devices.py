@@ -40,7 +40,7 @@ def test_auto_takes_the_first_of_cuda_mps_and_cpu_that_is_there(machine, cards, 
 def test_a_card_is_found_by_its_number(machine):
     machine(cards=2, mps=False)
     assert devices.find_device("cuda", 1) == torch.device("cuda", 1)
-    with pytest.raises(InputError, match=r"^CUDA card 2: this machine has 2, numbered from 0;"):
+    with pytest.raises(InputError, match=r"^GPU 2: this machine has 2, numbered from 0;"):
         devices.find_device("cuda", 2)
 
 

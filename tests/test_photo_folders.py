@@ -17,7 +17,7 @@ import train_folder
 from dataloader_folder import folder_dataloader, list_folder
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
-from train_folder import FROZEN, WHOLE, FolderConfig, whole_hyperparameters
+from train_folder import FROZEN_FEW, WHOLE, FolderConfig, whole_hyperparameters
 
 
 def listed(root, val_fraction=None):
@@ -236,7 +236,7 @@ def test_the_hyperparameters_of_whole_networks_suit_the_number_of_photos(
 def test_with_pre_trained_weights_the_backbone_is_frozen_and_without_them_it_is_trained(
     mixed, tmp_path
 ):
-    frozen, weights = {"freeze_backbone": True} | FROZEN, str(tmp_path / "weights.pt")
+    frozen, weights = {"freeze_backbone": True} | FROZEN_FEW, str(tmp_path / "weights.pt")
     whole = {"freeze_backbone": False} | WHOLE | {"num_epochs": 40, "batch_size": 8}
     for flags, expected in (
         ({}, frozen | {"pretrained": True, "network": "resnet18", "image_size": 128}),

@@ -187,7 +187,7 @@ def test_missing_data_is_one_clear_line_and_status_2(tmp_path, monkeypatch, caps
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
-    assert "looked for data_batch_1 in ./data/cifar-10-batches-py" in line
+    assert "looked for data_batch_1 in data/cifar-10-batches-py" in line
     for help_text in ("University of Toronto", "--download", "--dataset digits needs no data"):
         assert help_text in line
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -261,7 +261,10 @@ def read_names(path: Path, archive: Archive) -> list[str]:
     names = read_pickle(path).get(key)
     if not isinstance(names, list) or len(names) != archive.num_class:
         raise InputError(f"{path}: '{key}' is not {archive.num_class} names; delete it")
-    return [as_text(name) for name in names]
+    try:
+        return [as_text(name) for name in names]
+    except (AttributeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: '{key}' has a name that is no text; delete it") from error
 
 
 def read_digits() -> ImageData:
