@@ -345,6 +345,25 @@ def test_a_resumed_fine_tuning_is_bit_exact(root, tuned, tmp_path):
                 assert torch.equal(one["networks"][k][name], value), (flags, name)
 
 
+def test_heads_train_on_one_thread_and_whole_networks_on_all(root, tmp_path):
+    threads = []
+
+    def hook(module, inputs):
+        if torch.is_grad_enabled():
+            threads.append((isinstance(module, nn.Linear), torch.get_num_threads()))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    handle = nn.modules.module.register_module_forward_pre_hook(hook)
+    try:
+        assert train(root, tmp_path, "--num_epochs", "0", "--finetune_epochs", "1") == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        handle.remove()
+        torch.set_num_threads(before)
+    assert (True, 1) in threads and (False, 2) in threads and (False, 1) not in threads
+
+
 def test_a_fine_tuned_run_has_no_further_epochs_of_its_heads(root, tuned, capsys):
     with pytest.raises(SystemExit):
         train(root, tuned.parent, *FINE, "--num_epochs", "3", "--resume")

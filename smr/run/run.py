@@ -165,8 +165,10 @@ class Run:
         devices.prepare_process(self.device, config.amp)
         start = from_checkpoint(config) if self.state else config
         height, width = self.loader.info.image_size
+        self.threads = torch.get_num_threads()
         if self.frozen or height * width <= TINY_IMAGE:
             torch.set_num_threads(1)
+            self.exit_stack.callback(torch.set_num_threads, self.threads)
 
         def build() -> nn.Module:
             network = self.frozen.new_head() if self.frozen else build_network(start)
@@ -242,6 +244,7 @@ class Run:
         resumes = len(self.rows) > self.config.num_epochs + 1
         clean = None if resumes else self.write_lists()
         self.frozen = None
+        torch.set_num_threads(self.threads)
         config = replace(self.config, **FineTuning.DEFAULTS)
         self.loader, start = self.photos, from_checkpoint(config)
         build = partial(distributed.one_by_one, partial(build_network, start))
