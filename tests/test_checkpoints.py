@@ -1,7 +1,6 @@
 """Checkpoints are written while training continues: what they hold, and what waits for them."""
 
 import errno
-import gc
 import io
 import os
 import signal
@@ -12,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers import dicts_with
 from runs import RUN_NAME, assert_same, at_step, rows_of, run_short, watched_disk, without_times
 
 from smr.run import checkpoints
@@ -171,7 +171,7 @@ def test_one_copy_of_the_state_is_in_memory_at_most(tmp_path):
         """A slow disk: meanwhile the next epoch trains and waits for the file."""
         if path.name == "last.pt":
             time.sleep(0.5)
-            copies.append(sum(type(o) is dict and parts <= o.keys() for o in gc.get_objects()))
+            copies.append(dicts_with(parts))
 
     with watched_disk(before):
         assert run_short(tmp_path) == 0

@@ -360,7 +360,7 @@ def test_sync_bn_is_on_under_torchrun_on_gpus_and_excludes_compilation(two_ranks
 def stored(script=CifarConfig, device="cpu", world_size=1, **config) -> dict:
     """The part of a checkpoint that a resume compares."""
     first = asdict(configure(script, device="cpu", **({"seed": 7} | config)))
-    return {"device": device, "world_size": world_size, "config": first}
+    return {"epoch": 5, "device": device, "world_size": world_size, "config": first}
 
 
 def test_a_resumed_run_keeps_its_flags():

@@ -1,7 +1,6 @@
 """Memory of the process: what it keeps for the next tensor, what it frees, its peak."""
 
 import ctypes
-import gc
 import resource
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, script_environment
+from helpers import REPOSITORY, dicts_with, script_environment
 from runs import at_step, run_short
 
 import train_cifar
@@ -60,7 +59,7 @@ def test_a_resumed_run_keeps_no_checkpoint_in_memory_while_it_trains(tmp_path):
 
     def count():
         parts = {"script", "networks", "optimizers", "random"}
-        alive.append(sum(type(o) is dict and parts <= o.keys() for o in gc.get_objects()))
+        alive.append(dicts_with(parts))
 
     assert run_short(tmp_path, "--num_epochs", "0") == 0
     with at_step(1, 1, 1, count):
