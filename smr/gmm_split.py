@@ -124,16 +124,3 @@ def split_statistics(
     if is_clean.any():
         statistics["recall"] = clean / int(is_clean.sum())
     return statistics
-
-
-def statistics_line(statistics: dict[str, float]) -> str:
-    """`split_statistics` as a line of `stats.txt`."""
-    line = f"Number of labeled samples:{statistics['labeled']}"
-    if "auc" in statistics:
-        line += f"   AUC:{statistics['auc']:.3f}"
-    if "labeled_clean" in statistics:
-        line += "   clean:{labeled_clean}   wrong:{labeled_noisy}".format(**statistics)
-    line += f"   Number of unlabeled samples:{statistics['unlabeled']}"
-    if "unlabeled_clean" in statistics:
-        line += "   clean:{unlabeled_clean}   wrong:{unlabeled_noisy}".format(**statistics)
-    return line

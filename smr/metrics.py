@@ -67,3 +67,16 @@ class LabelAccuracy:
         """Correct soft labels in per cent, over all ranks; waits for the device."""
         correct = sum(distributed.all_gather(int(self.correct)))
         return 100 * correct / sum(distributed.all_gather(self.count))
+
+
+def statistics_line(statistics: dict[str, float]) -> str:
+    """`split_statistics` as a line of `stats.txt`."""
+    line = f"Number of labeled samples:{statistics['labeled']}"
+    if "auc" in statistics:
+        line += f"   AUC:{statistics['auc']:.3f}"
+    if "labeled_clean" in statistics:
+        line += "   clean:{labeled_clean}   wrong:{labeled_noisy}".format(**statistics)
+    line += f"   Number of unlabeled samples:{statistics['unlabeled']}"
+    if "unlabeled_clean" in statistics:
+        line += "   clean:{unlabeled_clean}   wrong:{unlabeled_noisy}".format(**statistics)
+    return line

@@ -19,8 +19,8 @@ from smr.gmm_split import (
     losses_for_gmm,
     min_max_scale,
     split_statistics,
-    statistics_line,
 )
+from smr.metrics import statistics_line
 
 
 def losses_of(losses: torch.Tensor, index=None) -> SampleLosses:

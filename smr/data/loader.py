@@ -11,7 +11,8 @@ from torch import Tensor
 
 from smr import distributed
 from smr.data.augment import Views, normalizer, strong_augment
-from smr.gmm_split import split_statistics, statistics_line
+from smr.gmm_split import split_statistics
+from smr.metrics import statistics_line
 
 
 @dataclass
@@ -51,8 +52,8 @@ class Batches:
         index: positions of the images that are served, int64 [n].
         columns: tensors with a value for each image of the set.
         strong: the views follow again, strongly augmented.
-        split_rows: each rank gets a part of every batch instead of every other batch.
-    The last batch holds the remainder; each iteration shuffles again.
+    The last batch holds the remainder; each iteration shuffles again. With `split_rows` each rank
+    gets a part of every batch instead of every other batch.
     """
 
     def __init__(
@@ -65,11 +66,10 @@ class Batches:
         views: int = 0,
         shuffle: bool = False,
         strong: bool = False,
-        split_rows: bool = False,
     ):
         self.loader, self.images, self.dataset, self.columns = loader, images, index, columns
         self.batch_size, self.views, self.shuffle, self.strong = batch_size, views, shuffle, strong
-        self.split_rows = split_rows or views > 0
+        self.split_rows = views > 0
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)

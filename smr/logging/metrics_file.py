@@ -13,10 +13,10 @@ from smr.config import Config
 from smr.data.loader import Loader
 from smr.evaluate import Test
 from smr.files import write_text
-from smr.gmm_split import statistics_line
 from smr.logging.console import RunLog
 from smr.logging.tensorboard import Board
 from smr.methods import TrainedEpoch
+from smr.metrics import statistics_line
 
 
 def stats_lines(row: dict) -> str:
