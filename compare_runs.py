@@ -172,10 +172,10 @@ def differences(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
     return ", ".join(words)
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float], form: str = ".2f") -> str:
     """`mean ± standard deviation` of the sample; the mean of a single value."""
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+    mean = format(statistics.mean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"
 
 
 def published(cell: tuple[str, str, str], train_images: int) -> str:

@@ -16,19 +16,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import label_errors
+
+import compare_runs
 import train_cifar
 from smr import networks
 from smr.data.augment import normalizer
 from smr.data.image_file_dataset import IMAGENET_VIEWS
 from smr.data.loader import Loader
 from smr.evaluate import test
-from smr.files import write_json
+from smr.files import write_text
 from smr.flags import DATA, FREE, ON_OFF, flag
+from smr.logging.metrics_file import read_metrics
 from smr.run.command import command
 from smr.run.run import Run
 
@@ -115,21 +118,57 @@ def main(argv: list[str] | None = None) -> None:
         run.report_label_issues()
 
 
-def add_label_issues(run: Path, copy: Path) -> None:
-    """Add AP, precision at 100 and at the number of noisy labels, and F1 to the config.json."""
-    with open(run / "labels.csv", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    names = ("given", "true", "rank", "p_given", "p_predicted")
-    given, true, rank, p_given, p_predicted = (
-        np.array([float(row[name]) for row in rows]) for name in names
-    )
-    issue, order = given != true, np.argsort(rank)
-    figures = {
-        "ap": average_precision_score(issue, -rank),
-        "p100": issue[order[:100]].mean(),
-        "p_noisy": issue[order[: issue.sum()]].mean() if issue.any() else 0,
-        "f1": f1_score(issue, p_given < p_predicted / 2),
+def baselines(flags: list[str]) -> list[dict]:
+    """Lines of cleanlab and of votes on the mean of the views of the images with these labels."""
+    with Run(FrozenCifarConfig, __doc__, flags) as run:
+        run.load(make_loader)
+        loader = run.freeze_backbone(build_network, Path(run.config.features))
+    test, truth = loader.tests["test"]
+    values, labels = loader.train_images.values.float().mean(dim=1), loader.noisy_labels.numpy()
+    issue = labels != loader.clean_labels
+    data = label_errors.standardized(values, labels, test.values[:, 0].float(), truth.numpy())
+    votes = label_errors.timed("votes", issue, lambda: label_errors.votes(values, labels))
+    about = {"seed": run.config.seed, "labels": loader.info.noise_sha256}
+    return [
+        about | {"method": row.pop("way"), "last": row.pop("accuracy")} | row
+        for row in [*label_errors.regressions(data, issue), votes]
+    ]
+
+
+def line_of(run: Path) -> dict:
+    """A finished run's line: test accuracies in per cent, its label issues, its last split."""
+    config, rows = json.loads((run / "config.json").read_text("utf-8")), read_metrics(run)
+    accuracies = [row["test/accuracy"] for row in rows]
+    line = {
+        "method": compare_runs.method_of(config),
+        "seed": config["seed"],
+        "noise_rate": config["noise_rate"],
+        "best": max(accuracies),
+        "last": accuracies[-1],
+        "last_ten": np.mean(accuracies[-10:]),
+        "seconds": sum(row["time/seconds"] for row in rows),
     }
-    figures = {name: round(float(value), 5) for name, value in figures.items()}
-    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
-    write_json(copy / "config.json", config | {"label_issues": figures})
+    splits = [row for row in rows if "split/net1/labeled" in row]
+    for name in ("precision", "recall") if splits else ():
+        networks = [splits[-1].get(f"split/net{k}/{name}", 0) for k in (1, 2)]
+        line[name] = sum(networks) / 2
+    with open(run / "labels.csv", encoding="utf-8-sig") as file:
+        labels = list(csv.DictReader(file))
+    given, true, rank, p_given, p_predicted = (
+        np.array([float(row[name]) for row in labels])
+        for name in ("given", "true", "rank", "p_given", "p_predicted")
+    )
+    line |= label_errors.figures(given != true, rank, p_given < p_predicted / 2)
+    return line | {"features": config["features_of"], "labels": config["noise_sha256"]}
+
+
+def record(line: dict, path: Path) -> list[dict]:
+    """Add a line to a file of lines, in the place of an older one; returns all."""
+    key = ("cell", "method", "seed")
+    lines = label_errors.read_rows(path) if path.exists() else []
+    lines = [each for each in lines if any(each[name] != line[name] for name in key)]
+    lines.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in line.items()})
+    lines.sort(key=lambda each: [each[name] for name in key])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(each) + "\n" for each in lines))
+    return lines

@@ -8,7 +8,7 @@ networks. A line is the mean over the seeds, a band their range.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,17 +131,19 @@ class Panel:
         y = bottom - (values - self.y_ticks[0]) / np.ptp(self.y_ticks) * (bottom - top)
         return list(zip(x.tolist(), y.tolist(), strict=True))
 
-    def draw_axes(self) -> None:
-        """The grid and its numbers."""
+    def draw_axes(self, names: Sequence[str] = ()) -> None:
+        """The grid and its numbers, or names between the ticks below."""
         pen, (left, top, right, bottom) = ImageDraw.Draw(self.picture), self.box
         levels = self.points(0 * self.y_ticks, self.y_ticks)
         columns = self.points(self.x_ticks, 0 * self.x_ticks)
         for (_, y), value in zip(levels, self.y_ticks, strict=True):
             pen.line([(left, y), (right, y)], fill=LIGHT, width=2)
             write(pen, (left - 12, y), f"{value:g}", TEXT, anchor="rm")
-        for (x, _), epoch in zip(columns, self.x_ticks, strict=True):
+        shift = (columns[1][0] - columns[0][0]) / 2 if names else 0
+        for (x, _), text in zip(columns, names or self.x_ticks, strict=True):
             pen.line([(x, bottom), (x, bottom + 10)], fill=INK, width=2)
-            write(pen, (x, bottom + 14), f"{epoch:g}", TEXT, anchor="mt")
+            word = text if names else f"{text:g}"
+            write(pen, (x + shift, bottom + 14), word, TEXT, anchor="mt")
         pen.line([(left, top), (left, bottom), (right, bottom)], fill=INK, width=2)
 
     def draw_curves(self, curves: list[Curve]) -> None:
@@ -160,7 +162,7 @@ def draw(runs: Runs) -> Image.Image:
     """The picture of these runs, 1200 pixels wide."""
     height = TOP + sum(height + BELOW for _, _, height in ROWS) + 20
     picture, pen = blank(WIDTH, height)
-    draw_legend(pen, colors_of(runs))
+    draw_legend(pen, colors_of(runs), "line: mean over the seeds; band: their range")
     rows = [curves_of(runs, names) for _, names, _ in ROWS]
     last = max(len(seeds[0]) for cell in runs.values() for seeds in cell.values()) - 1
     scales = [[v for curves in row for _, _, values in curves for v in values.flat] for row in rows]
@@ -180,15 +182,17 @@ def draw(runs: Runs) -> Image.Image:
     return picture.resize((WIDTH // 2, height // 2), Image.Resampling.LANCZOS)
 
 
-def draw_legend(pen: ImageDraw.ImageDraw, colors: dict[str, Color]) -> None:
-    """The methods' names beside their colors, and what lines and bands are."""
-    x = LEFT
+def draw_legend(pen: ImageDraw.ImageDraw, colors: dict[str, Color], words: str) -> None:
+    """The methods' names beside their colors, in as many lines as it takes, and these words."""
+    x, y = LEFT, 40
     for method, color in colors.items():
-        pen.line([(x, 40), (x + 60, 40)], fill=color, width=12)
-        write(pen, (x + 76, 40), method, 36, anchor="lm")
-        x += 130 + int(text_width(method, 36))
-    words = "line: mean over the seeds; band: their range"
-    write(pen, (LEFT, 92), words, TEXT, (90, 90, 90), anchor="lm")
+        width = 130 + int(text_width(method, 36))
+        if x + width > WIDTH:
+            x, y = LEFT, y + 52
+        pen.line([(x, y), (x + 60, y)], fill=color, width=12)
+        write(pen, (x + 76, y), method, 36, anchor="lm")
+        x += width
+    write(pen, (LEFT, y + 52), words, TEXT, (90, 90, 90), anchor="lm")
 
 
 @command

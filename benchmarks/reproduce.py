@@ -4,15 +4,14 @@
     python benchmarks/reproduce.py sym50 --small --method dividemix --seed 1
     python benchmarks/reproduce.py sym50 --small --recalibrate_every 0 --seed 1
     python benchmarks/reproduce.py sym50 --frozen --weights lite0.pth --seed 1
-    python benchmarks/reproduce.py parity
 
 The same command resumes an interrupted run. Flags that are not listed below are those of
 train_cifar.py; those that change the protocol become the end of the run's name. `--small` is for a
 CPU: 5,000 training images, 60 epochs and a network of width 16; `--amp bf16` is faster on a CPU
-with bf16 matrix units, and very slow on others. `--frozen` trains two heads on features of
-all 50,000 images (benchmarks/frozen_cifar.py). The metrics of a finished run are copied to
-benchmarks/results/, and the table there is updated. `parity` trains three epochs in float32 without
-compilation and in the device's fast setting, and prints both side by side.
+with bf16 matrix units, and very slow on others. The metrics of a finished run are copied to
+benchmarks/results/, and the table there is updated. `--frozen` trains two heads on features of
+all 50,000 images (benchmarks/frozen_cifar.py) and adds a line to benchmarks/results/frozen.jsonl;
+with `--method baselines` those of cleanlab and of neighbors.
 """
 
 import json
@@ -21,7 +20,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,6 +38,8 @@ from smr.run.command import command
 from smr.run.run_dir import run_name
 from train_cifar import CifarConfig
 
+# Of --frozen: no method, but cleanlab and votes of neighbors.
+BASELINES = "baselines"
 RESULTS = Path(__file__).resolve().parent / "results"
 # lambda_u and all other hyperparameters are train_cifar.py's own for the cell.
 CELLS = {
@@ -68,38 +68,25 @@ SMALL_PERIODS = {
     "dividemix": ["--warm_up", "10"],
     "ce": [],
 }
-# Three epochs: one of warm-up, two semi-supervised.
-PARITY = ["--num_epochs", "2", "--warm_up", "1"]
-PRECISIONS = {"float32": ["--amp", "off", "--compile", "off"], "fast": []}
-# The metrics that parity prints, by format.
-METRICS = {
-    ".2f": ["test/accuracy"],
-    ".4f": ["train/net1/loss", "train/net2/loss", "split/net1/auc", "split/net2/auc"],
-    ".0f": ["split/net1/labeled", "split/net2/labeled"],
-    ".1f": ["time/seconds"],
-}
 # Of these paths in config.json only the last part is copied.
-PATHS = ("data_path", "output", "noise_file", "weights", "features")
+PATHS = ("data_path", "output", "noise_file", "weights")
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run a cell, or parity; returns the exit status."""
+    """Run a cell; returns the exit status."""
     parser = Parser(__doc__)
-    parser.add_argument("cell", choices=(*CELLS, "parity"))
+    parser.add_argument("cell", choices=tuple(CELLS))
     protocol = parser.add_mutually_exclusive_group()
     protocol.add_argument("--short", action="store_true", help="100 epochs, not 300")
     protocol.add_argument("--small", action="store_true", help="5,000 images, 60 epochs, width 16")
     protocol.add_argument("--frozen", action="store_true", help="heads on frozen features")
-    parser.add_argument("--method", choices=tuple(METHODS), default="smr")
+    parser.add_argument("--method", choices=(*METHODS, BASELINES), default="smr")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     args, flags = parser.parse_known_args(argv)
-    if args.cell == "parity":
-        return parity(flags, args.results / "parity")
     if args.frozen:
-        cell = [*CELLS[args.cell], "--method", args.method]
-        name = "frozen" + variant(flags, FrozenCifarConfig)
-        return reproduce([*cell, "--id", name, *flags], args.results / "frozen", frozen_cifar)
+        flags = [*CELLS[args.cell], "--id", "frozen" + variant(flags, FrozenCifarConfig), *flags]
+        return reproduce_frozen(args.cell, args.method, flags, args.results / "frozen.jsonl")
     name = "small" if args.small else "short" if args.short else "full"
     cell = [*CELLS[args.cell], "--method", args.method, *PROTOCOLS[name]]
     cell += SMALL_PERIODS.get(args.method, []) if args.small else []
@@ -125,23 +112,37 @@ def run_folder(flags: Sequence[str], config_class: type[CifarConfig] = CifarConf
     return Path(config.output) / run_name(config)
 
 
-def reproduce(flags: Sequence[str], results: Path, script: ModuleType = train_cifar) -> int:
+def reproduce(flags: Sequence[str], results: Path) -> int:
     """Start or resume the run of these flags; if it finishes, copy its metrics and make the table.
 
     Returns the exit status.
     """
-    status = script.main([*flags, "--resume"])
-    if status == 0 and script is frozen_cifar:
-        folder = run_folder(flags, FrozenCifarConfig)
-        copy_metrics(folder, results)
-        frozen_cifar.add_label_issues(folder, results / folder.name)
-    elif status == 0:
-        copy_metrics(run_folder(flags), results)
+    status = train_cifar.main([*flags, "--resume"])
     if status == 0:
+        copy_metrics(run_folder(flags), results)
         table = compare_runs.compare([results]).replace(f"{results}{os.sep}", "")
         write_text(results / "table.md", table)
         show(table)
     return status
+
+
+def reproduce_frozen(cell: str, method: str, flags: Sequence[str], results: Path) -> int:
+    """Start or resume a run of two heads, or the baselines; adds lines to the results.
+
+    Returns the exit status.
+    """
+    if method == BASELINES:
+        lines = frozen_cifar.baselines([*flags, "--method", "ce", "--id", BASELINES])
+    else:
+        flags = [*flags, "--method", method]
+        status = frozen_cifar.main([*flags, "--resume"])
+        if status != 0:
+            return status
+        lines = [frozen_cifar.line_of(run_folder(flags, FrozenCifarConfig))]
+    for line in lines:
+        frozen_cifar.record({"cell": cell} | line, results)
+        show(json.dumps(line))
+    return 0
 
 
 def copy_metrics(folder: Path, results: Path) -> None:
@@ -156,37 +157,6 @@ def copy_metrics(folder: Path, results: Path) -> None:
         for row in read_metrics(folder)
     ]
     write_text(copy / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def parity(flags: Sequence[str], results: Path) -> int:
-    """Train three epochs in both settings with the same seed, and print both side by side.
-
-    Returns the exit status.
-    """
-    rows = {}
-    for name, precision in PRECISIONS.items():
-        command = [*CELLS["sym50"], *PARITY, *precision, "--id", f"parity_{name}", *flags]
-        status = train_cifar.main([*command, "--resume"])
-        if status != 0:
-            return status
-        copy_metrics(run_folder(command), results)
-        rows[name] = read_metrics(run_folder(command))
-    table = side_by_side(rows)
-    write_text(results / "table.md", table)
-    show(table)
-    return 0
-
-
-def side_by_side(rows: dict[str, list[dict]]) -> str:
-    """A Markdown table: METRICS of each epoch, with one column per setting."""
-    lines = [("epoch", "metric", *rows)]
-    for epochs in zip(*rows.values(), strict=True):
-        for form, names in METRICS.items():
-            for name in names:
-                if name in epochs[0]:
-                    values = (format(metrics[name], form) for metrics in epochs)
-                    lines.append((str(epochs[0]["epoch"]), name, *values))
-    return compare_runs.markdown(lines)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""benchmarks/reproduce.py: a published cell's run, its metrics, its table; parity."""
+"""benchmarks/reproduce.py: a published cell's run, its metrics, its table."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from dataclasses import asdict
 
+import label_errors
 import reproduce
 
 import train_cifar
@@ -92,16 +94,22 @@ def test_the_same_command_resumes_and_ends_at_once_when_done(tmp_path, capsys):
     assert "complete at epoch 1" in capsys.readouterr().out
 
 
-def test_a_frozen_cell_shares_features_of_all_noises_and_resumes(tmp_path, capsys):
+@pytest.fixture
+def frozen_flags(tmp_path) -> list[str]:
+    """Flags of a run of two heads on 100 images."""
     torch.save(ResNet18(10, 2).state_dict(), tmp_path / "weights.pt")
-    shared = tmp_path / "features"
-    flags = [
+    return [
         *("--network", "preact_resnet18", "--width", "2", "--image_size", "40"),
-        *("--weights", str(tmp_path / "weights.pt"), "--features", str(shared)),
+        *("--weights", str(tmp_path / "weights.pt"), "--features", str(tmp_path / "features")),
         *("--data_path", str(write_cifar(tmp_path / "data", "cifar10")), "--device", "cpu"),
         *("--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")),
-        *("--frozen", "--num_epochs", "2", "--warm_up", "1", "--batch_size", "32"),
+        "--frozen",
     ]
+
+
+def test_a_frozen_cell_shares_features_of_all_noises_and_resumes(tmp_path, frozen_flags, capsys):
+    flags = [*frozen_flags, "--num_epochs", "2", "--warm_up", "1", "--batch_size", "32"]
+    shared = tmp_path / "features"
     assert reproduce.main(["sym50", *flags]) == 0
     times = {path.name: path.stat().st_mtime_ns for path in shared.glob("*.npy")}
     assert times.keys() == {"train_0.npy", "train_1.npy", "train_2.npy", "test.npy"}
@@ -109,11 +117,38 @@ def test_a_frozen_cell_shares_features_of_all_noises_and_resumes(tmp_path, capsy
     assert {path.name: path.stat().st_mtime_ns for path in shared.glob("*.npy")} == times
     assert reproduce.main(["sym50", *flags]) == 0
     assert "complete at epoch 2" in capsys.readouterr().out
-    for folder in (tmp_path / "results" / "frozen").glob("cifar10_*"):
-        config = json.loads((folder / "config.json").read_text())
-        assert config["label_issues"].keys() == {"ap", "p100", "p_noisy", "f1"}
-        assert any("weights sha256" in note for note in config["data_notes"])
-        assert config["weights"] == "weights.pt" and config["method"] == "smr"
+    lines = label_errors.read_rows(tmp_path / "results" / "frozen.jsonl")
+    assert [(line["cell"], line["method"], line["seed"]) for line in lines] == [
+        ("asym40", "smr", 2),
+        ("sym50", "smr", 123),
+    ]
+    (run,) = (tmp_path / "runs").glob("*_0.4_*")
+    rows = read_metrics(run)
+    accuracies = [row["test/accuracy"] for row in rows]
+    line = lines[0]
+    assert line["best"] == pytest.approx(max(accuracies), rel=1e-3)
+    assert line["last"] == pytest.approx(accuracies[-1], rel=1e-3)
+    assert line["last_ten"] == pytest.approx(sum(accuracies) / 3, rel=1e-3)
+    precision = [rows[-1].get(f"split/net{k}/precision", 0) for k in (1, 2)]
+    assert line["precision"] == pytest.approx(sum(precision) / 2, rel=1e-3)
+    with open(run / "labels.csv", encoding="utf-8-sig") as file:
+        labels = sorted(csv.DictReader(file), key=lambda row: int(row["rank"]))
+    noisy = [row["given"] != row["true"] for row in labels]
+    assert line["p100"] == pytest.approx(sum(noisy) / len(noisy), rel=1e-3)  # of 100 images
+    assert line["p_noisy"] == pytest.approx(sum(noisy[: sum(noisy)]) / sum(noisy), rel=1e-3)
+    assert 0 < line["ap"] < 1 and 0 < line["f1"] < 1
+    config = json.loads((run / "config.json").read_text())
+    assert line["features"] == config["features_of"] and len(line["features"]["weights"]) == 64
+
+
+def test_the_baselines_of_a_frozen_cell_are_those_of_its_labels(tmp_path, frozen_flags):
+    pytest.importorskip("cleanlab")
+    assert reproduce.main(["sym50", *frozen_flags, "--method", "baselines", "--seed", "3"]) == 0
+    lines = label_errors.read_rows(tmp_path / "results" / "frozen.jsonl")
+    methods = ["cleanlab, C = 1", "cleanlab, C tuned on truth", "votes"]
+    assert [line["method"] for line in lines] == methods
+    assert {line["seed"] for line in lines} == {3}
+    assert lines[1]["ap"] >= lines[0]["ap"] > 0
 
 
 @pytest.mark.parametrize("cell", reproduce.CELLS)
@@ -183,36 +218,3 @@ def test_refusals_are_one_line(capsys):
             reproduce.main(argv)
         shown = capsys.readouterr().err
         assert refused.value.code == 2 and words in shown and shown.count("\n") == 1
-
-
-def test_side_by_side_has_a_row_for_each_metric_of_an_epoch():
-    first = {"epoch": 0, "test/accuracy": 10.0, "train/net1/loss": 2.30258, "time/seconds": 3.0}
-    second = first | {"test/accuracy": 11.125, "train/net1/loss": 2.25}
-    table = reproduce.side_by_side({"float32": [first], "fast": [second]})
-    assert table.splitlines() == [
-        "| epoch | metric | float32 | fast |",
-        "| --- | --- | --- | --- |",
-        "| 0 | test/accuracy | 10.00 | 11.12 |",
-        "| 0 | train/net1/loss | 2.3026 | 2.2500 |",
-        "| 0 | time/seconds | 3.0 | 3.0 |",
-    ]
-
-
-def test_parity_puts_float32_and_the_fast_setting_side_by_side(tmp_path):
-    results = tmp_path / "results"
-    # Instead of the device's fast setting one whose metrics differ.
-    fast = mock.patch.dict(reproduce.PRECISIONS, {"fast": ["--lr", "0.3"]})
-    one_epoch = mock.patch.object(reproduce, "PARITY", ["--num_epochs", "0", "--warm_up", "1"])
-    with fast, one_epoch:
-        assert reproduce.main(["parity", *tiny_flags(tmp_path), "--results", str(results)]) == 0
-    columns = {}
-    for name in ("float32", "fast"):
-        folder = results / "parity" / f"cifar10_0.5_sym_smr_seed123_parity_{name}"
-        config = json.loads((folder / "config.json").read_text())
-        assert (config["amp"], config["compile"], config["num_epochs"]) == (False, False, 0)
-        (columns[name],) = read_metrics(folder)
-    table = (results / "parity" / "table.md").read_text()
-    losses = [f"{columns[name]['train/net1/loss']:.4f}" for name in ("float32", "fast")]
-    assert losses[0] != losses[1]
-    assert f"| 0 | train/net1/loss | {losses[0]} | {losses[1]} |" in table
-    assert table.startswith("| epoch | metric | float32 | fast |")
