@@ -38,7 +38,7 @@ ANIMALS = (
 SPELLINGS = {
     spelling: label
     for label, name in enumerate(ANIMALS)
-    for spelling in (str(label), name, name.replace(" ", "_"), name.replace(" ", "-"))
+    for spelling in (str(label), name, name.replace(" ", "_"))
 }
 ANIMAL_SIZE = 64
 # A record of the binaries: big-endian id and label, then the pixels, channel by channel.
@@ -92,13 +92,15 @@ def read_images(root: Path, part: str, threads: int) -> tuple[np.ndarray, Listin
         else:
             rows.append((label, natural_order(rest), name))
     refuse_unlabeled(root, unlabeled, len(rows) + len(unlabeled))
-    frame = Frame(ANIMAL_SIZE, ANIMAL_SIZE, square=True)
     listing = sorted_listing(rows, broken)
-    images, listing = read_files(
-        root, listing, lambda path: scaled(path, frame).numpy(), threads, "decoding"
-    )
+    images, listing = read_files(root, listing, read_image, threads, "decoding")
     shape = (-1, ANIMAL_SIZE, ANIMAL_SIZE, 3)
     return np.array(images, dtype=np.uint8).reshape(shape), listing
+
+
+def read_image(path: Path) -> np.ndarray:
+    """uint8 [64, 64, 3]. Raises whatever Pillow raises."""
+    return scaled(path, Frame(ANIMAL_SIZE, ANIMAL_SIZE, square=True)).numpy()
 
 
 def refuse_unlabeled(root: Path, unlabeled: list[str], count: int) -> None:
@@ -128,27 +130,23 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
 
     Raises InputError.
     """
-    for name in names:
+    parts = [np.fromfile(root / name, RECORD) for name in names]
+    files = []
+    for name, part in zip(names, parts, strict=True):
         length = (root / name).stat().st_size
         if not length or length % RECORD.itemsize:
             raise InputError(
                 f"{root / name}: {length} bytes, expected a multiple of {RECORD.itemsize}, the "
                 "length of a record; fetch it again"
             )
-    parts = [np.fromfile(root / name, RECORD) for name in names]
-    files = [
-        f"{name}:{i}" for name, part in zip(names, parts, strict=True) for i in range(len(part))
-    ]
+        files += [f"{name}:{i}" for i in range(len(part))]
     records = np.concatenate(parts)
-    order = np.lexsort((records["id"], records["label"]))
-    labels = records["label"][order].astype(np.int64)
-    listing = Listing([files[i] for i in order], labels)
-    outside = listing.only((labels < 0) | (labels >= len(ANIMALS)))
-    unlabeled = [
-        f"{file} ({label})" for file, label in zip(outside.files, outside.labels, strict=True)
-    ]
-    refuse_unlabeled(root, unlabeled, len(labels))
-    return np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1)), listing
+    labels = records["label"].astype(np.int64)
+    outside = np.flatnonzero((labels < 0) | (labels >= len(ANIMALS)))
+    refuse_unlabeled(root, [f"{files[i]} ({labels[i]})" for i in outside], len(labels))
+    order = np.lexsort((records["id"], labels))
+    images = np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1))
+    return images, Listing([files[i] for i in order], labels[order])
 
 
 class animal_dataloader(MemoryLoader):

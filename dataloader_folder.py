@@ -20,9 +20,7 @@ from smr.data.image_folder import (
     entries,
     files_inside,
     first_ten,
-    holds_files,
     is_photo,
-    is_readable,
     natural_order,
     printable,
     same_name,
@@ -86,13 +84,14 @@ def read_class_folders(root: Path) -> tuple[Listing, Listing | None, list[str], 
             f"found {first_ten(folders)}"
         )
     part, dropped = "".join(training[:1]), dropped_folders(root)
-    inside = [name for name in subfolders(root / part) if part or name not in dropped]
-    classes = [name for name in inside if holds_files(root / part / name)]
+    inside = [file.split("/") for file in files_inside(root / part, {}, "")]
+    names = dict.fromkeys(name for name, *rest in inside if rest)
+    classes = [name for name in names if part or name not in dropped]
     check_classes(root / part, classes)
     if part:
         refuse_photos_beside(root, part, set(folders) - {part, *testing, *dropped})
         unused = [name for name in folders if name not in (part, *testing[:1])]
-        unused += [f"{part}/{name}" for name in inside if name not in classes]
+        unused += [f"{part}/{name}" for name in subfolders(root / part) if name not in classes]
     else:
         refuse_parts_as_classes(root, classes)
         unused = [name for name in folders if name not in classes]
@@ -118,18 +117,17 @@ def list_part(root: Path, part: str, classes: Sequence[str]) -> Listing:
     """
     rows, broken = [], {}
     labels = {same_name(name): label for label, name in enumerate(classes)}
-    for entry in entries(root / part):
-        name = posixpath.join(part, entry.name)
-        label = labels.get(same_name(entry.name))
-        if not entry.is_dir():
-            broken[printable(name)] = "in no class folder"
+    for file in files_inside(root / part, broken, part):
+        name, folder, rest = file.removeprefix(f"{part}/").partition("/")
+        label = labels.get(same_name(name))
+        if not folder:
+            broken[file] = "in no class folder"
         elif label is not None:
-            for file in files_inside(Path(entry.path), broken, name):
-                rows.append((label, natural_order(file.removeprefix(f"{name}/")), file))
-        elif part and holds_files(Path(entry.path)):
+            rows.append((label, natural_order(rest), file))
+        elif part:
             raise InputError(
-                f"{entry.path}: no class has this name, only {first_ten(classes)}; rename or "
-                "remove it"
+                f"{root / part / name}: no class has this name, only {first_ten(classes)}; rename "
+                "or remove it"
             )
     return sorted_listing(rows, broken)
 
@@ -145,8 +143,6 @@ def check_classes(folder: Path, names: list[str]) -> None:
         )
     spellings: dict[str, str] = {}
     for name in names:
-        if not is_readable(name):
-            raise InputError(f"{folder}: the name {name!a} is not readable; rename it")
         if (other := spellings.setdefault(same_name(name), name)) != name:
             raise InputError(f"{folder}: are '{other}' and '{name}' one class? Rename one of them")
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from dataloader_folder import folder_dataloader, list_folder
 from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame
-from smr.data.image_folder import natural_order
 from smr.errors import InputError
 
 COUNTS = {"apple": 12, "pear tree": 8, "плум": 5}
@@ -56,11 +55,6 @@ def nearly_equal(one: np.ndarray, other: np.ndarray) -> bool:
 def photos(tmp_path):
     """A folder of three classes without test images."""
     return write_photos(tmp_path / "my photos", COUNTS)
-
-
-def test_names_are_in_natural_order():
-    names = ["10.jpg", "2.jpg", "a10", "a9b", "a9", "B"]
-    assert sorted(names, key=natural_order) == ["2.jpg", "10.jpg", "B", "a9", "a9b", "a10"]
 
 
 # --- parts ---

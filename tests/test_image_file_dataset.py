@@ -71,25 +71,26 @@ def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -
     )
 
 
-def slowly(path, places=None, frame=FRAME) -> torch.Tensor:
-    """A view as torchvision's transforms make it, at (down, right, mirror) of `drawn`."""
+def slowly(path, numbers=None, frame=FRAME) -> torch.Tensor:
+    """A view as torchvision's transforms make it, by these numbers of `drawn`."""
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    width, height = picture.size
     if frame.square:
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        picture, width, height = picture.crop((left, top, left + side, top + side)), side, side
-    scale = frame.resize / min(width, height)
-    width, height = int(width * scale + 1e-9), int(height * scale + 1e-9)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    free_down, free_right = height - frame.crop, width - frame.crop
-    top, left = round(free_down / 2), round(free_right / 2)
-    if places is not None:
-        top, left = int(places[0] * (free_down + 1)), int(places[1] * (free_right + 1))
-    picture = picture.crop((left, top, left + frame.crop, top + frame.crop))
-    if places is not None and places[2] < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return normalized(picture)
+        side = min(picture.size)
+        left, top = ((length - side) // 2 for length in picture.size)
+        picture = picture.crop((left, top, left + side, top + side))
+    scale = frame.resize / min(picture.size)
+    size = [int(length * scale + 1e-9) for length in picture.size]
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    free_right, free_down = (length - frame.crop for length in size)
+    top, left, height, width = round(free_down / 2), round(free_right / 2), frame.crop, frame.crop
+    if numbers is not None and frame.random_resized:
+        top, left, height, width = streams.resized_window(
+            *size[::-1], numbers[:2], numbers[3:].reshape(10, 2)
+        )
+    elif numbers is not None:
+        top, left = int(numbers[0] * (free_down + 1)), int(numbers[1] * (free_right + 1))
+    view = resized_crop(picture, top, left, height, width, [frame.crop] * 2)
+    return normalized(hflip(view) if numbers is not None and numbers[2] < 0.5 else view)
 
 
 def normalized(picture) -> torch.Tensor:
@@ -109,6 +110,8 @@ def by_index(batches, views: int = 1) -> dict[int, list[torch.Tensor]]:
 @pytest.mark.parametrize("frame", [FRAME, Frame(40, 32, square=True), Frame(32, 32)])
 def test_scoring_serves_the_middle_of_each_photo_in_order(folder, frame):
     loader = loader_of(folder, frame)
+    info = loader.info
+    assert (info.train_images, info.test_images, info.image_size) == (10, 3, [32, 32])
     batches = list(loader.run("eval_train"))
     assert [len(images) for images, _, _ in batches] == [4, 4, 2]
     assert torch.cat([index for *_, index in batches]).tolist() == list(range(10))
@@ -118,22 +121,10 @@ def test_scoring_serves_the_middle_of_each_photo_in_order(folder, frame):
         assert (image - wanted).abs().max() < LEVEL, loader.files[i]
 
 
-@pytest.mark.parametrize("frame", [FRAME, Frame(40, 32, square=True)])
-def test_a_training_view_is_the_slow_one_at_the_places_drawn(folder, frame):
-    loader = loader_of(folder, frame)
-    batches, state = loader.run("warmup"), loader.generator.get_state()
-    served = by_index(batches)
-    loader.generator.set_state(state)
-    seed = loader.new_seed()
-    assert sorted(served) == list(range(10))
-    for i, (image,) in served.items():
-        wanted = slowly(folder / loader.files[i], drawn(seed, i, 0), frame)
-        assert (image - wanted).abs().max() < LEVEL, loader.files[i]
-
-
+@pytest.mark.parametrize("random_resized", [False, True])
 @pytest.mark.parametrize("square", [False, True])
-def test_a_random_resized_view_is_the_slow_one(folder, square):
-    frame = Frame(40, 32, square, random_resized=True)
+def test_training_views_are_the_slow_ones_by_the_numbers_drawn(folder, square, random_resized):
+    frame = Frame(40, 32, square, random_resized)
     loader = loader_of(folder, frame)
     labeled, _ = loader.run("train", [True] * 10, np.arange(10) / 10)
     state = loader.generator.get_state()
@@ -147,18 +138,8 @@ def test_a_random_resized_view_is_the_slow_one(folder, square):
     assert sorted(served) == list(range(10))
     for i, views in served.items():
         for view, image in enumerate(views):
-            wanted = resized_slowly(folder / loader.files[i], drawn(seed, i, view), frame)
-            assert (image - wanted).abs().max() < 2 * LEVEL, loader.files[i]
-
-
-def resized_slowly(path, draws, frame) -> torch.Tensor:
-    """A view as torchvision's RandomResizedCrop makes it of the scaled photo, at these draws."""
-    photo = Image.fromarray(streams.scaled(path, frame).numpy())
-    top, left, height, width = streams.resized_window(
-        photo.height, photo.width, draws[:2], draws[3:].reshape(10, 2)
-    )
-    view = resized_crop(photo, top, left, height, width, [frame.crop] * 2)
-    return normalized(hflip(view) if draws[2] < 0.5 else view)
+            wanted = slowly(folder / loader.files[i], drawn(seed, i, view), frame)
+            assert (image - wanted).abs().max() < (1 + random_resized) * LEVEL, loader.files[i]
 
 
 @pytest.mark.parametrize("shape", [(320, 480), (320, 3200), (3200, 320)])
@@ -202,7 +183,7 @@ def test_each_photo_view_and_pass_draws_anew_and_uniformly():
 
 @pytest.mark.parametrize("frame", [FRAME, Frame(40, 32, random_resized=True)])
 def test_a_view_depends_on_neither_workers_nor_batches_nor_the_other_photos(folder, frame):
-    plain = loader_of(folder, frame)
+    plain, training = loader_of(folder, frame), torch.get_rng_state()
     state = plain.generator.get_state()
     wanted = [by_index(plain.run("warmup")) for _ in range(2)]
     assert not torch.equal(wanted[0][0][0], wanted[1][0][0])
@@ -217,13 +198,7 @@ def test_a_view_depends_on_neither_workers_nor_batches_nor_the_other_photos(fold
     resumed.new_seed()  # as the pass before did
     few = by_index(resumed.supervised(torch.tensor([7, 2])))
     assert all(torch.equal(few[i][0], wanted[1][i][0]) for i in (2, 7))
-
-
-def test_training_s_own_random_numbers_are_left_alone(folder):
-    before, loader = torch.get_rng_state(), loader_of(folder, workers=1)
-    for _ in range(2):
-        list(loader.run("warmup"))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), training)
 
 
 def test_a_split_serves_two_views_of_each_side_at_once(folder):
@@ -242,6 +217,8 @@ def test_a_split_serves_two_views_of_each_side_at_once(folder):
             found[round(float(p[i]), 2)] = int(labels[i])
     assert found == {0.9: 1, 0.8: 1, 0.7: 0}
     stream.close()
+    labeled, unlabeled = loader.run("train", [True] * 10, [1.0] * 10)
+    assert (len(labeled), len(unlabeled), list(unlabeled)) == (5, 0, [])
 
 
 def test_strong_views_are_the_weak_ones_distorted_on_any_number_of_workers(folder):
@@ -338,14 +315,3 @@ def test_thumbnails_are_the_middles_and_black_if_there_is_none(folder):
     wanted = (slowly(folder / "5.png") * torch.tensor(STD)[:, None, None]).permute(1, 2, 0)
     wanted = 255 * (wanted + torch.tensor(MEAN))
     assert np.abs(shown[1] - wanted.numpy()).max() <= 2
-
-
-def test_info_and_modes(folder):
-    loader = loader_of(folder)
-    assert loader.info.train_images == 10 and loader.info.test_images == 3
-    assert loader.info.image_size == [32, 32]
-    assert loader.files[1] == "1.png" and loader.test_sets == ("test",)
-    with pytest.raises(ValueError, match="mode 'validate'"):
-        loader.run("validate")
-    labeled, unlabeled = loader.run("train", [True] * 10, [1.0] * 10)
-    assert (len(labeled), len(unlabeled), list(unlabeled)) == (3, 0, [])

@@ -126,12 +126,6 @@ def subfolders(folder: Path) -> list[str]:
     return [entry.name for entry in entries(folder) if entry.is_dir()] if folder.is_dir() else []
 
 
-def holds_files(folder: Path) -> bool:
-    """Whether there is anything but folders and junk in a folder or in those inside."""
-    broken: dict[str, str] = {}
-    return any(files_inside(folder, broken, "")) or bool(broken)
-
-
 def is_photo(name: str) -> bool:
     """Whether a file has the name of a photo."""
     return Path(name).suffix.lower() in PHOTO_SUFFIXES
