@@ -7,14 +7,14 @@ for images, noisy_labels, index in loader.run("warmup"): ...
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from smr.data.augment import Views
-from smr.data.decoding import read_images
+from smr.data.decoding import read_files
+from smr.data.image_file_dataset import Frame, scaled
 from smr.data.image_folder import (
     OWN_PHOTOS,
     Listing,
@@ -22,26 +22,23 @@ from smr.data.image_folder import (
     entries,
     files_inside,
     first_ten,
-    list_class_folders,
     natural_order,
     refuse_broken,
     sorted_listing,
-    subfolders,
 )
 from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.data.noise_file import read_label_list, with_labels
 from smr.errors import InputError
-from smr.logging.console import Terminal
 
 ANIMALS = (
     *("cat", "lynx", "wolf", "coyote", "cheetah", "jaguar"),
     *("chimpanzee", "orangutan", "hamster", "guinea pig"),
 )
-# Names of class folders that stand for them.
-ANIMAL_FOLDERS = {
+# What stands for them in the names of files and of class folders.
+SPELLINGS = {
     spelling: label
     for label, name in enumerate(ANIMALS)
-    for spelling in (str(label), name, name.replace(" ", "_"), name.replace(" ", "-"))
+    for spelling in (str(label), name, name.replace(" ", "_"))
 }
 ANIMAL_SIZE = 64
 # A record of the binaries: big-endian id and label, then the pixels, channel by channel.
@@ -52,28 +49,21 @@ RECORD = np.dtype(
 ANIMAL_VIEWS = Views((0.6959, 0.6537, 0.6371), (0.3113, 0.3192, 0.3214), flip=True)
 
 
-def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Terminal) -> ImageData:
+def read_animal10n(root: Path, threads: int, skip_broken: bool) -> ImageData:
     """Animal-10N in any of its forms, which is known by its folders and files.
 
     Images are in ascending order of label and id, so that each form gives the same.
     Raises InputError.
     """
     if in_folders := (root / "training").is_dir():
-        form, list_part = "files named label_id in training/ and testing/", list_labeled_names
-        if subfolders(root / "training"):
-            form = "class folders in training/ and testing/"
-            otherwise = f"rename or remove it; {OWN_PHOTOS}"
-            list_part = partial(list_class_folders, labels=ANIMAL_FOLDERS, otherwise=otherwise)
-        parts = (list_part(root, part) for part in ("training", "testing"))
-        read = partial(read_images, size=ANIMAL_SIZE, threads=threads)
+        form = "images in training/ and testing/"
+        parts = [read_images(root, part, threads) for part in ("training", "testing")]
     else:
         names = find_binaries(root)
         form = f"binaries {', '.join(names)} and test_batch.bin"
-        parts, read = (names, ["test_batch.bin"]), read_binaries
-    console.line(f"{root}: {form}")
-    (images, train), (test_images, test) = (read(root, part) for part in parts)
-    notes = [f"form: {form}", *train.notes, *test.notes]
-    notes += refuse_broken(root, train, test, skip_broken=skip_broken)
+        parts = [read_binaries(root, part) for part in (names, ["test_batch.bin"])]
+    (images, train), (test_images, test) = parts
+    notes = [f"form: {form}", *refuse_broken(root, train, test, skip_broken=skip_broken)]
     notes += class_notes(root, train, test, ANIMALS)
     return ImageData(
         train_images=images,
@@ -87,34 +77,38 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool, console: Termina
     )
 
 
-def list_labeled_names(root: Path, part: str) -> Listing:
-    """The files of root/part/<label>_*, in ascending order of label and natural order of the rest.
+def read_images(root: Path, part: str, threads: int) -> tuple[np.ndarray, Listing]:
+    """Images uint8 [n, 64, 64, 3] and Listing of root/part/<label>_* or root/part/<animal>/*.
 
-    Raises InputError where a label is outside the classes.
+    By ascending label and natural order of the rest. Raises InputError if a file has no label.
     """
-    rows, broken = [], {}
+    rows, broken, unlabeled = [], {}, []
     for name in files_inside(root / part, broken, part):
-        if Path(name).parent != Path(part):
-            broken[name] = "in a folder inside"
-        elif prefix := re.match("([0-9]+)_", Path(name).name):
-            rest = Path(name).name[prefix.end() :]
-            rows.append((int(prefix[1]), natural_order(rest), name))
+        inside = name.removeprefix(f"{part}/")
+        animal, _, rest = inside.partition("/" if "/" in inside else "_")
+        label = SPELLINGS.get(animal.casefold())
+        if label is None:
+            unlabeled.append(name)
         else:
-            broken[name] = "its name does not begin with a label and _"
+            rows.append((label, natural_order(rest), name))
+    refuse_unlabeled(root, unlabeled, len(rows) + len(unlabeled))
     listing = sorted_listing(rows, broken)
-    refuse_outside(root, listing)
-    return listing
+    images, listing = read_files(root, listing, read_image, threads, "decoding")
+    shape = (-1, ANIMAL_SIZE, ANIMAL_SIZE, 3)
+    return np.array(images, dtype=np.uint8).reshape(shape), listing
 
 
-def refuse_outside(root: Path, listing: Listing) -> None:
-    """Raise InputError if a label is outside the classes."""
-    files, labels = listing.files, listing.labels
-    outside = np.flatnonzero((labels < 0) | (labels >= len(ANIMALS)))
-    if len(outside):
-        shown = first_ten([f"{files[i]} ({labels[i]})" for i in outside])
+def read_image(path: Path) -> np.ndarray:
+    """uint8 [64, 64, 3]. Raises whatever Pillow raises."""
+    return scaled(path, Frame(ANIMAL_SIZE, ANIMAL_SIZE, square=True)).numpy()
+
+
+def refuse_unlabeled(root: Path, unlabeled: list[str], count: int) -> None:
+    """Raise InputError if any of `count` images has no label of an animal."""
+    if unlabeled:
         raise InputError(
-            f"{root}: {len(outside)} of {len(files)} images have a label outside 0 to "
-            f"{len(ANIMALS) - 1}: {shown}"
+            f"{root}: {len(unlabeled)} of {count} images have no animal's name and no label 0 to "
+            f"{len(ANIMALS) - 1}: {first_ten(unlabeled)}; rename or remove them; {OWN_PHOTOS}"
         )
 
 
@@ -136,22 +130,23 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
 
     Raises InputError.
     """
-    for name in names:
+    parts = [np.fromfile(root / name, RECORD) for name in names]
+    files = []
+    for name, part in zip(names, parts, strict=True):
         length = (root / name).stat().st_size
         if not length or length % RECORD.itemsize:
             raise InputError(
                 f"{root / name}: {length} bytes, expected a multiple of {RECORD.itemsize}, the "
                 "length of a record; fetch it again"
             )
-    parts = [np.fromfile(root / name, RECORD) for name in names]
-    sized = zip(names, map(len, parts), strict=True)
-    files = [f"{name}:{i}" for name, count in sized for i in range(count)]
+        files += [f"{name}:{i}" for i in range(len(part))]
     records = np.concatenate(parts)
-    order = np.lexsort((records["id"], records["label"]))
-    labels = records["label"][order].astype(np.int64)
-    listing = Listing([files[i] for i in order], labels)
-    refuse_outside(root, listing)
-    return np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1)), listing
+    labels = records["label"].astype(np.int64)
+    outside = np.flatnonzero((labels < 0) | (labels >= len(ANIMALS)))
+    refuse_unlabeled(root, [f"{files[i]} ({labels[i]})" for i in outside], len(labels))
+    order = np.lexsort((records["id"], labels))
+    images = np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1))
+    return images, Listing([files[i] for i in order], labels[order])
 
 
 class animal_dataloader(MemoryLoader):
@@ -179,7 +174,7 @@ class animal_dataloader(MemoryLoader):
         log=None,
         noise_file: str | Path = "",
     ):
-        data = read_animal10n(Path(root), num_workers, skip_broken, Terminal())
+        data = read_animal10n(Path(root), num_workers, skip_broken)
         if noise_file:
             labels = read_label_list(noise_file, len(data.train_labels), len(ANIMALS))
             data = replace(with_labels(data, labels), labels_in_paths=False)

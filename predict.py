@@ -22,9 +22,10 @@ from typing import TextIO
 
 import numpy as np
 import torch
+from joblib import cpu_count
 
 import smr
-from smr.data.decoding import reason_of, usable_cores
+from smr.data.decoding import reason_of
 from smr.data.image_folder import files_inside, first_ten
 from smr.devices import find_device
 from smr.errors import InputError
@@ -137,7 +138,7 @@ def decoded(
             broken[path] = reason_of(error, path)
             return None
 
-    with ThreadPoolExecutor(usable_cores()) as threads:
+    with ThreadPoolExecutor(cpu_count()) as threads:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
             images = [*threads.map(read, batch)]

@@ -90,8 +90,8 @@ class FolderConfig(PhotoConfig):
         values = super().hyperparameters(device)
         if self.num_class and self.lr_steps is not None:  # a run's whole configuration
             return values
-        folder = list_folder(self.data_path, self.val_fraction, self.seed, self.labels_csv)
-        self.set_num_class(len(folder.class_names), self.data_path)
+        train, _, info = list_folder(self.data_path, self.val_fraction, self.seed, self.labels_csv)
+        self.set_num_class(len(info.class_names), self.data_path)
         if device.type == "cuda":
             values["image_size"] = 224
             values["resize"] = resize_of(self.image_size or 224)
@@ -99,7 +99,7 @@ class FolderConfig(PhotoConfig):
         trained = values["pretrained"] if self.pretrained is None else self.pretrained
         values["freeze_backbone"] = bool(trained or self.weights)
         frozen = values["freeze_backbone"] if self.freeze_backbone is None else self.freeze_backbone
-        count = len(folder.train.files)
+        count = len(train.files)
         heads = FROZEN_FEW if count < FEW_PHOTOS else FROZEN
         return values | (heads if frozen else whole_hyperparameters(count, self.num_epochs))
 

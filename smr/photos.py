@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from joblib import cpu_count
 from torch import nn
 
 from smr import networks
 from smr.config import Config
-from smr.data.decoding import usable_cores
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 from smr.flags import DATA, FREE, GROWS, flag
@@ -85,11 +85,14 @@ class PhotoConfig(Config):
     ELSEWHERE: ClassVar = {"r": OWN_LABELS, "noise_mode": OWN_LABELS}
 
     def hyperparameters(self, device: torch.device) -> dict:
-        values = {"num_workers": usable_cores(), "pretrained": False} | super().hyperparameters(
-            device
-        )
-        size = self.image_size or values["image_size"]
-        return {"resize": resize_of(size), "lambda_u": 0.0} | values
+        values = super().hyperparameters(device)
+        defaults = {
+            "num_workers": cpu_count(),  # which heeds affinity and a container's quota
+            "pretrained": False,
+            "resize": resize_of(self.image_size or values["image_size"]),
+            "lambda_u": 0.0,
+        }
+        return defaults | values
 
     def check(self, device: torch.device) -> None:
         super().check(device)

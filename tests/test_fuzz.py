@@ -22,7 +22,6 @@ from dataloader_cifar import read_cifar, read_human_labels
 from smr.config import resumed
 from smr.data.noise_file import read_label_list
 from smr.errors import InputError
-from smr.logging.console import Terminal
 from smr.run import checkpoints
 from smr.training import optimizer_step
 
@@ -161,7 +160,7 @@ def targets(tmp_path):
         "human repacked": (human, read_human, repacked),
         "animals": (
             animals / "data_batch_1.bin",
-            lambda _: read_animal10n(animals, 1, False, Terminal()),
+            lambda _: read_animal10n(animals, 1, False),
             mutated,
         ),
         "checkpoint": (last, resume, mutated),

@@ -5,7 +5,7 @@ next of the loader's generator: neither the number of threads nor a resume chang
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from smr import distributed
 from smr.data.augment import Views
-from smr.data.decoding import check_images as open_images
-from smr.data.decoding import is_one_color, raise_if_exhausted, reason_of, upright
+from smr.data.decoding import open_image, read_files, reason_of, upright
 from smr.data.image_folder import Listing, class_notes, refuse_broken
 from smr.data.loader import Batches, DatasetInfo, Loader
 from smr.data.noise_file import relabeled
@@ -58,17 +57,6 @@ class ImageFiles:
         return len(self.files)
 
 
-@dataclass
-class Decoded:
-    """A decoded batch: the positions of its photos int64 [m], their views uint8 [m, views, crop,
-    crop, 3]; by path, why a photo is missing, and notes."""
-
-    rows: Tensor
-    pixels: Tensor
-    broken: dict[str, str]
-    notes: dict[str, str]
-
-
 def scaled(path: str | Path, frame: Frame) -> Tensor:
     """The photo upright, its shorter side scaled to frame.resize: uint8 [height, width, 3].
 
@@ -93,10 +81,10 @@ def scaled_to(pixels: Tensor, height: int, width: int) -> Tensor:
     return channels.permute(0, 2, 3, 1)[0]
 
 
-def random_numbers(seed: int, position: int, view: int, count: int = 3) -> np.ndarray:
-    """float64 [count] in [0, 1): how far down and right a view lies, whether it is mirrored; more
-    are the attempts of `resized_window`."""
-    return np.random.default_rng((seed, position, view)).random(count)
+def random_numbers(seed: int, position: int, view: int) -> np.ndarray:
+    """float64 [23] in [0, 1): how far down and right a view lies, whether it is mirrored; then the
+    attempts of `resized_window`."""
+    return np.random.default_rng((seed, position, view)).random(23)
 
 
 def resized_window(
@@ -104,11 +92,8 @@ def resized_window(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a window of torchvision's RandomResizedCrop by default.
 
-    Its area is 8 % to 100 % of the photo's, its aspect ratio 3/4 to 4/3. If no attempt fits into
-    the photo, it is the largest central window.
-
     Args: in [0, 1): places float64 [2], how far down and right; attempts float64 [10, 2], area and
-    aspect ratio (log-uniform) of each attempt.
+    aspect ratio (log-uniform) of each. If none fits, the window is the largest central one.
     """
     for area, ratio in attempts:
         pixels, ratio = height * width * (0.08 + 0.92 * area), 3 / 4 * (16 / 9) ** ratio
@@ -145,16 +130,18 @@ def decode_batch(
     seed: int = 0,
     spare: int = 0,
     pin: bool = False,
-) -> Decoded:
+) -> tuple[Tensor, Tensor, dict[str, str]]:
     """`views` views of each photo, which is decoded once; without views its middle.
 
-    The last `spare` positions of `index` [b + spare] are used only if no photo of the batch can be
-    decoded: a rank without an image would leave the others waiting. pin: in pinned memory, from
-    which a GPU copies in the background.
+    Returns the positions of the photos, int64 [m]; their views, uint8 [m, views, crop, crop, 3];
+    by path, why a photo is missing. The last `spare` positions of `index` [b + spare] are used only
+    if no other photo can be decoded: a rank without an image would leave the others waiting. pin:
+    in pinned memory, from which a GPU copies in the background.
     """
     frame, count = images.frame, len(index) - spare
-    pixels = torch.empty((count, max(1, views), frame.crop, frame.crop, 3), dtype=torch.uint8)
-    rows, broken, notes = [], {}, {}
+    shape = (count, max(1, views), frame.crop, frame.crop, 3)
+    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    rows, broken = [], {}
     for number, position in enumerate(index.tolist()):
         if number >= count and rows:
             break
@@ -162,20 +149,13 @@ def decode_batch(
         try:
             photo = scaled(path, frame)
         except Exception as error:  # Pillow's decoders raise many types
-            raise_if_exhausted(error)
             broken[path] = reason_of(error, path)
             continue
-        if is_one_color(photo.numpy()):
-            notes[path] = "is nearly of one color"
         for view in range(pixels.shape[1]):
-            needed = 23 if frame.random_resized else 3
-            numbers = random_numbers(seed, position, view, needed) if views else None
+            numbers = random_numbers(seed, position, view) if views else None
             pixels[len(rows), view] = view_of(photo, frame, numbers)
         rows.append(position)
-    tensors = torch.tensor(rows, dtype=torch.int64), pixels[: len(rows)]
-    if pin:
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return Decoded(*tensors, broken, notes)
+    return torch.tensor(rows, dtype=torch.int64), pixels[: len(rows)], broken
 
 
 class ImageFileLoader(Loader):
@@ -207,19 +187,23 @@ class ImageFileLoader(Loader):
         skip_broken: bool = False,
         **options,
     ):
-        look = partial(scaled, frame=frame) if check_images else None
-        train = open_images(root, train, num_workers, look)
+        def look(path: Path) -> None:
+            if check_images:
+                scaled(path, frame)
+            else:
+                open_image(path).close()
+
         parts = {
-            name: (folder, open_images(folder, part, num_workers, look))
-            for name, (folder, part) in tests.items()
+            name: (folder, read_files(folder, part, look, num_workers, "looking at")[1])
+            for name, (folder, part) in {"": (root, train), **tests}.items()
         }
-        every, notes = [(root, train), *parts.values()], info.data_notes
-        for folder in dict.fromkeys(folder for folder, _ in every):
-            inside = [part for other, part in every if other == folder]
+        notes = info.data_notes
+        for folder in dict.fromkeys(folder for folder, _ in parts.values()):
+            inside = [part for other, part in parts.values() if other == folder]
             notes += refuse_broken(folder, *inside, skip_broken=skip_broken)
+        _, train = parts.pop("")
         train, info.dropped_images = relabeled(train, noise_file, len(info.class_names))
-        for part in (train, *(part for _, part in parts.values())):
-            notes += part.notes
+        notes += train.notes
         notes += class_notes(root, train, parts["test"][1], info.class_names)
         info.image_size = [frame.crop, frame.crop]
         info.frame = [frame.resize, frame.crop, frame.square]  # of photos that are not augmented
@@ -246,9 +230,8 @@ class ImageFileLoader(Loader):
         """The middle of the training photos at these positions, uint8 [k, crop, crop, 3]."""
         side = self.train_images.frame.crop
         shown = np.zeros((len(index), side, side, 3), dtype=np.uint8)
-        for number, position in enumerate(index):
-            pixels = decode_batch(self.train_images, np.array([position])).pixels
-            shown[number] = pixels[0, 0] if len(pixels) else 0
+        rows, pixels, _ = decode_batch(self.train_images, index)
+        shown[np.isin(index, rows)] = pixels[:, 0]
         return shown
 
     def new_seed(self, generator: torch.Generator | None = None) -> int:
@@ -269,16 +252,20 @@ class ImageFileLoader(Loader):
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Positions of this rank's photos, and their views uint8 [b, crop, crop, 3].
 
-        A photo that cannot be decoded is named once, and missing in its batch.
+        Some batches are decoded ahead. A photo that cannot be decoded is missing in its batch.
+        Raises InputError.
         """
-        for batch in self.decode_ahead(self.requests(batches, order, seed)):
-            self.name_photos(batch)
-            if len(batch.rows):
-                rows, pixels = (
-                    tensor.to(self.device, non_blocking=True)
-                    for tensor in (batch.rows, batch.pixels)
-                )
-                yield rows, list(pixels.unbind(1))
+        started: deque[Future] = deque()
+        try:
+            for request in self.requests(batches, order, seed):
+                started.append(self.threads.submit(decode_batch, *request))
+                if len(started) > AHEAD * self.workers:
+                    yield from self.served(*started.popleft().result())
+            while started:
+                yield from self.served(*started.popleft().result())
+        finally:
+            for future in started:
+                future.cancel()
 
     def requests(self, batches: Batches, order: np.ndarray, seed: int) -> Iterator[tuple]:
         """The arguments of `decode_batch`; of several ranks each decodes its part."""
@@ -290,33 +277,22 @@ class ImageFileLoader(Loader):
             index = np.concatenate([own, spare])
             yield images, index, batches.views, seed, len(spare), self.on_gpu
 
-    def decode_ahead(self, requests: Iterable[tuple]) -> Iterator[Decoded]:
-        """The decoded batches in order, some of them decoded ahead. Raises InputError."""
-        started: deque[Future] = deque()
-        try:
-            for request in requests:
-                started.append(self.threads.submit(decode_batch, *request))
-                if len(started) > AHEAD * self.workers:
-                    yield started.popleft().result()
-            while started:
-                yield started.popleft().result()
-        except (MemoryError, RuntimeError) as error:
-            raise_if_exhausted(error)
-            raise
-        finally:
-            for future in started:
-                future.cancel()
+    def served(
+        self, rows: Tensor, pixels: Tensor, broken: dict[str, str]
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """What `decode_batch` returns on the device, unless it has no photo.
 
-    def name_photos(self, batch: Decoded) -> None:
-        """Print each problem of a photo once. Raises InputError unless skip_broken."""
-        for path, reason in batch.broken.items():
+        Names each broken photo once. Raises InputError unless skip_broken.
+        """
+        for path, reason in broken.items():
             if not self.skip_broken:
                 raise InputError(
                     f"{path}: cannot be decoded ({reason}); repair or remove it, or exclude such "
                     "photos with --skip_broken"
                 )
-            batch.notes[path] = f"is left out: it cannot be decoded ({reason})"
-        for path, note in batch.notes.items():
             if path not in self.named:
-                Terminal().line(f"note: {path} {note}")
-        self.named |= batch.notes.keys()
+                Terminal().line(f"note: {path} is left out: it cannot be decoded ({reason})")
+        self.named |= broken.keys()
+        if len(rows):
+            pixels = pixels.to(self.device, non_blocking=True)
+            yield rows.to(self.device), list(pixels.unbind(1))

@@ -4,13 +4,12 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from smr.data.corrections_log import dropped_folders
 from smr.errors import InputError
 
 OWN_PHOTOS = "your own photos in class folders: train_folder.py"
@@ -60,12 +59,9 @@ def read_text(path: Path, about: str) -> str:
     try:
         raw = path.read_bytes()
         return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; {about}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8; {about}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "not UTF-8")
+        raise InputError(f"{path}: {reason}; {about}") from error
 
 
 def read_lines(path: Path, about: str) -> list[str]:
@@ -130,43 +126,9 @@ def subfolders(folder: Path) -> list[str]:
     return [entry.name for entry in entries(folder) if entry.is_dir()] if folder.is_dir() else []
 
 
-def holds_files(folder: Path) -> bool:
-    """Whether there is anything but folders and junk in a folder or in those inside."""
-    inside = entries(folder)
-    return any(not entry.is_dir(follow_symlinks=False) for entry in inside) or any(
-        holds_files(Path(entry.path)) for entry in inside if entry.is_dir()
-    )
-
-
 def is_photo(name: str) -> bool:
     """Whether a file has the name of a photo."""
     return Path(name).suffix.lower() in PHOTO_SUFFIXES
-
-
-def list_class_folders(
-    root: Path, part: str, labels: Mapping[str, int], otherwise: str = "rename or remove it"
-) -> Listing:
-    """The files of root/part/<class>/ and of the folders inside, by label and natural order.
-
-    Args: part, "" for root itself; labels, of each class's name in any spelling. Raises InputError
-    on another folder that holds files, with `otherwise`: what to do.
-    """
-    rows, broken = [], {}
-    by_spelling = {same_name(name): label for name, label in labels.items()}
-    for entry in entries(root / part):
-        name = posixpath.join(part, entry.name)
-        if not entry.is_dir():
-            broken[printable(name)] = "in no class folder"
-            continue
-        label = by_spelling.get(same_name(entry.name))
-        if label is not None:
-            for file in files_inside(Path(entry.path), broken, name):
-                rows.append((label, natural_order(file.removeprefix(f"{name}/")), file))
-        elif name not in dropped_folders(root) and holds_files(Path(entry.path)):
-            raise InputError(
-                f"{entry.path}: no class has this name, only {first_ten(list(labels))}; {otherwise}"
-            )
-    return sorted_listing(rows, broken)
 
 
 def files_inside(
@@ -176,17 +138,14 @@ def files_inside(
     above: frozenset[str] = frozenset(),
     lenient: bool = False,
 ) -> Iterator[str]:
-    """Each file's name, `prefix` before it, in a folder and those inside; adds to `broken`.
+    """Each file's name, `prefix` before it, in a folder and those inside.
 
-    Raises InputError on a folder that cannot be read; if lenient, that joins `broken`, and names
-    that are not readable do not.
+    What cannot be read is added to `broken`, and unless lenient what has no readable name.
     """
     above |= {os.path.realpath(folder)}
     try:
         content = entries(folder)
     except InputError as error:
-        if not lenient:
-            raise
         broken[prefix] = error.__cause__.strerror
         return
     for entry in content:
@@ -202,22 +161,6 @@ def files_inside(
             yield name
         else:
             broken[name] = "no file"
-
-
-def validation_split(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Bool [n], a test part: `fraction` of each class that has two images or more.
-
-    Raises InputError if that is no image at all.
-    """
-    draw = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = draw.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        chosen[members[:count]] = True
-    if not chosen.any():
-        raise InputError("no class has two images: none can be held out; make a folder testing/")
-    return chosen
 
 
 def refuse_broken(root: Path, *parts: Listing, skip_broken: bool) -> list[str]:

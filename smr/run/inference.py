@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smr import networks
-from smr.data.decoding import decode
-from smr.data.image_file_dataset import Frame, scaled
+from smr.data.image_file_dataset import Frame, scaled, view_of
 from smr.run import checkpoints
 from smr.training import Pair
 
@@ -17,8 +16,8 @@ from smr.training import Pair
 class Predictor(nn.Module):
     """uint8 images [b, height, width, 3] to probabilities float32 [b, classes] (method 3).
 
-    classes: their names. frame: of photos that were cut from a file while the networks trained;
-    else side, to which they were scaled before. Args: images, a checkpoint's description of them.
+    classes: their names. side: of the images. frame: how photos become images; the middle square,
+    if the training images were no photos. Args: images, a checkpoint's description of them.
     """
 
     def __init__(self, trained: Sequence[nn.Module], images: dict):
@@ -28,7 +27,7 @@ class Predictor(nn.Module):
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
         self.classes, self.side = images["class_names"], images["image_size"][0]
-        self.frame = Frame(*images["frame"]) if images["frame"] else None
+        self.frame = Frame(*(images["frame"] or (self.side, self.side, True)))
 
     def forward(self, images: Tensor) -> Tensor:
         normalized = (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)
@@ -40,11 +39,7 @@ class Predictor(nn.Module):
 
         Raises whatever Pillow raises.
         """
-        if self.frame is None:
-            return decode(Path(path), self.side)
-        photo = scaled(path, self.frame).numpy()
-        top, left = (round((length - self.side) / 2) for length in photo.shape[:2])
-        return photo[top : top + self.side, left : left + self.side]
+        return view_of(scaled(path, self.frame), self.frame, None).numpy()
 
 
 def load(path: str | Path) -> Predictor:
