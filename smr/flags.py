@@ -63,8 +63,11 @@ def range_of(kind: type, low: float, high: float, above: float | None = None) ->
     return f"{'a whole number' if kind is int else 'a number'} {start} to {high:,}"
 
 
-def checked(each, value: Any) -> Any:
-    """The value of a field, a number in the field's own type. Raises InputError."""
+def checked(each, value: Any, text: str = "") -> Any:
+    """The value of a field, a number in the field's own type. Raises InputError.
+
+    Args: text, what the message shows of the value.
+    """
     if value is None:
         return None
     kind, about = kind_of(each), each.metadata
@@ -85,7 +88,7 @@ def checked(each, value: Any) -> Any:
         expected = f"one of {', '.join(choices)}" if choices else kind.__name__
         fits = fits and (kind is bool or not choices or value in choices)
     if not fits:
-        raise InputError(f"--{each.name} {value}: expected {expected}")
+        raise InputError(f"--{each.name} {text or value}: expected {expected}")
     return value
 
 
@@ -97,7 +100,7 @@ def read(each, text: str) -> Any:
             value = words.index(text) == 1
         else:
             value = read_lr_steps(text) if kind is tuple else kind(text)
-    return checked(each, value)
+    return checked(each, value, f"'{text}'")
 
 
 def read_lr_steps(text: str) -> tuple[tuple[int, float], ...]:

@@ -118,8 +118,7 @@ def test_a_flag_is_read_as_a_value_of_its_type(argv, value):
 def test_a_value_that_a_flag_does_not_take_is_refused_in_one_line(capsys, name, texts, expected):
     for text in texts:
         line = refused(capsys, "--method=smr", f"{name}={text}")
-        assert f" {name} " in line and expected in line
-        assert text in line or name == "--lr_steps"
+        assert f"error: {name} '{text}': expected" in line and expected in line
 
 
 @pytest.mark.parametrize(
