@@ -7,15 +7,10 @@ Its authors provide the photos on request. Flags that you omit take their values
 hyperparameters. Your own photos have a script of their own: train_folder.py.
 """
 
-import os
 import shlex
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
-
-if __name__ == "__main__":
-    # Before torch is loaded: idle threads soon leave their cores to other runs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 
@@ -49,7 +44,7 @@ HYPERPARAMETERS = {
 class AnimalConfig(PhotoConfig):
     """The flags of Animal-10N, whose photos have one size."""
 
-    dataset: str = flag("animal10N", DATA, "animal10N", choices=(*HYPERPARAMETERS, "folder"))
+    dataset: str = flag("animal10N", DATA, "animal10N", choices=("animal10N", "folder"))
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
 

@@ -7,25 +7,13 @@ The first needs no data. The second reproduces a figure of the paper. Flags that
 their values from the hyperparameters of the dataset.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-if __name__ == "__main__":
-    # Before torch is loaded: idle threads soon leave their cores to other runs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-
 import torch
 
-from dataloader_cifar import (
-    HUMAN_LABELS,
-    NUM_CLASS,
-    SYNTHETIC_MODES,
-    check_noise,
-    cifar_dataloader,
-    published_lambda_u,
-)
+import dataloader_cifar as data
 from PreResNet import ResNet18
 from smr.config import Config
 from smr.data.cifar_files import download
@@ -37,56 +25,46 @@ from smr.run.run import Run
 # The paper's hyperparameters (docs/method.md, section 3).
 CIFAR = {
     "num_epochs": 300,
-    "batch_size": 128,  # a side; DivideMix has 64
+    "batch_size": 128,  # a side
     "lr": 0.02,
     "lr_steps": ((150, 0.1),),
     "weight_decay": 5e-4,
     "recalibrate_every": 30,
     "width": 64,
 }
+# Ours: small enough for two CPU cores in minutes, in the proportions of CIFAR's.
+DIGITS = CIFAR | {
+    "num_epochs": 25,
+    "batch_size": 64,
+    "lr_steps": ((21, 0.1),),
+    "warm_up": 8,
+    "recalibrate_every": 6,
+    "width": 16,
+    "compile": False,  # the compiler's start takes longer than the run
+    "data_path": "",
+}
 HYPERPARAMETERS = {
     # Ten epochs: the networks know the classes, and have not yet memorized noisy labels.
     "cifar10": CIFAR | {"warm_up": 10, "data_path": "./data/cifar-10-batches-py"},
     # A hundred classes take longer to learn before their losses separate.
     "cifar100": CIFAR | {"warm_up": 30, "data_path": "./data/cifar-100-python"},
-    # Ours: small enough for two CPU cores in minutes, in the proportions of CIFAR's.
-    "digits": {
-        "num_epochs": 25,
-        "batch_size": 64,
-        "lr": 0.02,
-        "lr_steps": ((21, 0.1),),
-        "weight_decay": 5e-4,
-        "warm_up": 8,
-        "recalibrate_every": 6,
-        "width": 16,
-        "compile": False,  # the compiler's start takes longer than the run
-        "data_path": "",
-    },
+    "digits": DIGITS,
 }
-DIVIDEMIX_BATCH_SIZE = 64
+DIVIDEMIX = {"batch_size": 64}
+NOISE_MODES = (*data.SYNTHETIC_MODES, *data.HUMAN_LABELS)
 
 
 @dataclass
 class CifarConfig(Config):
     """The flags of CIFAR's images, noise and network."""
 
-    dataset: str = flag(
-        "digits: scikit-learn's, without a download",
-        DATA,
-        "cifar10",
-        choices=tuple(HYPERPARAMETERS),
-    )
-    download: bool = flag(
-        "download the official archive if it is not there", DATA, False, resume=FREE
-    )
+    dataset: str = flag("digits need no download", DATA, "cifar10", choices=tuple(HYPERPARAMETERS))
+    download: bool = flag("download the official archive if absent", DATA, False, resume=FREE)
     train_images: int | None = flag(
         "train on the first N training images", DATA, low=2, metavar="N", shown_default="all"
     )
     noise_mode: str = flag(
-        "injected noise, or one of CIFAR-N's sets of human labels",
-        DATA,
-        "sym",
-        choices=(*SYNTHETIC_MODES, *HUMAN_LABELS),
+        "injected noise, or one of CIFAR-N's sets of human labels", DATA, "sym", choices=NOISE_MODES
     )
     r: float = flag(
         "fraction of training labels that the noise resamples; some keep their class",
@@ -96,11 +74,7 @@ class CifarConfig(Config):
         shown_default="0.5; human labels: their noise rate",
     )
     noise_file: str = flag(
-        "CIFAR-10_human.pt, CIFAR-100_human.pt or a list of labels (default: inject noise)",
-        DATA,
-        "",
-        metavar="FILE",
-        resume=FREE,
+        "CIFAR-N's .pt or a list of labels (default: none)", DATA, "", metavar="FILE", resume=FREE
     )
     width: int = flag("channels of PreAct-ResNet-18's first stage", DATA, low=1, high=1024)
 
@@ -108,19 +82,19 @@ class CifarConfig(Config):
 
     def hyperparameters(self, device: torch.device) -> dict:
         """The dataset's, with lambda_u of the published row (docs/method.md, section 7)."""
-        values = dict(HYPERPARAMETERS[self.dataset])
+        values = super().hyperparameters(device)
         if self.method == "dividemix":
-            values["batch_size"] = DIVIDEMIX_BATCH_SIZE
+            values |= DIVIDEMIX
         # A list of labels alone is no published row.
         is_row = not self.noise_file or self.r is not None or self.noise_mode != "sym"
-        r = self.r if self.r is not None else HUMAN_LABELS.get(self.noise_mode, ("", 0.5))[1]
+        r = self.r if self.r is not None else data.HUMAN_LABELS.get(self.noise_mode, ("", 0.5))[1]
         row = (self.dataset, self.noise_mode, r) if is_row else ("", "", 0.5)
-        return values | {"r": r, "lambda_u": published_lambda_u(*row)}
+        return values | {"r": r, "lambda_u": data.published_lambda_u(*row)}
 
     def check(self, device: torch.device) -> None:
         super().check(device)
-        self.set_num_class(NUM_CLASS[self.dataset], self.dataset)
-        check_noise(self.dataset, self.noise_mode, self.noise_file)
+        self.set_num_class(data.NUM_CLASS[self.dataset], self.dataset)
+        data.check_noise(self.dataset, self.noise_mode, self.noise_file)
 
     @property
     def entropy_penalty(self) -> bool:
@@ -128,11 +102,11 @@ class CifarConfig(Config):
         return self.noise_mode.startswith("asym")
 
 
-def make_loader(config: CifarConfig, device: torch.device) -> cifar_dataloader:
+def make_loader(config: CifarConfig, device: torch.device) -> data.cifar_dataloader:
     """The images on the device, and their labels with the injected noise."""
     if config.download:
         download(config.data_path, config.dataset)
-    return cifar_dataloader(
+    return data.cifar_dataloader(
         dataset=config.dataset,
         r=config.r,
         noise_mode=config.noise_mode,

@@ -8,14 +8,9 @@ protocol; in the second an epoch has a quarter of the images. Flags that you omi
 values from the hyperparameters.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
-
-if __name__ == "__main__":
-    # Before torch is loaded: idle threads soon leave their cores to other runs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 
@@ -51,9 +46,7 @@ HYPERPARAMETERS = {
 class ClothingConfig(PhotoConfig):
     """The flags of Clothing1M."""
 
-    dataset: str = flag(
-        "the dataset of this script", DATA, "clothing1M", choices=tuple(HYPERPARAMETERS)
-    )
+    dataset: str = flag("the dataset of this script", DATA, "clothing1M", choices=("clothing1M",))
     num_batches: int = flag(
         "batches of B in the sample that an epoch trains on; a warm-up has twice the images",
         DATA,

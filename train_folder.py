@@ -6,14 +6,10 @@ photos/<class>/*, or photos/training/<class>/* and photos/testing/<class>/*. The
 depend on the number of photos; the log prints them.
 """
 
-import os
+import math
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
-
-if __name__ == "__main__":
-    # Before torch is loaded: idle threads soon leave their cores to other runs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 
@@ -53,18 +49,13 @@ HYPERPARAMETERS = {
 # Epochs for this many photos. Fewer photos need more epochs for as many steps, yet they repeat
 # themselves: the square root is between as many epochs and as many steps.
 USUAL_PHOTOS, USUAL_EPOCHS = 2000, 6
-CHOSEN = (
-    *("num_epochs", "batch_size", "lr", "lr_steps", "network", "freeze_backbone", "image_size"),
-)
 
 
 @dataclass
 class FolderConfig(PhotoConfig):
     """The flags of a photo folder."""
 
-    dataset: str = flag(
-        "the dataset of this script", DATA, "folder", choices=tuple(HYPERPARAMETERS)
-    )
+    dataset: str = flag("the dataset of this script", DATA, "folder", choices=("folder",))
     labels_csv: str = flag(
         "a CSV with the columns file and label, if the photos are not in class folders",
         DATA,
@@ -78,7 +69,7 @@ class FolderConfig(PhotoConfig):
         DATA,
         above=0,
         high=0.5,
-        shown_default=f"{VAL_FRACTION}",
+        shown_default=str(VAL_FRACTION),
     )
 
     HYPERPARAMETERS: ClassVar = HYPERPARAMETERS
@@ -113,13 +104,10 @@ def whole_hyperparameters(count: int, num_epochs: int | None) -> dict:
     """The hyperparameters of whole networks on `count` training photos."""
     if num_epochs is None:
         num_epochs = min(max(round(USUAL_EPOCHS * (USUAL_PHOTOS / count) ** 0.5), 4), 40)
-    batch_size = 32
-    while batch_size > 8 and count < 16 * batch_size:
-        batch_size //= 2
     return WHOLE | {
         "num_epochs": num_epochs,
-        "batch_size": batch_size,
-        "lr_steps": ((max(1, -(-num_epochs // 2)), 0.1),),
+        "batch_size": 32 if count >= 512 else 16 if count >= 256 else 8,
+        "lr_steps": ((max(1, math.ceil(num_epochs / 2)), 0.1),),
         # Clothing1M's every 10 of 80 epochs, but never every other epoch.
         "recalibrate_every": max(3, num_epochs // 8),
     }
@@ -136,10 +124,9 @@ def make_loader(config: FolderConfig, device: torch.device) -> ImageFileLoader:
         **config.loader_options(device),
     )
     config.set_num_class(len(loader.class_names), config.data_path)
-    chosen = shown_flags(config, CHOSEN)
-    loader.info.data_notes.append(
-        f"hyperparameters for {loader.info.train_images} photos: {chosen}"
-    )
+    chosen = "num_epochs batch_size lr lr_steps network freeze_backbone image_size"
+    shown, count = shown_flags(config, chosen.split()), loader.info.train_images
+    loader.info.data_notes.append(f"hyperparameters for {count} photos: {shown}")
     return loader
 
 

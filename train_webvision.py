@@ -8,15 +8,10 @@ Inception-ResNet-v2 of timm (pip install timm). Flags that you omit take their v
 hyperparameters of the method.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-if __name__ == "__main__":
-    # Before torch is loaded: idle threads soon leave their cores to other runs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 
@@ -53,9 +48,7 @@ DIVIDEMIX = {"num_epochs": 80, "lr_steps": ((40, 0.1),)}
 class WebVisionConfig(PhotoConfig):
     """The flags of WebVision's photos and of ImageNet's."""
 
-    dataset: str = flag(
-        "the dataset of this script", DATA, "webvision", choices=tuple(HYPERPARAMETERS)
-    )
+    dataset: str = flag("the dataset of this script", DATA, "webvision", choices=("webvision",))
     imagenet_path: str = flag(
         "ImageNet's validation images, in folders by synset or class number (optional)",
         DATA,

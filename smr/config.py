@@ -4,6 +4,7 @@ A script derives its own from `Config` and adds the flags of its data; a method 
 the method. A field that is None after that takes its value from the script's hyperparameters.
 """
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -26,6 +27,8 @@ from smr.flags import (
     flags_of,
     shown,
 )
+
+DEVICES = ("auto", "cuda", "cpu", "mps")
 
 
 @dataclass
@@ -57,28 +60,19 @@ class Config:
     data_path: str = flag("folder of the dataset", DATA, metavar="DIR", resume=FREE)
     num_class: int = flag("number of classes", DATA, low=2, shown_default="the dataset's")
 
-    id: str = flag(
-        "last part of the run folder's name (default: none)",
-        RUN,
-        "",
-        pattern=r"[\w.+-]*",
-        resume=FREE,
-    )
+    id: str = flag("last part of the run folder's name (default: none)", RUN, "")
     seed: int = flag(
         "random seed of noise, networks, batches, mixup and GMMs; 123 is the published one",
         RUN,
         123,
         low=0,
         high=2**32 - 1,
+        resume=SAME,
     )
     device: str = flag(
-        "auto is the first of cuda, mps and cpu that is available",
-        RUN,
-        "auto",
-        choices=("auto", "cuda", "cpu", "mps"),
-        resume=FREE,
+        "auto: cuda, mps or cpu, the first that there is", RUN, "auto", choices=DEVICES
     )
-    gpuid: int = flag("index of the GPU", RUN, 0, low=0, resume=FREE)
+    gpuid: int = flag("index of the GPU", RUN, 0, low=0)
     sync_bn: bool | None = flag(
         "under torchrun on GPUs: batch norm statistics over the batches of all ranks",
         RUN,
@@ -86,39 +80,27 @@ class Config:
         resume=DEVICE,
         shown_default="on",
     )
-    output: str = flag("parent of the run folder", RUN, "./checkpoint", metavar="DIR", resume=FREE)
-    save_every: int = flag(
-        "epochs between writes of last.pt", RUN, 1, low=1, metavar="EPOCHS", resume=FREE
-    )
+    output: str = flag("parent of the run folder", RUN, "./checkpoint", metavar="DIR")
+    save_every: int = flag("epochs between writes of last.pt", RUN, 1, low=1, metavar="EPOCHS")
     review: int = flag(
         "number of label issues on the review page labels.html; 0 for no page",
         RUN,
         500,
         low=0,
         metavar="N",
-        resume=FREE,
     )
 
     amp: bool = flag(
-        "bf16 autocast",
-        SPEED,
-        words=("off", "bf16"),
-        resume=DEVICE,
-        shown_default="bf16 on cuda, off elsewhere",
+        "bf16 autocast", SPEED, words=("off", "bf16"), shown_default="bf16 on cuda, off elsewhere"
     )
     compile: bool = flag(
         "torch.compile; compiled dropout uses other random numbers",
         SPEED,
         words=ON_OFF,
-        resume=DEVICE,
         shown_default="on on cuda, off elsewhere",
     )
     channels_last: bool = flag(
-        "memory format of images and weights",
-        SPEED,
-        words=ON_OFF,
-        resume=DEVICE,
-        shown_default="on",
+        "memory format of images and weights", SPEED, words=ON_OFF, shown_default="on"
     )
 
     # dataset → the values of fields that the command line leaves open, and for the help.
@@ -145,28 +127,27 @@ class Config:
         defaults |= speed_defaults(device) | self.hyperparameters(device) | self.METHOD_DEFAULTS
         for each in fields(self):
             value = getattr(self, each.name)
-            value = defaults[each.name] if value is None else value
-            setattr(self, each.name, checked(each, value))
+            setattr(self, each.name, checked(each, defaults[each.name] if value is None else value))
         self.check(device)
 
     def hyperparameters(self, device: torch.device) -> dict:
         """The values of flags that are not given; the method may lack some of them."""
-        return self.HYPERPARAMETERS[self.dataset]
+        return dict(self.HYPERPARAMETERS[self.dataset])
 
     def check(self, device: torch.device) -> None:
         """Raise InputError if two values contradict each other."""
+        if not re.fullmatch(r"[\w.+-]*", self.id):
+            raise InputError(f"--id {self.id}: expected letters, digits and . _ + - only")
         if self.compile and not devices.can_compile(device):
             raise InputError(
                 "--compile on: this machine lacks a C compiler or Python's headers (Python.h, in a "
                 "package such as python3-dev); leave it off"
             )
         joint = distributed.world_size() > 1 and device.type == "cuda"
-        if self.sync_bn and not joint:
-            raise InputError("--sync_bn on: only under torchrun, on several GPUs")
         if self.sync_bn is None and joint:
             self.sync_bn = not self.compile
-        if self.sync_bn and self.compile:
-            raise InputError("--compile on with --sync_bn on: torch compiles no synced batch norm")
+        if self.sync_bn and (self.compile or not joint):
+            raise InputError("--sync_bn on: only under torchrun, on several GPUs, --compile off")
 
     @property
     def last_epoch(self) -> int:
@@ -219,28 +200,27 @@ def resumed(config_class: type[Config], state: dict, given: dict[str, Any], wher
     the new device. Raises InputError that names each flag by which the figures would change.
     """
     stored = state["config"]
+    flags = flags_of(with_method(config_class, stored["method"]))
+    rules = {name: each.metadata["resume"] for name, each in flags.items()}
     device = devices.find_device(given.get("device", stored["device"]), given.get("gpuid", 0))
     several = distributed.world_size() > 1, state["world_size"] > 1
-    moved = device.type != state["device"] or several[0] != several[1]
-    flags, changed = flags_of(with_method(config_class, stored["method"])), []
+    free = {FREE}
+    if device.type != state["device"] or several[0] != several[1]:
+        stored = {name: value for name, value in stored.items() if rules.get(name) != DEVICE}
+        free.add(DEVICE)
+    changed = []
     for name, value in given.items():
-        rule = flags[name].metadata["resume"] if name in flags else SAME
-        before = stored.get(name)
-        if rule == FREE or (rule == DEVICE and moved) or value == before:
+        rule = rules.get(name, FREE)  # `configure` refuses a flag that the run's method lacks
+        if rule in free or value == (before := stored[name]):
             continue
         # After its num_epochs, a run fine-tunes.
         fine_tuned = name == "num_epochs" and state["epoch"] > before
-        if not (rule == GROWS and value > before) or fine_tuned:
-            words = (shown(flags[name], v) if name in flags else v for v in (value, before))
-            changed.append("--{} {} (the run has {})".format(name, *words))
+        if rule != GROWS or value < before or fine_tuned:
+            words = f"--{name} {shown(flags[name], value)}"
+            changed.append(f"{words} (the run has {shown(flags[name], before)})")
     if changed:
         raise InputError(f"{where} cannot be resumed with " + ", ".join(changed))
-    kept = {
-        name: value
-        for name, value in stored.items()
-        if not (moved and name in flags and flags[name].metadata["resume"] == DEVICE)
-    }
     try:
-        return configure(config_class, **(kept | given))
+        return configure(config_class, **(stored | given))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -3,10 +3,9 @@
 import argparse
 import difflib
 import math
-import re
-import types
 import typing
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,8 +18,7 @@ SAME, FREE, GROWS, DEVICE = "same", "free", "grows", "device"
 GROUPS = ("method", "training", "data and networks", "run", "speed (within rounding)")
 METHOD, TRAINING, DATA, RUN, SPEED = GROUPS
 ON_OFF = ("off", "on")
-RESUME_HELP = "resume the run of this command line, or the one at PATH"
-EVALUATE_HELP = "test this checkpoint, or a run folder's last.pt, without training"
+RESUME_OF_GROUP = {RUN: FREE, SPEED: DEVICE}
 
 
 def flag(
@@ -29,100 +27,98 @@ def flag(
     default: Any = None,
     *,
     fallback: Any = None,
-    low: float | None = None,
+    low: float = -1_000_000,
     high: float = 1_000_000,
     above: float | None = None,
     choices: tuple[str, ...] = (),
-    pattern: str = "",
-    words: tuple[str, str] | None = None,
+    words: tuple[str, ...] = (),
     metavar: str | None = None,
     shown_default: str = "",
     aliases: tuple[str, ...] = (),
-    resume: str = SAME,
+    resume: str = "",
 ) -> Any:
     """A field of a configuration, which is a flag of the command line.
 
     Args:
         fallback: its value if neither the command line nor `hyperparameters` has one.
         low, high, above: the range of a number; `above` leaves the bound itself out.
-        choices, pattern: what a text may be. A pattern is a regular expression.
+        choices: what a text may be.
         words: of a bool, what the command line calls False and True; without them the flag alone
             is True.
         shown_default: the default in words, if it is not one value.
-        resume: SAME, FREE, GROWS or DEVICE.
+        resume: SAME, FREE, GROWS or DEVICE, if it is not RESUME_OF_GROUP or else SAME.
     """
+    resume = resume or RESUME_OF_GROUP.get(group, SAME)
     return field(default=default, metadata=dict(locals()))
 
 
 def kind_of(each) -> type:
     """int, float, str, bool or tuple: the type of a field, without None."""
-    hint = each.type
-    if isinstance(hint, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    return hint
+    return next(iter(typing.get_args(each.type)), each.type)
 
 
-def checked(each, value: Any) -> Any:
-    """The value of a field, a number in the field's own type. Raises InputError."""
+def range_of(kind: type, low: float, high: float, above: float | None = None) -> str:
+    """'a whole number from 2 to 1,000,000'."""
+    start = f"from {low:,}" if above is None else f"above {above:,}"
+    return f"{'a whole number' if kind is int else 'a number'} {start} to {high:,}"
+
+
+def checked(each, value: Any, text: str = "") -> Any:
+    """The value of a field, a number in the field's own type. Raises InputError.
+
+    Args: text, what the message shows of the value.
+    """
     if value is None:
         return None
     kind, about = kind_of(each), each.metadata
-    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value, fits = float(value), True
-    expected = ""
-    if kind is tuple:
-        value = tuple(tuple(step) for step in value)
-        fits = all(len(step) == 2 and math.isfinite(step[1]) for step in value)
-        expected = about["metavar"]
-    if about["choices"]:
-        fits = fits and value in about["choices"]
-        expected = "one of " + ", ".join(about["choices"])
-    elif about["pattern"]:
-        fits = fits and re.fullmatch(about["pattern"], value) is not None
-        expected = "letters, digits and . _ + - only"
-    elif kind in (int, float) and (about["low"] is not None or about["above"] is not None):
-        low, open_low = about["low"], about["above"] is not None
-        low = about["above"] if open_low else low
-        fits = fits and low <= value <= about["high"] and not (open_low and value == low)
-        expected = "a whole number" if kind is int else "a number"
-        expected += f" {'above' if open_low else 'from'} {low:,} to {about['high']:,}"
+    if kind is float and type(value) is int:
+        value = float(value)
+    elif kind is tuple and not isinstance(value, str):
+        value = tuple(map(tuple, value))
+    fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    if kind in (int, float):
+        low, high, above = about["low"], about["high"], about["above"]
+        expected = range_of(kind, low, high, above)
+        fits = fits and low <= value <= high and (above is None or value > above)
+    elif kind is tuple:
+        expected = "EPOCH:FACTOR,…, such as 80:0.1,140:0.01, or '' for no step"
+        fits = fits and all(len(s) == 2 and s[0] >= 0 and 0 <= s[1] < math.inf for s in value)
+    else:
+        choices = about["choices"] or about["words"]
+        expected = f"one of {', '.join(choices)}" if choices else kind.__name__
+        fits = fits and (kind is bool or not choices or value in choices)
     if not fits:
-        value = value if kind is tuple else shown(each, value)
-        raise InputError(f"--{each.name} {value}: expected {expected or kind.__name__}")
+        raise InputError(f"--{each.name} {text or value}: expected {expected}")
     return value
 
 
 def read(each, text: str) -> Any:
-    """A field's value from the text of the command line. Raises argparse.ArgumentTypeError."""
-    kind, words = kind_of(each), each.metadata["words"]
-    try:
+    """A field's value from the text of the command line. Raises InputError."""
+    kind, words, value = kind_of(each), each.metadata["words"], text
+    with suppress(ValueError):  # `checked` refuses the text itself
         if words:
-            if text not in words:
-                raise InputError(f"expected {words[0]} or {words[1]}")
-            return text == words[1]
-        return checked(each, read_lr_steps(text) if kind is tuple else kind(text))
-    except InputError as error:
-        reason = str(error).partition("expected ")[2]
-        raise argparse.ArgumentTypeError(f"'{text}': expected {reason}") from None
-    except ValueError:
-        kind_name = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"'{text}': expected {kind_name}") from None
-
-
-def number(kind: type, low: float, high: float = 1_000_000) -> Callable[[str], float]:
-    """An argparse type for a script without a configuration: an int or float from low to high."""
-    metadata = flag("", low=low, high=high).metadata
-    each = types.SimpleNamespace(name="", type=kind, metadata=metadata)
-    return lambda text: read(each, text)
+            value = words.index(text) == 1
+        else:
+            value = read_lr_steps(text) if kind is tuple else kind(text)
+    return checked(each, value, f"'{text}'")
 
 
 def read_lr_steps(text: str) -> tuple[tuple[int, float], ...]:
     """'80:0.1,140:0.01' → ((80, 0.1), (140, 0.01)): from an epoch on, a factor of the first lr."""
-    if not re.fullmatch(r"(\d+:\d*\.?\d+(e-?\d+)?(,|$))*", text) or text.endswith(","):
-        raise InputError("expected EPOCH:FACTOR,…, such as 80:0.1,140:0.01, or '' for no step")
-    pairs = (step.split(":") for step in text.split(",") if step)
+    pairs = [step.split(":") for step in text.split(",")] if text else []
     return tuple(sorted((int(epoch), float(factor)) for epoch, factor in pairs))
+
+
+def number(kind: type, low: float, high: float = 1_000_000) -> Callable[[str], float]:
+    """An argparse type for a script without a configuration: an int or float from low to high."""
+
+    def read_number(text: str) -> float:
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"'{text}': expected {range_of(kind, low, high)}")
+
+    return read_number
 
 
 def shown(each, value: Any) -> str:
@@ -134,7 +130,7 @@ def shown(each, value: Any) -> str:
 def show_value(value: Any) -> str:
     """A value of config.json as the command line writes it."""
     if isinstance(value, bool):
-        return "on" if value else "off"
+        return ON_OFF[value]
     if isinstance(value, list | tuple):
         return ",".join(f"{epoch}:{factor:g}" for epoch, factor in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -168,46 +164,42 @@ def parse(config_class: type, usage: str, argv: list[str] | None) -> tuple[dict[
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     flags = flags_of(config_class)
     for method in METHODS.values():
-        flags |= {k: v for k, v in flags_of(method.Flags).items() if k not in flags}
+        flags |= flags_of(method.Flags)
     for name, each in flags.items():
         about = each.metadata
-        options: dict[str, Any] = {"help": help_of(each, config_class), "default": None}
-        if kind_of(each) is bool and not about["words"]:
-            options["action"] = "store_true"
-        else:
-            options |= {"type": lambda text, each=each: read(each, text)}
-            choices = tuple(METHODS) if name == "method" else about["choices"] or about["words"]
-            options["metavar"] = "{" + ",".join(choices) + "}" if choices else about["metavar"]
-        groups[about["group"]].add_argument(f"--{name}", *about["aliases"], **options)
+        choices = tuple(METHODS) if name == "method" else about["choices"] or about["words"]
+        options = {"metavar": "{" + ",".join(choices) + "}" if choices else about["metavar"]}
+        if kind_of(each) is bool and not choices:
+            options = {"action": "store_true", "default": None}
+        text = help_of(each, config_class.HYPERPARAMETERS)
+        groups[about["group"]].add_argument(f"--{name}", *about["aliases"], help=text, **options)
     add = groups[RUN].add_mutually_exclusive_group().add_argument
-    add("--resume", nargs="?", const=True, metavar="PATH", help=RESUME_HELP)
+    text = "resume the run of this command line, or the one at PATH"
+    add("--resume", nargs="?", const=True, default=False, metavar="PATH", help=text)
     add("--overwrite", action="store_true", help="delete the run in the run folder and start again")
-    add("--evaluate", metavar="PATH", help=EVALUATE_HELP)
+    text = "test this checkpoint, or a run folder's last.pt, without training"
+    add("--evaluate", default="", metavar="PATH", help=text)
     args = vars(parser.parse_args(argv))
-    action = Action(*(args.pop(name) or default for name, default in vars(Action()).items()))
-    given = {name: value for name, value in args.items() if value is not None}
-    if "gpuid" in given and distributed.launched():
+    action = Action(*(args.pop(name) for name in flags_of(Action)))
+    texts = {name: text for name, text in args.items() if text is not None}
+    if "gpuid" in texts and distributed.launched():
         parser.error("argument --gpuid: torchrun's processes take a GPU each")
-    return given, action
+    try:
+        return {n: t if t is True else read(flags[n], t) for n, t in texts.items()}, action
+    except InputError as error:
+        parser.error(str(error))
 
 
-def help_of(each, config_class: type) -> str:
+def help_of(each, tables: dict[str, dict]) -> str:
     """A flag's help with its default: one value, or those of the datasets."""
-    about, tables = each.metadata, config_class.HYPERPARAMETERS
-    default = about["shown_default"]
-    values = {
-        dataset: shown(each, table[each.name])
-        for dataset, table in tables.items()
-        if table.get(each.name) not in (None, "")
-    }
-    if not default and values:
-        (_, first), *others = values.items()
-        others = [f"{dataset} {value}" for dataset, value in others if value != first]
-        default = "; ".join([first, *others])
-    elif not default and kind_of(each) is not bool:
-        plain = each.default if each.default is not None else about["fallback"]
-        default = "" if plain in (None, "") else shown(each, plain)
-    text = about["help"].replace("%", "%%")
+    plain = each.default if each.default is not None else each.metadata["fallback"]
+    values = {dataset: table.get(each.name, plain) for dataset, table in tables.items()}
+    first = next(iter(values.values()))
+    others = {key: value for key, value in values.items() if value not in (None, "", first)}
+    texts = ["" if first is None else shown(each, first)]
+    texts += [f"{dataset} {shown(each, value)}" for dataset, value in others.items()]
+    default = each.metadata["shown_default"] or "; ".join(texts)
+    text = each.metadata["help"].replace("%", "%%")
     return text + (f" (default: {default})" if default else "")
 
 
@@ -215,11 +207,8 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line on rank 0, and that names the flag you meant."""
 
     def __init__(self, usage: str, elsewhere: dict[str, str] | None = None):
-        super().__init__(
-            description=usage,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=usage, formatter_class=raw, allow_abbrev=False)
         self.elsewhere = elsewhere or {}
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:

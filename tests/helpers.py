@@ -63,12 +63,12 @@ def write_cifar(
 
     Image i has label i % classes. `train_images` of CIFAR-10 is a multiple of 5.
     """
-    classes = 10 if dataset == "cifar10" else 100
+    classes, name = (10, "10-batches-py") if dataset == "cifar10" else (100, "100-python")
+    folder = Path(root) / f"cifar-{name}"
+    folder.mkdir(parents=True)
     train, test = (np.arange(n) % classes for n in (train_images, test_images))
     rows, test_rows = cifar_rows(train, seed=2), cifar_rows(test, seed=3)
     if dataset == "cifar10":
-        folder = Path(root) / "cifar-10-batches-py"
-        folder.mkdir(parents=True)
         for i, part in enumerate(np.split(np.arange(train_images), 5), start=1):
             content = {"data": rows[part], "labels": train[part].tolist()}
             write_python2_pickle(folder / f"data_batch_{i}", content)
@@ -76,8 +76,6 @@ def write_cifar(
         names = [f"class{label}" for label in range(10)]
         write_python2_pickle(folder / "batches.meta", {"label_names": names})
     else:
-        folder = Path(root) / "cifar-100-python"
-        folder.mkdir(parents=True)
         for name, data, labels in (("train", rows, train), ("test", test_rows, test)):
             coarse = (labels // 5).tolist()
             content = {"data": data, "fine_labels": labels.tolist(), "coarse_labels": coarse}

@@ -159,7 +159,7 @@ def test_every_cell_is_the_published_recipe_but_for_what_its_protocol_says(
 ):
     labels = tmp_path / "CIFAR-10_human.pt"
     labels.touch()
-    human = cell in train_cifar.HUMAN_LABELS
+    human = cell in train_cifar.data.HUMAN_LABELS
     file = ["--noise_file", str(labels)] if human else []
     config = config_of(cell, *([f"--{protocol}"] if protocol != "full" else []), *file,
                       "--method", method)  # fmt: skip

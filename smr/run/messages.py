@@ -18,7 +18,7 @@ def introduce(run) -> None:
     line("classes: " + ", ".join(info.class_names))
     for note in info.data_notes:
         line(f"data: {note}")
-    for note in contradictions(config, info.train_images):
+    for note in contradictions(config):
         line(f"note: {note}")
     if info.noise_rate is not None:
         rate = 100 * info.noise_rate
@@ -52,17 +52,11 @@ def print_test(run) -> None:
         )
 
 
-def contradictions(config: Config, train_images: int) -> list[str]:
+def contradictions(config: Config) -> list[str]:
     """Notes on values of a configuration that defeat each other."""
     last, notes = config.num_epochs, []
     if getattr(config, "warm_up", 0) > last:
         notes.append(f"the warm-up lasts to the last epoch, {last}: no epoch splits the labels")
     if late := [str(epoch) for epoch, _ in config.lr_steps if epoch > last]:
         notes.append(f"learning-rate steps at {', '.join(late)} are after the last epoch, {last}")
-    if config.batch_size > train_images:
-        notes.append(f"a batch of {config.batch_size} is larger than the {train_images} images")
-    if config.method == "dividemix" and (k := config.recalibrate_every):
-        notes.append(
-            f"dividemix has no recalibration: --recalibrate_every {k} makes it another method"
-        )
     return notes
