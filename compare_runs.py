@@ -116,7 +116,6 @@ def read_run(folder: Path) -> FinishedRun | str:
         if [row["epoch"] for row in rows] != list(range(last + 1)):
             return f"unfinished, epoch {rows[-1]['epoch'] if rows else '-'} of {last}"
         settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
-        settings["noise_rate"] = config.get("noise_rate") or 0.0
         if config.get("noise_file"):
             settings["noise_sha256"] = config.get("noise_sha256", "")[:8]
         cell = (config["dataset"], noise_of(config), method_of(config))
@@ -132,6 +131,11 @@ def read_run(folder: Path) -> FinishedRun | str:
         return f"its files are damaged ({error!r})"
 
 
+def noise_rate(run: FinishedRun) -> float:
+    """The noise rate of a run; 0 if the true labels are unknown."""
+    return run.config.get("noise_rate") or 0.0
+
+
 def share_noise_rates(runs: Sequence[FinishedRun]) -> None:
     """Give the runs of a cell whose noise rates agree the same noise rate.
 
@@ -139,8 +143,8 @@ def share_noise_rates(runs: Sequence[FinishedRun]) -> None:
     gap of 2/√n between them saw different noise.
     """
     groups: dict[tuple, tuple[float, float]] = {}  # cell → lowest and highest rate of a group
-    for run in sorted(runs, key=lambda run: run.settings["noise_rate"]):
-        rate = run.settings["noise_rate"]
+    for run in sorted(runs, key=noise_rate):
+        rate = noise_rate(run)
         lowest, highest = groups.get(run.cell, (rate, rate))
         if rate - highest > 2 / run.config.get("train_images", PUBLISHED_IMAGES) ** 0.5:
             lowest = rate

@@ -44,7 +44,7 @@ from smr.run.command import command
 # Batch size, width, training images, images of a short run, rows of a convolution and in scoring.
 GPU = {"batch_size": 128, "width": 64, "images": 50_000, "short": 12_800}
 GPU |= {"rows": (128, 256, 512), "scored": (128, 512, 1000, 2048), "repeats": 20}
-CPU = {"batch_size": 8, "width": 2, "images": 80, "short": 80}
+CPU = {"batch_size": 8, "width": 2, "images": 110, "short": 110}
 CPU |= {"rows": (4,), "scored": (4, 8), "repeats": 1}
 # Of a pass's steps: the first of those that are timed, and how many are profiled.
 FIRST_TIMED, PROFILED = 2, 5

@@ -60,7 +60,7 @@ def test_steps_and_epochs_of_training_have_their_times(part):
     for kind, row in (("warm-up", warm_up), ("semi-supervised", semi_supervised)):
         assert row["step"] == kind
         assert 0 < row["host_least_ms"] <= row["host_ms"] and row["device_ms"] > 0
-    assert warm_up["steps"] == 5 - first_ten_minutes.FIRST_TIMED
+    assert warm_up["steps"] == 7 - first_ten_minutes.FIRST_TIMED
     assert [row["kind"] for row in epochs] == ["warm-up"] * 2 + ["semi-supervised"] * 2
     for row in epochs:
         assert 0 < row["time/train_seconds"] < row["time/seconds"]
