@@ -1,6 +1,6 @@
 """What makes it fast changes no numbers: formats, bf16, compilation, trailing batches."""
 
-from functools import cache, partial
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -146,27 +146,23 @@ def test_a_run_compiles_the_sizes_of_full_batches(tmp_path):
     assert sizes == {(64, True), (128, True), (32, False), (64, False), (1000, False)}
 
 
-@cache
-def short_run(channels_last: bool, amp: bool) -> list[smr.TrainedEpoch]:
-    """A warm-up epoch and a semi-supervised one on 160 digits."""
-    config = tiny_config(
-        num_epochs=1, warm_up=1, batch_size=32, lr=0.05, amp=amp, channels_last=channels_last
-    )
-    devices.seed_everything(1)
-    loader = cifar_dataloader(
-        "digits", 0.5, "sym", 32, 0, "", None, channels_last=channels_last, train_images=160
-    )
-    pair = smr.new_pair(partial(PreActResNet, (1, 1, 1, 1), 10, 4), config, CPU)
-    return list(train(pair, loader, config))
+def test_a_short_real_run_is_the_same_in_bf16_and_channels_last_but_for_rounding():
+    def run(fast: bool) -> list[smr.TrainedEpoch]:
+        """A warm-up epoch and a semi-supervised one on 160 digits."""
+        settings = {"channels_last": fast, "amp": fast}
+        config = tiny_config(num_epochs=1, warm_up=1, batch_size=32, lr=0.05, **settings)
+        devices.seed_everything(1)
+        loader = cifar_dataloader(
+            "digits", 0.5, "sym", 32, 0, "", None, channels_last=fast, train_images=160
+        )
+        pair = smr.new_pair(partial(PreActResNet, (1, 1, 1, 1), 10, 4), config, CPU)
+        return list(train(pair, loader, config))
 
-
-@pytest.mark.parametrize(("amp", "rounding", "moved"), [(False, 1e-4, 0.02), (True, 2e-3, 0.1)])
-def test_a_short_real_run_is_the_same_in_each_setting_but_for_rounding(amp, rounding, moved):
-    plain, found = short_run(False, False), short_run(True, amp)
+    plain, found = run(False), run(True)
     for network in (1, 2):
         loss = f"train/net{network}/loss"
-        assert found[0].metrics[loss] == pytest.approx(plain[0].metrics[loss], rel=rounding)
+        assert found[0].metrics[loss] == pytest.approx(plain[0].metrics[loss], rel=2e-3)
         # An image near the threshold may change sides, and with it the steps that follow.
-        labeled, wanted = (run[1].splits[network - 1].labeled for run in (found, plain))
-        assert (labeled != wanted).mean() < moved
+        labeled, wanted = (epochs[1].splits[network - 1].labeled for epochs in (found, plain))
+        assert (labeled != wanted).mean() < 0.1
         assert found[1].metrics[loss] == pytest.approx(plain[1].metrics[loss], rel=0.05)
