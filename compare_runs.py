@@ -131,11 +131,6 @@ def read_run(folder: Path) -> FinishedRun | str:
         return f"its files are damaged ({error!r})"
 
 
-def noise_rate(run: FinishedRun) -> float:
-    """The noise rate of a run; 0 if the true labels are unknown."""
-    return run.config.get("noise_rate") or 0.0
-
-
 def share_noise_rates(runs: Sequence[FinishedRun]) -> None:
     """Give the runs of a cell whose noise rates agree the same noise rate.
 
@@ -143,8 +138,8 @@ def share_noise_rates(runs: Sequence[FinishedRun]) -> None:
     gap of 2/√n between them saw different noise.
     """
     groups: dict[tuple, tuple[float, float]] = {}  # cell → lowest and highest rate of a group
-    for run in sorted(runs, key=noise_rate):
-        rate = noise_rate(run)
+    for run in sorted(runs, key=lambda run: run.config.get("noise_rate") or 0.0):
+        rate = run.config.get("noise_rate") or 0.0
         lowest, highest = groups.get(run.cell, (rate, rate))
         if rate - highest > 2 / run.config.get("train_images", PUBLISHED_IMAGES) ** 0.5:
             lowest = rate
