@@ -69,22 +69,18 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that reached its last epoch: test accuracies in per cent by epoch, seconds in all.
+    """A run that reached its last epoch.
 
-    cell: dataset, noise and method; settings: all else but the seed that its accuracy depends on.
+    cell: dataset, noise and method; settings: all else but the seed that its accuracy depends on;
+    accuracies: best, last and mean of the last ten, in per cent; seconds: of all epochs.
     """
 
     folder: Path
     config: dict
     cell: tuple[str, str, str]
     settings: dict
-    accuracies: list[float]
+    accuracies: tuple[float, float, float]
     seconds: float
-
-    @property
-    def best(self) -> float:
-        """The accuracy of the networks selected on other images if there are, else the highest."""
-        return self.config.get("selected_accuracy", max(self.accuracies))
 
 
 def noise_of(config: dict) -> str:
@@ -99,13 +95,13 @@ def noise_of(config: dict) -> str:
 
 def method_of(config: dict) -> str:
     """The method with those of its parts that were switched on or off."""
-    name = config["method"]
+    name, recalibrates = config["method"], bool(config.get("recalibrate_every"))
     own_loss = "mixup" if name == "smr" else "ce"
     warmup_loss = config.get("warmup_loss", own_loss)
     parts = {
         f"{warmup_loss} warm-up": warmup_loss != own_loss,
-        "no recalibration": name == "smr" and not config["recalibrate_every"],
-        "recalibration": name == "dividemix" and config["recalibrate_every"],
+        "no recalibration": name == "smr" and not recalibrates,
+        "recalibration": name == "dividemix" and recalibrates,
         "strong augmentation": config.get("augment") == "strong",
     }
     return ", ".join([name, *(part for part, switched in parts.items() if switched)])
@@ -116,16 +112,17 @@ def read_run(folder: Path) -> FinishedRun | str:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rows = read_metrics(folder)
-        epochs = [row["epoch"] for row in rows]
         last = config["num_epochs"] + config.get("finetune_epochs", 0)
-        if epochs != list(range(last + 1)):
-            reached = f"epoch {epochs[-1]}" if epochs else "no epoch"
-            return f"unfinished, {reached} of {last}"
+        if [row["epoch"] for row in rows] != list(range(last + 1)):
+            return f"unfinished, epoch {rows[-1]['epoch'] if rows else '-'} of {last}"
         settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
         if config.get("noise_file"):
             settings["noise_sha256"] = config.get("noise_sha256", "")[:8]
         cell = (config["dataset"], noise_of(config), method_of(config))
-        accuracies = [row["test/accuracy"] for row in rows]
+        each = [row["test/accuracy"] for row in rows]
+        # Of networks selected on other images, if there are, else the highest.
+        best = config.get("selected_accuracy", max(each))
+        accuracies = best, each[-1], statistics.mean(each[-10:])
         seconds = sum(row["time/seconds"] for row in rows)
         return FinishedRun(folder, config, cell, settings, accuracies, seconds)
     except OSError:
@@ -134,8 +131,8 @@ def read_run(folder: Path) -> FinishedRun | str:
         return f"its files are damaged ({error!r})"
 
 
-def add_noise_rates(runs: Sequence[FinishedRun]) -> None:
-    """Add to the settings of each run a noise rate, the same for runs of a cell that agree.
+def share_noise_rates(runs: Sequence[FinishedRun]) -> None:
+    """Give the runs of a cell whose noise rates agree the same noise rate.
 
     The rates that seeds realize on n labels have a standard deviation below 0.3/√n: runs with a
     gap of 2/√n between them saw different noise.
@@ -178,32 +175,32 @@ def mean_and_deviation(values: Sequence[float], form: str = ".2f") -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"
 
 
-def published(cell: tuple[str, str, str], train_images: int) -> str:
-    """The cell's published figure, else other methods'; none for a part of the training set."""
-    *data, method = cell
-    figures = PUBLISHED.get(tuple(data), {}) if train_images >= PUBLISHED_IMAGES else {}
-    if method in figures:
-        return figures[method]
-    return ", ".join(f"{name} {figure}" for name, figure in figures.items()) or "–"
+def published(run: FinishedRun) -> str:
+    """The published figure of a run's cell, else other methods'.
+
+    None for a part of the training set or a frozen backbone, which is another network.
+    """
+    *data, method = run.cell
+    whole = run.config.get("train_images", PUBLISHED_IMAGES) >= PUBLISHED_IMAGES
+    comparable = whole and not run.config.get("freeze_backbone")
+    figures = PUBLISHED.get(tuple(data), {}) if comparable else {}
+    others = ", ".join(f"{name} {figure}" for name, figure in figures.items())
+    return figures.get(method) or others or "–"
 
 
 def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
     """The table's cells under HEADINGS; `note` follows the method."""
     dataset, noise, method = row[0].cell
-    config, last_tens = row[0].config, [statistics.mean(run.accuracies[-10:]) for run in row]
-    whole = config.get("train_images", PUBLISHED_IMAGES)
-    frozen = config.get("freeze_backbone", False)  # another network than the published one
+    columns = zip(*(run.accuracies for run in row), strict=True)
     return (
         dataset,
         noise,
         f"{method} ({note})" if note else method,
-        str(config["num_epochs"]),
+        str(row[0].config["num_epochs"]),
         str(len(row)),
-        mean_and_deviation([run.best for run in row]),
-        mean_and_deviation([run.accuracies[-1] for run in row]),
-        mean_and_deviation(last_tens),
+        *map(mean_and_deviation, columns),
         duration(statistics.mean(run.seconds for run in row)),
-        published(row[0].cell, 0 if frozen else whole),
+        published(row[0]),
     )
 
 
@@ -227,7 +224,7 @@ def compare(paths: Sequence[Path]) -> str:
     finished = [run for run in runs.values() if isinstance(run, FinishedRun)]
     if not finished:
         raise InputError("no finished run: " + "; ".join(excluded))
-    add_noise_rates(finished)
+    share_noise_rates(finished)
     rows: dict[tuple, list[FinishedRun]] = {}
     for run in finished:
         key = *run.cell, json.dumps(run.settings, sort_keys=True)

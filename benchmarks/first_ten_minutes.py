@@ -14,10 +14,8 @@ import contextlib
 import itertools
 import json
 import pickle
-import shutil
-import subprocess
+import re
 import sys
-import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -55,28 +53,25 @@ FIRST_TIMED, PROFILED = 2, 5
 def write_cifar10(folder: Path, images: int) -> None:
     """Write images of a class's color and noise, in the layout of CIFAR-10's Python files."""
     source = np.random.default_rng(0)
-    colors = source.integers(64, 192, (10, 3, 1))
+    labels = np.arange(images // 5) % 10
+    colors = source.integers(64, 192, (10, 3, 1))[labels]
+    contents = {"batches.meta": {b"label_names": [b"class%d" % i for i in range(10)]}}
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        labels = np.arange(images // 5) % 10
-        noise = source.integers(-64, 64, (len(labels), 3, 1024))
-        data = (colors[labels] + noise).astype(np.uint8).reshape(-1, 3072)
-        content = {b"data": data, b"labels": labels.tolist()}
+        data = (colors + source.integers(-64, 64, (len(labels), 3, 1024))).astype(np.uint8)
+        contents[name] = {b"data": data.reshape(-1, 3072), b"labels": labels.tolist()}
+    for name, content in contents.items():
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    names = {b"label_names": [b"class%d" % i for i in range(10)]}
-    (folder / "batches.meta").write_bytes(pickle.dumps(names, protocol=2))
 
 
-def train(args: argparse.Namespace, *flags, progress: Callable | None = None) -> list[dict]:
+def train(args: argparse.Namespace, *flags, progress=lambda *_: None) -> list[dict]:
     """Run train_cifar.py with sym 0.5; its rows of metrics.jsonl.
 
     Args: progress is called after each step with the arguments of `RunLog.progress`.
     """
-    progress = progress or (lambda *_: None)
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        data, output = Path(folder) / "data", Path(folder) / "runs"
-        data.mkdir()
-        write_cifar10(data, args.images)
-        argv = ["--data_path", data, "--output", output, "--device", args.device.type, *flags]
+        write_cifar10(Path(folder), args.images)
+        output = Path(folder) / "runs"
+        argv = ["--data_path", folder, "--output", output, "--device", args.device.type, *flags]
         argv += ["--batch_size", args.batch_size, "--width", args.width, "--review", 0]
         with mock.patch.object(RunLog, "progress", lambda _, *place: progress(*place)):
             status = train_cifar.main([str(word) for word in argv])
@@ -103,15 +98,12 @@ def milliseconds(args: argparse.Namespace, call: Callable) -> float:
 
 
 def machine(args: argparse.Namespace) -> Iterator[dict]:
-    """Versions, the device, and what the compiler needs."""
-    gcc, header = shutil.which("gcc"), Path(sysconfig.get_path("include"), "Python.h")
-    version = subprocess.run([gcc, "--version"], capture_output=True, text=True) if gcc else None
+    """Versions, the device, and whether it can compile."""
     yield devices.versions() | {
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "device": devices.hardware(args.device),
-        "gcc": version and version.stdout.splitlines()[0],
-        "Python.h": header.is_file(),
+        "can_compile": devices.can_compile(args.device),
     }
 
 
@@ -120,17 +112,15 @@ def waits(args: argparse.Namespace) -> Iterator[dict]:
 
     A line that waits in every step appears about as often as there are steps.
     """
-    steps = []
+    steps, on_gpu = [], args.device.type == "cuda"
     flags = ("--num_epochs", 1, "--warm_up", 1, "--compile", "off", "--train_images", args.short)
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
-        if args.device.type == "cuda":
+        if on_gpu:
             torch.cuda.set_sync_debug_mode("warn")
-        try:
-            train(args, *flags, progress=lambda *place: steps.append(place))
-        finally:
-            if args.device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
+        train(args, *flags, progress=lambda *place: steps.append(place))
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
     lines = [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)]
     yield {"steps": len(steps), "waits": dict(collections.Counter(lines).most_common())}
 
@@ -178,9 +168,8 @@ def convolutions(args: argparse.Namespace) -> Iterator[dict]:
 def scoring(args: argparse.Namespace) -> Iterator[dict]:
     """Images scored per second by a network, by the batch."""
     network = ResNet18(10, args.width).eval().to(args.device, memory_format=torch.channels_last)
-    for compiled, rows in itertools.product(
-        (False, True) if args.compile else (False,), args.scored
-    ):
+    settings = (False, True) if args.compile else (False,)
+    for compiled, rows in itertools.product(settings, args.scored):
         forward = torch.compile(network) if compiled else network
         images = torch.randn(rows, 3, 32, 32, device=args.device)
         images = images.to(memory_format=torch.channels_last)
@@ -193,27 +182,22 @@ class StepTimer:
     """Times the steps of the first network in each pass, and profiles some of the second's."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.marks: dict[tuple, list[float]] = collections.defaultdict(list)
-        self.on_gpu = args.device.type == "cuda"
-        self.profile: torch.profiler.profile | None = None
-        self.profiles: dict[str, dict] = {}
+        self.args, self.marks, self.profiles = args, collections.defaultdict(list), {}
 
     def __call__(self, epoch: int, kind: str, network: int, step: int, steps: int, _meter) -> None:
+        profiles = self.args.device.type == "cuda" and steps >= FIRST_TIMED + PROFILED
         if network == 1:
             if step in (FIRST_TIMED, steps):
                 synchronize(self.args)
             self.marks[kind, epoch].append(time.perf_counter())
-        elif step == FIRST_TIMED and self.on_gpu and steps >= FIRST_TIMED + PROFILED:
+        elif step == FIRST_TIMED and profiles:
             synchronize(self.args)
-            activities = torch.profiler.supported_activities()
-            self.profile = torch.profiler.profile(activities=activities)
+            self.profile = torch.profiler.profile()
             self.profile.start()
-        elif step == FIRST_TIMED + PROFILED and self.profile:
+        elif step == FIRST_TIMED + PROFILED and profiles:
             synchronize(self.args)
             self.profile.stop()
             self.profiles[kind] = occupancy(self.profile.events())
-            self.profile = None
 
     def findings(self) -> Iterator[dict]:
         """Milliseconds per step of each kind's last epoch: the host's to issue it, the device's.
@@ -221,13 +205,11 @@ class StepTimer:
         The host waits if the GPU's queue is full: the least time between two steps is its own.
         """
         for kind, marks in {kind: marks for (kind, _), marks in self.marks.items()}.items():
-            timed = np.array(marks[FIRST_TIMED - 1 :])
-            between = 1e3 * np.diff(timed)
+            between = 1e3 * np.diff(marks[FIRST_TIMED - 1 :])
             if len(between) > 1:
-                yield {
-                    **{"step": kind, "steps": len(between), "device_ms": between.mean()},
-                    **{"host_ms": between[:-1].mean(), "host_least_ms": between[:-1].min()},
-                } | self.profiles.get(kind, {})
+                host = {"host_ms": between[:-1].mean(), "host_least_ms": between[:-1].min()}
+                timed = {"step": kind, "steps": len(between), "device_ms": between.mean()}
+                yield timed | host | self.profiles.get(kind, {})
 
 
 def occupancy(events) -> dict:
@@ -247,16 +229,9 @@ def occupancy(events) -> dict:
 
 def epoch_times(rows: list[dict]) -> Iterator[dict]:
     """Seconds of each epoch, and how many labels were labeled; first ones of a kind compile."""
+    names = re.compile("epoch|kind|time/(train_)?seconds|split/net./labeled|memory/.*")
     for row in rows:
-        finding = {name: row[name] for name in ("epoch", "kind")}
-        for name in (
-            "time/seconds",
-            "time/train_seconds",
-            "split/net1/labeled",
-            "split/net2/labeled",
-        ):
-            finding |= {name: row[name]} if name in row else {}
-        yield finding | {name: row[name] for name in row if name.startswith("memory/")}
+        yield {name: value for name, value in row.items() if names.fullmatch(name)}
 
 
 def steps(args: argparse.Namespace, *flags) -> Iterator[dict]:
@@ -291,17 +266,15 @@ PARTS |= {"cuda graphs": cuda_graphs, "epochs": epochs}
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, with the device's sizes and defaults."""
     parser = Parser(__doc__)
-    about = "file that lines are added to (default: %(default)s)"
-    parser.add_argument(
-        "--output", type=Path, default=Path("first_ten_minutes.jsonl"), metavar="FILE", help=about
-    )
+    output = Path("first_ten_minutes.jsonl")
+    parser.add_argument("--output", type=Path, default=output, metavar="FILE", help="adds to it")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--only", choices=PARTS, help="one part")
     args = parser.parse_args(argv)
     args.device = devices.find_device(args.device, 0)
     args.amp = args.compile = args.device.type == "cuda"
     args.dtype = torch.bfloat16 if args.amp else torch.float32
-    vars(args).update(GPU if args.device.type == "cuda" else CPU)
+    vars(args).update(GPU if args.amp else CPU)
     return args
 
 

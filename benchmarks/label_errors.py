@@ -64,22 +64,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--features", type=Path, default=Path("checkpoint/features_label_errors"))
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     args = parser.parse_args(argv)
-    first = None
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    known = None
     for path in args.photos:
         config = configured(path, args)
         devices.seed_everything(config.seed)
         photos = train_folder.make_loader(config, torch.device("cpu"))
         names = [Path(file).name for file in photos.files]
-        first = first or (names, *extracted(config, photos, args.features))
-        loader = features_of(photos, names, *first[:2])
-        seen = {"photos": path.name, "noise": noise_of(path), "count": len(names)}
-        args.results.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.results, "a", encoding="utf-8") as file:
-            for row in measured(loader, true_classes(photos), args, path):
-                row = seen | row | {"extraction_cpu_seconds": first[2]}
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(json.dumps(row), flush=True)
+        if known is None:
+            known, (extracted_loader, seconds) = names, extracted(config, photos, args.features)
+        loader = features_of(photos, names, known, extracted_loader)
+        folder = {"photos": path.name, "noise": path.name.rpartition("_")[2], "count": len(names)}
+        for row in measured(loader, true_classes(photos), args, path):
+            line = json.dumps(folder | row | {"extraction_cpu_seconds": seconds})
+            print(line, flush=True)
+            with open(args.results, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
     print(table(read_rows(args.results)))
     return 0
 
@@ -89,11 +89,6 @@ def configured(path: Path, args, **changes):
     flags = {"network": args.network, "image_size": args.image_size, "device": "cpu"}
     flags |= {"weights": args.weights} if args.weights else {"pretrained": True}
     return configure(train_folder.FolderConfig, data_path=str(path), **flags | changes)
-
-
-def noise_of(path: Path) -> str:
-    """The last word of a folder's name."""
-    return path.name.rpartition("_")[2]
 
 
 def true_classes(photos: Loader) -> np.ndarray:
@@ -142,13 +137,13 @@ def measured(loader, true: np.ndarray, args, path: Path) -> Iterator[dict]:
     """A row of each way."""
     labels = loader.noisy_labels.numpy()
     issue = labels != true
-    ways = {"SMR, frozen backbone": lambda seed: heads(loader, configured(path, args, seed=seed))}
-    ways["cross-entropy on the same heads"] = lambda seed: heads(
-        loader, configured(path, args, seed=seed, method="ce")
-    )
-    for name, way in ways.items():
+    for method, name in (
+        ("smr", "SMR, frozen backbone"),
+        ("ce", "cross-entropy on the same heads"),
+    ):
         for seed in range(1, args.seeds + 1):
-            yield timed(name, issue, partial(way, seed)) | {"seed": seed}
+            config = configured(path, args, seed=seed, method=method)
+            yield timed(name, issue, partial(heads, loader, config)) | {"seed": seed}
     values, tests = loader.train_images.values.float(), loader.tests["test"][0].values[:, 0].float()
     truth = loader.tests["test"][1].numpy()
     for name, train in {"": values[:, 0], ", mean of the views": values.mean(dim=1)}.items():
@@ -181,10 +176,9 @@ def timed(name: str, issue: np.ndarray, way: Callable) -> dict:
     """The row of a way, which returns the test accuracy, label quality and label issues."""
     started = time.process_time()
     accuracy, quality, chosen = way()
-    seconds, noise = time.process_time() - started, issue.mean()
-    row = {"way": name, "noise_rate": noise, "accuracy": accuracy, "cpu_seconds": seconds}
-    row |= figures(issue, quality, chosen)
-    return {k: round(float(v), 4) if k != "way" and v is not None else v for k, v in row.items()}
+    row = {"noise_rate": issue.mean(), "accuracy": accuracy}
+    row |= {"cpu_seconds": time.process_time() - started} | figures(issue, quality, chosen)
+    return {"way": name} | {k: v if v is None else round(float(v), 4) for k, v in row.items()}
 
 
 def heads(loader, config) -> tuple[float, np.ndarray, np.ndarray]:
@@ -218,13 +212,9 @@ def cleanlab(x, labels, x_test, truth, c: float, lab=False) -> tuple[float, np.n
     accuracy = 100 * float((model.fit(x, labels).predict(x_test) == truth).mean())
     if lab:
         datalab = Datalab({"label": labels}, label_name="label", verbosity=0)
+        one_job = {"clean_learning_kwargs": {"find_label_issues_kwargs": {"n_jobs": 1}}}
         with redirect_stdout(io.StringIO()):
-            datalab.find_issues(
-                pred_probs=probs,
-                issue_types={
-                    "label": {"clean_learning_kwargs": {"find_label_issues_kwargs": {"n_jobs": 1}}}
-                },
-            )
+            datalab.find_issues(pred_probs=probs, issue_types={"label": one_job})
         issues = datalab.get_issues("label")
         return accuracy, issues["label_score"].to_numpy(), issues["is_label_issue"].to_numpy()
     quality = get_label_quality_scores(labels, probs, method="self_confidence")

@@ -1,5 +1,6 @@
 """Figures of an epoch, summed on the device so that no training step waits for it."""
 
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -80,3 +81,10 @@ def statistics_line(statistics: dict[str, float]) -> str:
     if "unlabeled_clean" in statistics:
         line += "   clean:{unlabeled_clean}   wrong:{unlabeled_noisy}".format(**statistics)
     return line
+
+
+def mean_of_networks(metrics: dict[str, float], name: str) -> float | None:
+    """The mean of a metric over the networks, in whose name `net*` stands for both; or None."""
+    names = {name.replace("*", network) for network in "12"}
+    values = [metrics[each] for each in sorted(names) if each in metrics]
+    return statistics.fmean(values) if values else None

@@ -58,7 +58,9 @@ def digits_run(tmp_path_factory) -> Path:
 
     torch.manual_seed(0)
     output = tmp_path_factory.mktemp("run")
-    flags = "--dataset digits --width 2 --batch_size 256 --num_epochs 4 --warm_up 1"
+    flags = (
+        "--dataset digits --train_images 400 --width 2 --batch_size 256 --num_epochs 4 --warm_up 1"
+    )
     flags = [*flags.split(), "--recalibrate_every", "4", "--output", str(output)]
     assert train_cifar.main(flags) == 0
     (folder,) = output.iterdir()

@@ -109,28 +109,26 @@ def test_the_split_is_the_mean_of_both_networks_in_epochs_that_have_one(tmp_path
 
 
 def test_ticks_are_round_and_enclose_the_values():
-    assert plot_results.ticks(0, 60, 8).tolist() == [0, 10, 20, 30, 40, 50, 60]
-    assert plot_results.ticks(12.0, 47.3, 8).tolist() == [10, 20, 30, 40, 50]
-    found = plot_results.ticks(0.71, 0.93, 8).tolist()
-    assert found == pytest.approx([0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
-    assert plot_results.ticks(50.0, 50.0, 8).tolist() == pytest.approx([50, 50.01])
+    for low, high, expected in (
+        (0, 60, [0, 10, 20, 30, 40, 50, 60]),
+        (12.0, 47.3, [10, 20, 30, 40, 50]),
+        (0.71, 0.93, [0.7, 0.75, 0.8, 0.85, 0.9, 0.95]),
+        (50.0, 50.0, [50, 50.01]),
+    ):
+        assert plot_results.ticks(low, high, 8).tolist() == pytest.approx(expected)
 
 
-def test_colors_are_the_methods_own_and_no_two_the_same(tmp_path):
-    write_run(tmp_path, "smr", 1, [1.0] * 2)
-    write_run(tmp_path, "ce", 1, [1.0] * 2)
-    colors = plot_results.colors_of(plot_results.read_runs(tmp_path))
-    assert list(colors) == ["smr", "ce"] and colors["smr"] == BLUE
-    assert len({*plot_results.COLORS.values(), *plot_results.OTHER_COLORS}) == 8
-
-
-def test_command_line_writes_a_png_or_says_what_is_missing(tmp_path, capsys):
+def test_command_line_writes_a_png_of_the_methods_colors_or_says_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         plot_results.main(["--results", str(tmp_path)])
     assert refused.value.code == 2 and "no finished run" in capsys.readouterr().err
     write_run(tmp_path, "smr", 1, [10.0, 20.0])
+    write_run(tmp_path, "ce", 1, [1.0, 1.0])
     assert plot_results.main(["--results", str(tmp_path)]) == 0
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    colors = plot_results.colors_of(plot_results.read_runs(tmp_path))
+    assert list(colors) == ["smr", "ce"] and colors["smr"] == BLUE
+    assert len({*plot_results.COLORS.values(), *plot_results.OTHER_COLORS}) == 8
 
 
 def test_the_committed_picture_shows_the_committed_runs():

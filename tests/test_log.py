@@ -26,17 +26,11 @@ def new_log(truth_known=True, test_sets=("test",), **changes) -> RunLog:
     return RunLog(config_of(**changes), truth_known, test_sets)
 
 
-def meter_of(loss: float = 2.0, images: int = 30, **more: float) -> Meter:
-    meter = Meter()
-    meter.add(torch.tensor(loss), {"loss": loss} | more, images)
-    return meter
-
-
 def progress_line(log: RunLog, capsys, *place, meter=None) -> str:
     """The progress line at (epoch, kind, network, step, steps)."""
     capsys.readouterr()
     log.terminal.last_shown -= 60
-    meter = meter or meter_of()
+    meter = meter or Meter()
     meter.started -= 30
     log.progress(*place, meter)
     return capsys.readouterr().out
@@ -46,18 +40,15 @@ def time_left(log: RunLog, capsys, *place) -> str:
     return progress_line(log, capsys, *place).split("images/s")[1].strip(" ,\n")
 
 
-def test_durations_are_hours_minutes_and_seconds():
-    texts = {0.4: "0:00:00", 59.6: "0:01:00", 61: "0:01:01", 3599.6: "1:00:00", 3725: "1:02:05"}
-    texts[36e4] = "100:00:00"
+def test_durations_are_days_hours_minutes_and_seconds():
+    texts = {0.4: "0:00:00", 59.6: "0:01:00", 3599.6: "1:00:00", 3725: "1:02:05"}
+    texts[9e4] = "1 day, 1:00:00"
     assert {seconds: duration(seconds) for seconds in texts} == texts
 
 
 def test_title_is_dataset_and_injected_noise():
     assert title(config_of(r=0.25, noise_mode="asym")) == "cifar10:0.25-asym"
     assert title(SimpleNamespace(dataset="animal10N")) == "animal10N"
-
-
-# --- time left ---
 
 
 def test_time_left_in_a_process_s_first_epoch_follows_the_share_that_is_done(clock, capsys):
@@ -70,8 +61,7 @@ def test_time_left_in_a_process_s_first_epoch_follows_the_share_that_is_done(clo
 def test_time_left_is_the_mean_of_past_epochs_and_warm_up_counts_until_there_are_others(
     clock, capsys
 ):
-    log = new_log(num_epochs=9)
-    log.header()
+    log = new_log()
     for epoch in range(3):
         log.summary(epoch, "warm-up", {"time/seconds": 10.0 * (epoch + 1)})
     # The mean is 20 s: half an epoch and six more.
@@ -84,65 +74,59 @@ def test_time_left_is_the_mean_of_past_epochs_and_warm_up_counts_until_there_are
     assert time_left(log, capsys, 9, "recalibration", 2, 4, 4) == "0:00:00 left"
 
 
-# --- lines ---
-
-
-def test_progress_line_has_place_means_rate_and_time_left(clock, capsys):
-    log, meter = new_log(num_epochs=4), Meter()
+@pytest.mark.parametrize(("lambda_u", "unlabeled"), [(25, "loss_u 0.5000  "), (0, "")])
+def test_progress_line_has_place_means_rate_time_left_and_an_unlabeled_loss_with_weight(
+    lambda_u, unlabeled, clock, capsys
+):
+    log, meter = new_log(num_epochs=4, lambda_u=lambda_u), Meter()
     log.header()
     clock.now += 30
     meter.started = clock.now
-    meter.add(torch.tensor(2.0), {"loss": 2.0}, 32)
-    meter.add(torch.tensor(1.0), {"loss": 1.0}, 28)
+    meter.add(torch.tensor(2.0), {"loss": 2.0, "loss_u": 0.75}, 32)
+    meter.add(torch.tensor(1.0), {"loss": 1.0, "loss_u": 0.25}, 28)
     assert progress_line(log, capsys, 0, "warm-up", 1, 2, 4, meter=meter) == (
-        "cifar10:0.5-sym | Epoch [  0/  4] Iter[  2/  4]  warm-up, net 1  loss 1.5000  2 images/s, "
-        "at least 0:09:30 left\n"
+        f"cifar10:0.5-sym | Epoch [  0/  4] Iter[  2/  4]  warm-up, net 1  loss 1.5000  {unlabeled}"
+        "2 images/s, at least 0:09:30 left\n"
     )
     log.progress(0, "warm-up", 1, 3, 4, meter)
     assert capsys.readouterr().out == "", "the next line comes half a minute later"
 
 
-@pytest.mark.parametrize(("weight", "is_shown"), [(25.0, True), (0.0, False)])
-def test_progress_line_leaves_out_an_unlabeled_loss_without_weight(weight, is_shown, clock, capsys):
-    log, meter = new_log(lambda_u=weight), meter_of(loss_u=0.5, lambda_u=3.0)
-    log.header()
-    clock.now += 60
-    line = progress_line(log, capsys, 0, "semi-supervised", 1, 1, 2, meter=meter)
-    assert "loss 2.0000  " in line
-    assert ("loss_u 0.5000  lambda_u 3.0000" in line) == is_shown == ("_u" in line)
+UNLABELED, TRUTH = {"Lu", "w(Lu)"}, {"AUC", "prec"}
+SPLIT = {"Lx", "labeled"} | UNLABELED | TRUTH
 
 
-def headings(capsys, **arguments) -> list[str]:
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [
+        ({}, {}),
+        ({"lambda_u": 0}, UNLABELED),
+        ({"truth_known": False}, TRUTH),
+        ({"method": {}}, SPLIT),
+    ],
+)
+def test_columns_are_those_that_a_run_has_figures_for(arguments, without, capsys):
     new_log(**arguments).header()
-    return capsys.readouterr().out.split()[2:]
+    headings = capsys.readouterr().out.split()[2:]
+    assert headings == [name for name in EVERY_COLUMN if name not in without]
 
 
-def test_columns_are_those_that_a_run_has_figures_for(capsys):
-    assert headings(capsys) == EVERY_COLUMN
-    without_weight = [name for name in EVERY_COLUMN if name not in ("Lu", "w(Lu)")]
-    assert headings(capsys, lambda_u=0) == without_weight
-    unknown = [name for name in EVERY_COLUMN if name not in ("AUC", "prec")]
-    assert headings(capsys, truth_known=False) == unknown
-    assert headings(capsys, method={}) == ["lr", "test%", "best%", "seconds"]
-    test_sets = ("webvision", "imagenet")
-    assert headings(capsys, method={}, top5=True, test_sets=test_sets) == [
+def test_columns_of_several_test_sets_have_their_names_and_top5(capsys):
+    new_log(method={}, top5=True, test_sets=("webvision", "imagenet")).header()
+    assert capsys.readouterr().out.split()[2:] == [
         *("lr", "webvision%", "webvision5%", "imagenet%", "imagenet5%", "best%", "seconds")
     ]
-
-
-METRICS = {
-    **{"train/learning_rate": 0.02, "train/net1/loss_x": 1.0, "train/net2/loss_x": 2.0},
-    **{"train/net1/loss_u": 0.002, "train/net2/loss_u": 0.004, "train/net1/lambda_u": 20.0},
-    **{"train/net2/lambda_u": 25.0, "split/net1/labeled": 300, "split/net2/labeled": 500},
-    **{"split/net1/auc": 0.8, "split/net2/auc": 0.9, "split/net1/precision": 0.7},
-    **{"test/accuracy": 91.236, "test/best_accuracy": 92.0, "time/seconds": 12.34},
-}
 
 
 def test_an_epoch_s_line_has_the_means_over_both_networks_and_a_dash_for_what_is_missing(capsys):
     log = new_log()
     log.header()
-    log.summary(3, "semi-supervised", METRICS)
+    both = {"loss_x": (1, 2), "loss_u": (0.002, 0.004), "lambda_u": (20, 25)}
+    figures = {f"train/net{k}/{name}": v[k - 1] for name, v in both.items() for k in (1, 2)}
+    figures |= {"split/net1/labeled": 300, "split/net2/labeled": 500, "split/net1/auc": 0.8}
+    figures |= {"split/net2/auc": 0.9, "split/net1/precision": 0.7, "train/learning_rate": 0.02}
+    figures |= {"test/accuracy": 91.236, "test/best_accuracy": 92.0, "time/seconds": 12.34}
+    log.summary(3, "semi-supervised", figures)
     log.summary(4, "warm-up", {"train/learning_rate": 0.02, "time/seconds": 1.0})
     assert capsys.readouterr().out.splitlines() == [
         "epoch kind                  lr       Lx       Lu  w(Lu) labeled    AUC   prec  test%"
@@ -183,15 +167,11 @@ def test_progress_is_due_once_a_second_on_a_terminal_and_each_half_minute_elsewh
     output, period, clock, monkeypatch
 ):
     monkeypatch.setattr(sys, "stdout", output)
-    terminal = Terminal()
-    assert not terminal.due()
-    clock.now += period - 0.1
-    assert not terminal.due()
-    clock.now += 0.1
-    assert terminal.due()
-    assert not terminal.due(), "the next one comes a period later"
-    clock.now += period
-    assert terminal.due()
+    terminal, due = Terminal(), []
+    for seconds in (0, period - 0.1, 0.1, 0, period):
+        clock.now += seconds
+        due.append(terminal.due())
+    assert due == [False, False, True, False, True]
 
 
 def test_a_terminal_s_progress_line_stays_in_place_cut_to_its_width(monkeypatch, capsys):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import tiny_loader
-from runs import events_of, metrics_of
+from runs import events_of, metrics_of, rows_of, without_times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smr.evaluate import Test
@@ -45,11 +45,9 @@ ACCURACIES = [50.0, 80.0, 70.0, 80.0, *range(11, 20)]
 
 
 def test_each_row_has_its_epoch_s_figures_the_best_so_far_and_the_mean_of_the_last_ten(tmp_path):
-    record = new_record(tmp_path)
-    add_epochs(record, map(np.float64, ACCURACIES))
+    add_epochs(new_record(tmp_path), map(np.float64, ACCURACIES))
     rows = metrics_of(tmp_path)
-    assert [row["epoch"] for row in rows] == list(range(13))
-    assert {row["kind"] for row in rows} == {"warm-up"}
+    assert [(row["epoch"], row["kind"]) for row in rows] == [(i, "warm-up") for i in range(13)]
     assert [row["test/accuracy"] for row in rows] == ACCURACIES
     assert [row["train/net1/loss"] for row in rows] == [10 * epoch + 0.5 for epoch in range(13)]
     assert [row["memory/host_gib"] for row in rows] == [1.234] * 13
@@ -60,12 +58,21 @@ def test_each_row_has_its_epoch_s_figures_the_best_so_far_and_the_mean_of_the_la
     assert means[12] == pytest.approx((80 + sum(range(11, 20))) / 10)
 
 
-def test_acc_txt_has_each_epoch_s_accuracy_as_soon_as_it_ends(tmp_path):
-    record, text = new_record(tmp_path), ""
-    for epoch, (accuracy, shown) in enumerate(((50, "50.00"), (81.256, "81.26"), (70, "70.00"))):
-        add_epoch(record, epoch, accuracy)
-        text += f"Epoch:{epoch}   Accuracy:{shown}\n"
-        assert (tmp_path / "acc.txt").read_text() == text
+def test_acc_txt_and_stats_txt_have_the_published_lines_as_soon_as_an_epoch_ends(tmp_path):
+    record = new_record(tmp_path)
+    add_epoch(record, 0, 50)
+    assert (tmp_path / "acc.txt").read_text() == "Epoch:0   Accuracy:50.00\n"
+    split = {"split/net1/labeled": 30, "split/net1/unlabeled": 10}
+    split |= {"split/net2/labeled": 25, "split/net2/unlabeled": 15, "split/net2/auc": 0.8126}
+    add_epoch(record, 1, 81.256, **split)
+    assert (tmp_path / "acc.txt").read_text() == (
+        "Epoch:0   Accuracy:50.00\nEpoch:1   Accuracy:81.26\n"
+    )
+    assert (tmp_path / "stats.txt").read_text() == (
+        "Epoch:1   Network:1   Number of labeled samples:30   Number of unlabeled samples:10\n"
+        "Epoch:1   Network:2   Number of labeled samples:25   AUC:0.813   "
+        "Number of unlabeled samples:15\n"
+    )
 
 
 def test_acc_txt_of_several_test_sets_has_their_titles_and_the_five_likeliest_classes():
@@ -73,19 +80,6 @@ def test_acc_txt_of_several_test_sets_has_their_titles_and_the_five_likeliest_cl
     row = {"epoch": 3, "test/accuracy": 70.126, "test/top5": 90.0, "imagenet/accuracy": 60.0}
     assert accuracy_line(row, titles) == (
         "Epoch:3 \t WebVision Acc: 70.13% (90.00%) \t ImageNet Acc: 60.00%\n"
-    )
-
-
-def test_stats_txt_has_a_line_for_each_network_that_split_the_data(tmp_path):
-    record = new_record(tmp_path)
-    add_epoch(record, 0, 50)
-    split = {"split/net1/labeled": 30, "split/net1/unlabeled": 10}
-    split |= {"split/net2/labeled": 25, "split/net2/unlabeled": 15, "split/net2/auc": 0.8126}
-    add_epoch(record, 1, 50, **split)
-    assert (tmp_path / "stats.txt").read_text() == (
-        "Epoch:1   Network:1   Number of labeled samples:30   Number of unlabeled samples:10\n"
-        "Epoch:1   Network:2   Number of labeled samples:25   AUC:0.813   "
-        "Number of unlabeled samples:15\n"
     )
 
 
@@ -104,27 +98,20 @@ def test_the_best_epoch_is_the_first_of_equals_or_each_network_s_own(tmp_path):
 
 def test_an_epoch_s_time_is_that_since_the_one_before_was_recorded(tmp_path, clock):
     record = new_record(tmp_path)
-    clock.now += 100  # the data was read, the networks were made
-    record.header()
-    clock.now += 5
-    add_epoch(record, 0, 50)
-    clock.now += 3  # the checkpoint was saved
-    clock.now += 4
-    add_epoch(record, 1, 50)
+    for seconds in (5, 7):
+        clock.now += seconds
+        add_epochs(record, [50])
     assert [row["time/seconds"] for row in metrics_of(tmp_path)] == [5, 7]
 
 
 def test_files_hold_no_more_than_the_rows_that_a_run_goes_on_from(tmp_path):
     add_epochs(new_record(tmp_path), ACCURACIES[:4])
     rows = metrics_of(tmp_path)
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 4, "cut')
     record = new_record(tmp_path, rows[:2])
     assert metrics_of(tmp_path) == rows[:2]
     assert (tmp_path / "acc.txt").read_text().count("\n") == 2
     add_epochs(record, ACCURACIES[2:4])
-    kept = [{k: v for k, v in row.items() if k != "time/seconds"} for row in metrics_of(tmp_path)]
-    assert kept == [{k: v for k, v in row.items() if k != "time/seconds"} for row in rows]
+    assert rows_of(tmp_path) == without_times(rows)
 
 
 def test_metrics_without_a_last_line_that_was_cut_off_are_read(tmp_path):
@@ -145,26 +132,33 @@ def test_a_run_s_name_says_what_it_is():
     assert run_name(SimpleNamespace(**config)) == "folder_dividemix_seed1"
 
 
-def test_peak_memory_is_logged_by_its_place():
-    both = {"memory/host_gib": 1.236, "memory/device_gib": 12.0}
-    assert memory_line(both) == ("peak memory: 1.24 GiB on the host, 12.00 GiB on the device")
-    assert memory_line(MEMORY) == "peak memory: 1.23 GiB on the host"
-
-
-def test_the_last_lines_tell_the_best_the_last_and_their_mean_and_where_all_is(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("review", "words"),
+    [
+        (500, "decide in labels.html and save; python correct_labels.py {0} corrections.csv moves"),
+        (0, "edit the classes in labels.csv; python correct_labels.py {0} {0}/labels.csv moves"),
+    ],
+)
+def test_the_last_lines_tell_the_memory_the_accuracies_and_what_is_next(
+    tmp_path, capsys, review, words
+):
     folder = tmp_path / "digits_0.5_sym_smr_seed7"
-    record = new_record(folder)
+    record = new_record(folder, review=review)
+    record.loader.info.labels_in_paths = True
     add_epochs(record, ACCURACIES)
     capsys.readouterr()
-    record.finish({})
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [
-        "peak memory: 1.23 GiB on the host",
-        "best accuracy 80.00 % (epoch 1), last 19.00 %, mean of the last 10 epochs 21.50 %",
-    ]
-    assert lines[2].startswith(f"in {folder}: ")
-    assert f"tensorboard --logdir {tmp_path} " in lines[3]
-    assert f"python compare_runs.py {tmp_path} " in lines[3]
+    record.finish({}, selected=75.0)
+    memory, accuracy, selected, photos, runs = capsys.readouterr().out.splitlines()
+    assert memory == "peak memory: 1.23 GiB on the host"
+    assert accuracy == (
+        "best accuracy 80.00 % (epoch 1), last 19.00 %, mean of the last 10 epochs 21.50 %"
+    )
+    assert selected.endswith("networks of epochs 1 and 1, test accuracy 75.00 %")
+    assert words.format(folder) in photos
+    assert f"tensorboard --logdir {tmp_path} " in runs
+    assert f"python compare_runs.py {tmp_path} " in runs
+    both = {"memory/host_gib": 1.236, "memory/device_gib": 12.0}
+    assert memory_line(both) == "peak memory: 1.24 GiB on the host, 12.00 GiB on the device"
 
 
 # --- TensorBoard ---
@@ -205,22 +199,6 @@ def test_pictures_come_every_tenth_epoch_and_at_the_end_those_of_the_run_beside_
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("test/confusion")] == [0, 10, 12]
     assert [event.step for event in events.Images("label_issues/top")] == [12]
-
-
-@pytest.mark.parametrize(
-    ("review", "words"),
-    [
-        (500, "decide in labels.html and save; python correct_labels.py {0} corrections.csv moves"),
-        (0, "edit the classes in labels.csv; python correct_labels.py {0} {0}/labels.csv moves"),
-    ],
-)
-def test_the_last_lines_say_how_photos_are_corrected(tmp_path, capsys, review, words):
-    record = new_record(tmp_path, review=review)
-    record.loader.info.labels_in_paths = True
-    add_epochs(record, [50])
-    record.finish({})
-    record.close()
-    assert words.format(tmp_path) in capsys.readouterr().out
 
 
 def test_what_could_not_be_written_is_logged_and_written_with_the_next_epoch(tmp_path, capsys):

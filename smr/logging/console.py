@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 
 from smr import distributed
-from smr.metrics import Meter
+from smr.metrics import Meter, mean_of_networks
 
 # Seconds between progress lines on a terminal, and in a file or a pipe.
 TERMINAL_PERIOD, PLAIN_PERIOD = 1.0, 30.0
-# The columns of an epoch's line: heading, width, format, and the metric, of which `net*` is the
-# mean of both networks.
+# The columns of an epoch's line: heading, width, format, and the metric (`mean_of_networks`).
 COLUMNS = (
     ("lr", 8, ".4g", "train/learning_rate"),
     ("Lx", 8, ".4f", "train/net*/loss_x"),
@@ -32,15 +32,14 @@ def show(text: str) -> None:
 
     Does nothing if the pipe is closed or the disk is full.
     """
-    output = sys.stdout
-    encoding = getattr(output, "encoding", None) or "utf-8"
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        output.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        output.flush()
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more when it exits, and would report the closed pipe then.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:
         pass
 
@@ -80,9 +79,8 @@ def title(config) -> str:
 
 
 def duration(seconds: float) -> str:
-    """h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    """h:mm:ss, after a day '1 day, h:mm:ss'."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 class RunLog:
@@ -96,12 +94,11 @@ class RunLog:
         self.line = self.terminal.line
         self.seconds: list[tuple[str, float]] = []  # kind and wall time of past epochs
         self.notes: set[str] = set()
-        self.uses_unlabeled_loss = getattr(config, "lambda_u", 0) != 0
-        unused = set() if self.uses_unlabeled_loss else {"Lu", "w(Lu)"}
-        unused |= set() if truth_known else {"AUC", "prec"}
+        self.unused = () if getattr(config, "lambda_u", 0) else ("loss_u", "lambda_u")
+        without = self.unused if truth_known else (*self.unused, "auc", "precision")
         # A method with a clean probability threshold splits the training set.
-        unused |= set() if hasattr(config, "p_threshold") else {name for name, *_ in COLUMNS[1:]}
-        self.columns = [column for column in COLUMNS if column[0] not in unused]
+        columns = COLUMNS if hasattr(config, "p_threshold") else COLUMNS[:1]
+        self.columns = [each for each in columns if each[3].split("/")[-1] not in without]
         for name in test_sets:
             self.columns.append((f"{name}%", max(6, len(name) + 1), ".2f", f"{name}/accuracy"))
             if getattr(config, "top5", False):
@@ -126,10 +123,8 @@ class RunLog:
         """Print a progress line if one is due. Called after each training step, step from 1."""
         if not self.terminal.due():
             return
-        unused = () if self.uses_unlabeled_loss else ("loss_u", "lambda_u")
-        figures = "  ".join(
-            f"{name} {value:.4f}" for name, value in meter.means().items() if name not in unused
-        )
+        means = {name: mean for name, mean in meter.means().items() if name not in self.unused}
+        figures = "  ".join(f"{name} {mean:.4f}" for name, mean in means.items())
         rate = distributed.world_size() * meter.images / (time.perf_counter() - meter.started)
         left = self.time_left(epoch, kind, (network - 1 + step / steps) / 2)
         self.terminal.progress(
@@ -151,12 +146,11 @@ class RunLog:
         return f", {at_least}{left} left"
 
     def summary(self, epoch: int, kind: str, metrics: dict) -> None:
-        """Print an epoch's line, with '-' for a figure that this epoch does not have."""
+        """Print an epoch's line, with '-' for a figure that it does not have; the next starts."""
+        self.started = time.monotonic()
         self.seconds.append((kind, metrics["time/seconds"]))
         text = f"{epoch:>5} {kind:<15}"
         for _, width, form, name in self.columns:
-            networks = {name.replace("*", network) for network in "12"}
-            values = [metrics[each] for each in networks & metrics.keys()]
-            cell = format(statistics.fmean(values), form) if values else "-"
-            text += f"{cell:>{width + 1}}"
+            mean = mean_of_networks(metrics, name)
+            text += f"{'-' if mean is None else format(mean, form):>{width + 1}}"
         self.line(text)

@@ -1,7 +1,4 @@
-"""Figures of a run, drawn with Pillow: uint8 arrays [height, width, 3] for TensorBoard and files.
-
-`epoch_figures` draws those of an epoch; `label_issues` and `noise_transitions` those of the end.
-"""
+"""Figures of a run, drawn with Pillow: uint8 arrays [height, width, 3] for TensorBoard."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,10 +7,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.metrics import confusion_matrix
+from sklearn.mixture import GaussianMixture
 
-from smr.evaluate import Test
 from smr.gmm_split import Split
-from smr.methods import TrainedEpoch
 
 Color = tuple[int, int, int]
 INK, PAPER, GRAY, LIGHT = (30, 30, 30), (255, 255, 255), (150, 150, 150), (225, 225, 225)
@@ -22,8 +18,10 @@ DARK_BLUE, DARK_RED = (20, 62, 128), (134, 24, 18)
 BINS = 50
 # Up to this many classes a matrix has cells large enough for a number.
 NUMBERED_CLASSES = 20
-# The widest class name beside a matrix, in its letters' height; how small a caption's letters get.
-NAME_WIDTH, SMALLEST_CAPTION = 12, 0.75
+# The widest class name beside a matrix, in its letters' height.
+NAME_WIDTH = 12
+# Pixels of a matrix's longest title.
+TITLE_WIDTH = 460
 # Fonts with many letters, which Pillow finds in the system's font folders.
 FONT_FILES = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "segoeui.ttf", "Arial Unicode.ttf", "arialuni.ttf"),
@@ -76,8 +74,9 @@ def write(
 
 def cut(text: str, size: float, width: float) -> str:
     """The text, or its beginning and its end around an ellipsis if it is wider."""
-    shown, letters = text, len(text)
-    while text_width(shown, size) > width and letters:
+    shown = text = readable(text)
+    font, letters = font_for(text + "…", size), len(text)
+    while font.getlength(shown) > width and letters:
         letters -= 1
         shown = text[: letters - letters // 2] + "…" + text[len(text) - letters // 2 :]
     return shown
@@ -96,76 +95,39 @@ def sideways(text: str, size: int, color: Color) -> Image.Image:
     return picture.rotate(90, expand=True)
 
 
-def epoch_figures(
-    trained: TrainedEpoch, tests: dict[str, Test], is_clean: np.ndarray | None, names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Tag → figure: each test set's confusion matrix, and each network's losses if it split them.
-
-    Args: is_clean, bool [n], or None if the true labels are unknown; names, those of the classes.
-    """
-    figures = {}
-    for test_set, test in tests.items():
-        title = f"Confusion, {test_set} images"
-        figures[f"{test_set}/confusion"] = matrix(
-            test.confusion, names, title, "label", "predicted"
-        )
-    for k, split in enumerate(trained.splits, start=1):
-        title = f"Epoch {trained.epoch}, network {k}: losses and GMM"
-        clean = None if is_clean is None else is_clean[split.index]
-        figures[f"split/net{k}/mixture"] = loss_histogram(split, clean, title)
-    return figures
-
-
 def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
     """Histogram of a split's scaled losses under the two densities of its GMM (method 4).
 
     Clean and noisy labels are stacked if is_clean [m] is known; densities are scaled to counts.
     """
-    # Letters are large: TensorBoard shows a picture 350 pixels wide.
-    width, height, left, right, top, bottom, letters = 1280, 800, 150, 1240, 90, 720, 42
-    picture, pen = blank(width, height)
-    edges, keys = np.linspace(0, 1, BINS + 1), [("all labels", BLUE)]
-    groups = [split.losses]
-    if is_clean is not None:
-        keys = [("clean labels", BLUE), ("noisy labels", RED)]
-        groups = [split.losses[is_clean], split.losses[~is_clean]]
-    counts = [np.histogram(losses, edges)[0] for losses in groups]
-    highest = max(1, int(sum(counts).max()))
-    x, y = (edges * (right - left) + left), (bottom - top) / (1.05 * highest)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        level, tick = bottom - share * highest * y, left + share * (right - left)
-        pen.line([(left, level), (right, level)], fill=LIGHT, width=2)
-        write(pen, (left - 12, level), f"{share * highest:.0f}", letters, anchor="rm")
-        write(pen, (tick, bottom + 14), f"{share:g}", letters, anchor="mt")
-    base = np.zeros(BINS)
-    for (_, color), count in zip(keys, counts, strict=True):
-        for i in np.flatnonzero(count):
-            low, high = bottom - base[i] * y, bottom - (base[i] + count[i]) * y
-            pen.rectangle([x[i] + 1, high, x[i + 1] - 1, low], fill=color)
-        base += count
+    width, top, bottom, bar = 640, 80, 360, 640 / BINS
+    picture, pen = blank(width, bottom + 40)
+    blue = split.losses if is_clean is None else split.losses[is_clean]
+    counts, below = (np.histogram(losses, BINS, (0, 1))[0] for losses in (split.losses, blue))
+    scale = (bottom - top) / counts.max()
+    for color, heights in ((RED, counts * scale), (BLUE, below * scale)):
+        for i, height in enumerate(heights):
+            pen.rectangle([i * bar, bottom - height, (i + 1) * bar - 2, bottom], fill=color)
+    legend = "labels" if is_clean is None else "blue: clean labels, red: noisy labels"
     if split.gmm is not None:
-        components = [("clean component", DARK_BLUE), ("noisy component", DARK_RED)]
-        densities = gmm_densities(split.gmm, np.linspace(0, 1, 501))
-        for (_, color), density in zip(components, densities, strict=True):
-            level = np.minimum(density * len(split.losses) / BINS, 1.05 * highest)
-            points = zip(np.linspace(left, right, 501), bottom - level * y, strict=True)
-            pen.line(list(points), fill=color, width=6, joint="curve")
-        keys += components
-    write(pen, (left, 14), title, 50)
-    for i, (name, color) in enumerate(keys):
-        start, level = right - 430, top + 30 + 56 * i
-        pen.rectangle([start, level - 16, start + 32, level + 16], fill=color)
-        write(pen, (start + 48, level), name, letters, anchor="lm")
-    # Drawn twice as large and scaled down: Pillow does not smooth lines.
-    return np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.LANCZOS))
+        legend += ", lines: the GMM"
+        x = np.linspace(0, 1, 501)
+        levels = bottom - scale * len(split.losses) / BINS * gmm_densities(split.gmm, x)
+        for color, level in zip((DARK_BLUE, DARK_RED), levels.clip(top), strict=True):
+            pen.line(list(zip(width * x, level, strict=True)), fill=color, width=3, joint="curve")
+    # Letters are large: TensorBoard shows a picture 350 pixels wide.
+    write(pen, (4, 4), title, 24)
+    write(pen, (4, 40), f"{legend}; highest bar {counts.max()}", 20)
+    write(pen, (4, bottom + 8), "0", 20)
+    write(pen, (width - 4, bottom + 8), "scaled loss 1", 20, anchor="ra")
+    return np.asarray(picture)
 
 
-def gmm_densities(gmm, points: np.ndarray) -> np.ndarray:
+def gmm_densities(gmm: GaussianMixture, points: np.ndarray) -> np.ndarray:
     """float [2, points]: weight times normal density of each component, the clean one first."""
-    order = np.argsort(gmm.means_.ravel())
-    mean, variance = gmm.means_.ravel()[order, None], gmm.covariances_.ravel()[order, None]
-    weight = gmm.weights_[order, None]
-    return weight * np.exp(-((points - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+    points = points[:, None]
+    densities = np.exp(gmm.score_samples(points)) * gmm.predict_proba(points).T
+    return densities[np.argsort(gmm.means_.ravel())]
 
 
 def matrix(
@@ -174,38 +136,34 @@ def matrix(
     title: str,
     row_title: str,
     column_title: str,
-    as_percent: bool = False,
 ) -> np.ndarray:
-    """A matrix of counts [classes, classes]; a cell is as dark as the root of its row's share.
+    """A matrix of counts [classes, classes] by their share of the row: dark cells and per cent.
 
-    Cells hold the count, or with as_percent its share of the row, unless there are many classes.
+    Cells have a number unless there are many classes.
     """
     classes = len(class_names)
-    numbered = classes <= NUMBERED_CLASSES
-    cell, size = (46, 16) if numbered else (12, 11)
+    cell, size = (46, 16) if classes <= NUMBERED_CLASSES else (12, 11)
     names = [cut(name, size, NAME_WIDTH * size) for name in class_names]
     margin = int(max(text_width(name, size) for name in names)) + 12
     left, top = margin + size + 10, margin + 40 + size + 10
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    width = left + max(cell * classes + 12, int(text_width(title, 20)))
-    picture, pen = blank(width, top + cell * classes + 6)
+    darkness = np.sqrt(shares)
+    picture, pen = blank(left + max(cell * classes + 12, TITLE_WIDTH), top + cell * classes + 24)
     write(pen, (left, 8), title, 20)
     write(pen, (left, 38), f"columns: {column_title}", size, GRAY)
     picture.paste(sideways(f"rows: {row_title}", size, GRAY), (4, top))
+    colors = (255 + darkness[:, :, None] * (np.array(DARK_BLUE) - 255)).astype(np.uint8)
+    cells = Image.fromarray(colors).resize((cell * classes,) * 2, Image.Resampling.NEAREST)
+    picture.paste(cells, (left, top))
     for i, name in enumerate(names):
         middle = i * cell + cell // 2
         write(pen, (left - 6, top + middle), name, size, anchor="rm")
         label = sideways(name, size, INK)
         picture.paste(label, (left + middle - label.width // 2, top - 4 - label.height))
-    for (row, column), share in np.ndenumerate(shares):
-        darkness = share**0.5
-        color = tuple(int(255 + darkness * (c - 255)) for c in DARK_BLUE)
-        x, y = left + column * cell, top + row * cell
-        pen.rectangle([x, y, x + cell - 2, y + cell - 2], fill=color)
-        if numbered and counts[row, column]:
-            text = f"{100 * share:.0f}" if as_percent else f"{counts[row, column]:.0f}"
-            ink, letters = PAPER if darkness > 0.5 else INK, size - 2 if len(text) > 4 else size
-            write(pen, (x + cell // 2 - 1, y + cell // 2 - 1), text, letters, ink, "mm")
+    for row, column in np.argwhere(counts) if classes <= NUMBERED_CLASSES else ():
+        place = left + column * cell + cell // 2, top + row * cell + cell // 2
+        ink = PAPER if darkness[row, column] > 0.5 else INK
+        write(pen, place, f"{100 * shares[row, column]:.0f}", size, ink, "mm")
     return np.asarray(picture)
 
 
@@ -221,11 +179,8 @@ def noise_transitions(
         if rows is not None:
             counts = confusion_matrix(rows, labels, labels=range(len(class_names)))
             title = f"{noise} label noise, % of each {row} class"
-            parts.append(matrix(counts, class_names, title, row, "given", as_percent=True))
-    picture, _ = blank(max(part.shape[1] for part in parts), len(parts) * (len(parts[0]) + 24) - 24)
-    for i, part in enumerate(parts):
-        picture.paste(Image.fromarray(part), (0, i * (len(parts[0]) + 24)))
-    return np.asarray(picture)
+            parts.append(matrix(counts, class_names, title, row, "given"))
+    return np.vstack(parts)
 
 
 def label_issues(
@@ -241,7 +196,7 @@ def label_issues(
 
     Args: columns, images in a row; side, of each in pixels. Letters are in proportion to it.
     """
-    line, gap, letters = side // 6, 12, side // 8
+    line, gap, letters = side // 6, 12, side // 9
     across, down = side + gap, side + 3 * line + gap + 4
     picture, pen = blank(columns * across + gap, -(-len(images) // columns) * down + gap)
     for i, image in enumerate(images):
@@ -251,6 +206,6 @@ def label_issues(
         given, other = class_names[labels[i]], class_names[predicted[i]]
         lines = (f"{i + 1}  {captions[i]}", f"given {given}", f"predicted {other}")
         for j, (text, color) in enumerate(zip(lines, (GRAY, DARK_RED, DARK_BLUE), strict=True)):
-            size = letters * max(SMALLEST_CAPTION, min(1, side / text_width(text, letters)))
-            write(pen, (x, y + side + 2 + j * line), cut(text, size, side), size, color)
+            place = x, y + side + 2 + j * line
+            write(pen, place, cut(text, letters, side), letters, color)
     return np.asarray(picture)

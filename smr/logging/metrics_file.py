@@ -5,18 +5,23 @@ acc.txt and stats.txt have the form of the published logs.
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from torch.utils.tensorboard import SummaryWriter
 
 from smr.config import Config
 from smr.data.loader import Loader
 from smr.evaluate import Test
 from smr.files import write_text
+from smr.logging import tensorboard
 from smr.logging.console import RunLog
-from smr.logging.tensorboard import Board
 from smr.methods import TrainedEpoch
 from smr.metrics import statistics_line
+
+# Epochs between TensorBoard's figures, which are read less often than curves and cost more.
+FIGURE_PERIOD = 10
 
 
 def stats_lines(row: dict) -> str:
@@ -43,9 +48,14 @@ def accuracy_line(row: dict, test_titles: dict[str, str]) -> str:
 
 def memory_line(row: dict) -> str:
     """The line on a run's peak memory."""
-    peaks = {place: row.get(f"memory/{place}_gib") for place in ("host", "device")}
-    words = [f"{peak:.2f} GiB on the {place}" for place, peak in peaks.items() if peak is not None]
+    peaks = {place: f"memory/{place}_gib" for place in ("host", "device")}
+    words = [f"{row[key]:.2f} GiB on the {place}" for place, key in peaks.items() if key in row]
     return "peak memory: " + ", ".join(words)
+
+
+def first_best(rows: list[dict], name: str) -> int:
+    """The epoch in which a metric is highest, the first of equals."""
+    return int(np.argmax([row[name] for row in rows]))
 
 
 class RunRecord:
@@ -58,14 +68,9 @@ class RunRecord:
     def __init__(self, folder: Path, config: Config, loader: Loader, rows: list[dict]):
         self.folder, self.config, self.loader, self.rows = folder, config, loader, rows
         self.log = RunLog(config, loader.is_clean is not None, loader.test_sets)
-        self.board = Board(folder, len(rows))
-        self.epoch_ended = time.monotonic()
+        self.writer: SummaryWriter | None = None  # TensorBoard's
+        self.epochs_written = len(rows)  # to TensorBoard
         self.write_files()
-
-    @property
-    def accuracies(self) -> list[float]:
-        """Each epoch's test accuracy."""
-        return [row["test/accuracy"] for row in self.rows]
 
     @property
     def best_epochs(self) -> tuple[int, int]:
@@ -73,26 +78,24 @@ class RunRecord:
 
         By the test accuracy, or by each network's own on the test set `config.SELECT_ON`.
         """
-        names = ["test/accuracy"] * 2
-        if self.config.SELECT_ON:
-            names = [f"{self.config.SELECT_ON}/net{k}/accuracy" for k in (1, 2)]
-        first, second = (int(np.argmax([row[name] for row in self.rows])) for name in names)
+        if not (test_set := self.config.SELECT_ON):
+            return (first_best(self.rows, "test/accuracy"),) * 2
+        first, second = (first_best(self.rows, f"{test_set}/net{k}/accuracy") for k in (1, 2))
         return first, second
 
     def write_files(self) -> None:
         """Write each text file anew, so that no line is ever incomplete, missing or doubled."""
-        titles = self.config.TEST_TITLES
-        contents = {
-            "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in self.rows),
-            "acc.txt": "".join(accuracy_line(row, titles) for row in self.rows),
-            "stats.txt": "".join(map(stats_lines, self.rows)),
+        rows, titles = self.rows, self.config.TEST_TITLES
+        lines = {
+            "metrics.jsonl": [json.dumps(row) + "\n" for row in rows],
+            "acc.txt": [accuracy_line(row, titles) for row in rows],
+            "stats.txt": [stats_lines(row) for row in rows],
         }
-        for name, content in contents.items():
-            write_text(self.folder / name, content)
+        for name, content in lines.items():
+            write_text(self.folder / name, "".join(content))
 
     def header(self) -> None:
         """Print the headings of the epochs' lines; the first epoch starts here."""
-        self.epoch_ended = time.monotonic()
         self.log.header()
 
     def add(self, trained: TrainedEpoch, tests: dict[str, Test], memory: dict[str, float]) -> None:
@@ -100,35 +103,45 @@ class RunRecord:
 
         `time/seconds` is the wall time since the epoch before was added.
         """
-        now = time.monotonic()
         metrics = dict(trained.metrics)
         for test_set, test in tests.items():
             metrics |= {f"{test_set}/{name}": value for name, value in test.figures.items()}
-        metrics |= memory | {"time/seconds": now - self.epoch_ended}
-        self.epoch_ended = now
-        accuracies = [*self.accuracies, metrics["test/accuracy"]]
+        metrics |= memory | {"time/seconds": time.monotonic() - self.log.started}
+        accuracies = [row["test/accuracy"] for row in (*self.rows, metrics)]
         metrics["test/best_accuracy"] = max(accuracies)
         metrics["test/mean_of_last_ten"] = float(np.mean(accuracies[-10:]))
         self.rows.append({"epoch": trained.epoch, "kind": trained.kind} | metrics)
         self.log.summary(trained.epoch, trained.kind, metrics)
         try:
             self.write_files()
-            self.board.add_epoch(self.rows, trained, tests, self.config.last_epoch, self.loader)
+            writer = self.event_writer()
+            for row in self.rows[self.epochs_written :]:
+                tensorboard.add_curves(writer, row)
+            if trained.epoch % FIGURE_PERIOD == 0 or trained.epoch == self.config.last_epoch:
+                tensorboard.add_figures(writer, trained, tests, self.loader)
+            writer.flush()
+            self.epochs_written = len(self.rows)
         except OSError as error:  # the next epoch writes this one's figures too
+            self.writer = None  # one that failed would fail forever
             self.log.line(f"the metrics were not written ({error.strerror}); the run continues")
+
+    def event_writer(self) -> SummaryWriter:
+        """TensorBoard's writer, opened when it is first needed. Raises OSError."""
+        self.writer = self.writer or tensorboard.open_writer(self.folder, self.epochs_written)
+        return self.writer
 
     def finish(self, pictures: dict[str, np.ndarray], selected: float | None = None) -> None:
         """Log the final figures and, with these pictures by tag, add them to TensorBoard.
 
         Args: selected, the test accuracy of the networks that were selected on another test set.
         """
-        accuracies, last_ten = self.accuracies, self.accuracies[-10:]
-        line = self.log.line
-        line(memory_line(self.rows[-1]))
+        line, last, runs = self.log.line, self.rows[-1], self.folder.parent
+        line(memory_line(last))
+        best = first_best(self.rows, "test/accuracy")
         line(
-            f"best accuracy {max(accuracies):.2f} % (epoch {int(np.argmax(accuracies))}), last "
-            f"{accuracies[-1]:.2f} %, mean of the last {len(last_ten)} epochs "
-            f"{np.mean(last_ten):.2f} %"
+            f"best accuracy {last['test/best_accuracy']:.2f} % (epoch {best}), last "
+            f"{last['test/accuracy']:.2f} %, mean of the last {min(10, len(self.rows))} epochs "
+            f"{last['test/mean_of_last_ten']:.2f} %"
         )
         if selected is not None:
             epochs = " and ".join(map(str, self.best_epochs))
@@ -137,11 +150,10 @@ class RunRecord:
                 f"accuracy {selected:.2f} %"
             )
         try:
-            self.board.finish(self.config, pictures)
+            tensorboard.add_run(self.event_writer(), self.config)
+            tensorboard.add_pictures(self.event_writer(), pictures, last["epoch"])
         except OSError as error:
-            self.log.line(f"TensorBoard's figures were not written ({error.strerror})")
-        names = "label_issues.png, transitions.png, config.json, metrics.jsonl, acc.txt, best.pt"
-        line(f"in {self.folder}: {names}, last.pt")
+            line(f"TensorBoard's figures were not written ({error.strerror})")
         if self.loader.info.labels_in_paths:
             decide, file = "edit the classes in labels.csv", f"{self.folder}/labels.csv"
             if self.config.review:
@@ -150,7 +162,6 @@ class RunRecord:
                 f"next: {decide}; python correct_labels.py {self.folder} {file} moves the photos; "
                 f"python predict.py {self.folder}/best.pt PHOTOS classifies other photos"
             )
-        runs = self.folder.parent
         line(
             f"next: tensorboard --logdir {runs} shows curves; python compare_runs.py {runs} makes "
             "a table; the same command with --resume and a larger --num_epochs trains on"
@@ -158,7 +169,9 @@ class RunRecord:
 
     def close(self) -> None:
         """Close the event file."""
-        self.board.close()
+        if self.writer is not None:
+            with suppress(OSError):
+                self.writer.close()
 
 
 def read_metrics(folder: Path) -> list[dict]:
