@@ -14,9 +14,9 @@ import torch
 
 from losses import LAMBDA_U
 from smr.data.augment import Views
-from smr.data.cifar_files import ARCHIVES, checked_labels, read_cifar, read_digits
+from smr.data.cifar_files import ARCHIVES, read_cifar, read_digits
 from smr.data.memory_dataset import MemoryLoader
-from smr.data.noise_file import agreement_notes, read_label_list, read_noise_file, with_labels
+from smr.data.noise_file import agreement_notes, read_label_list, with_labels
 from smr.errors import InputError
 
 NUM_CLASS = {name: archive.num_class for name, archive in ARCHIVES.items()} | {"digits": 10}
@@ -104,32 +104,6 @@ def noisy_labels(
     return noisy
 
 
-def read_human_labels(path: str | Path, noise_mode: str, clean: np.ndarray) -> np.ndarray:
-    """int64 [n], CIFAR-N's labels of `noise_mode` for these clean labels, the file's first n.
-
-    Raises InputError.
-    """
-    (key, _), published = HUMAN_LABELS[noise_mode], "CIFAR-10_human.pt or CIFAR-100_human.pt"
-    try:
-        content = read_noise_file(path)
-        labels, order = (np.asarray(content[name]) for name in (key, "clean_label"))
-    except InputError as error:
-        raise InputError(f"{error}; {published} holds them") from error
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            f"{path}: no CIFAR-N label file with '{key}' and 'clean_label'; --noise_mode names the "
-            f"label set, and {published} holds it"
-        ) from error
-    if not np.array_equal(order[: len(clean)], clean):
-        raise InputError(
-            f"{path}: its {order.size} clean labels are not those of the {len(clean)} images: it "
-            "belongs to another dataset, or is in TensorFlow's order, as the files named _ordered "
-            f"are; use {published}"
-        )
-    classes = 100 if noise_mode in HUMAN_MODES["cifar100"] else 10
-    return checked_labels(labels[: len(clean)].tolist(), len(clean), classes, str(path))
-
-
 def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
     """Raise InputError if these flags name no noise; opens no file."""
     if noise_mode not in HUMAN_LABELS:
@@ -147,11 +121,6 @@ def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
         )
     if noise_file and not Path(noise_file).is_file():
         raise InputError(f"--noise_file {noise_file}: there is no such file")
-
-
-def is_json(path: str | Path) -> bool:
-    """Whether a file's name is that of a JSON list."""
-    return Path(path).suffix.lower() == ".json"
 
 
 class cifar_dataloader(MemoryLoader):
@@ -183,7 +152,7 @@ class cifar_dataloader(MemoryLoader):
         channels_last: bool = False,
         train_images: int | None = None,
     ):
-        if is_json(noise_file) and not Path(noise_file).exists():
+        if Path(noise_file).suffix.lower() == ".json" and not Path(noise_file).exists():
             noise_file = ""
         check_noise(dataset, noise_mode, noise_file)
         data = read_digits() if dataset == "digits" else read_cifar(root_dir, dataset)
@@ -193,13 +162,11 @@ class cifar_dataloader(MemoryLoader):
             raise InputError(f"--train_images {count}: there are {whole}")
         clean = data.train_labels[:count]
         data = replace(data, train_images=data.train_images[:count], clean_labels=clean)
-        if not noise_file:
-            labels = np.asarray(noisy_labels(clean, dataset, noise_mode, r, seed))
-        elif noise_mode in HUMAN_LABELS and not is_json(noise_file):
-            labels = read_human_labels(noise_file, noise_mode, clean)
-        else:
-            labels = read_label_list(noise_file, count, classes, whole)
         if noise_file:
+            column = HUMAN_LABELS[noise_mode][0] if noise_mode in HUMAN_LABELS else ""
+            labels = read_label_list(noise_file, count, classes, whole, column, clean)
             data.notes.extend(agreement_notes(labels, clean, classes))
+        else:
+            labels = np.asarray(noisy_labels(clean, dataset, noise_mode, r, seed))
         data = with_labels(data, labels)
         super().__init__(data, VIEWS[dataset], batch_size, seed, device, channels_last, log)

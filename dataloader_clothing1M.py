@@ -34,23 +34,21 @@ def balanced_sample(labels: np.ndarray, count: int, draw: np.random.Generator) -
     Args: labels int64 [n]; count, of which each class may have one part in len(CLASSES).
     """
     order = draw.permutation(len(labels))
-    shuffled = labels[order]
-    # How many of a photo's class come before it.
-    by_class = np.argsort(shuffled, kind="stable")
-    starts = np.searchsorted(shuffled[by_class], shuffled[by_class])
-    before = np.empty(len(order), dtype=np.int64)
-    before[by_class] = np.arange(len(order)) - starts
-    return draw.permutation(order[before < count / len(CLASSES)][:count])
+    taken, of_class = [], [0] * len(CLASSES)
+    for position, label in zip(order.tolist(), labels[order].tolist(), strict=True):
+        if of_class[label] < count / len(CLASSES) and len(taken) < count:
+            taken.append(position)
+            of_class[label] += 1
+    return draw.permutation(taken)
 
 
 def find_lists(root: Path) -> Path:
     """The folder that holds the lists: root, the one above or annotations/. Raises InputError."""
-    folders = [root, root.parent, root / "annotations", root.parent / "annotations"]
     name = "noisy_label_kv.txt"
-    folder = next((folder for folder in folders if (folder / name).is_file()), None)
-    if folder is None:
-        raise InputError(f"{root / name}: there is no such file, nor in {root.parent}; {WHERE}")
-    return folder
+    for folder in (root, root.parent, root / "annotations", root.parent / "annotations"):
+        if (folder / name).is_file():
+            return folder
+    raise InputError(f"{root / name}: there is no such file, nor in {root.parent}; {WHERE}")
 
 
 def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
@@ -59,18 +57,18 @@ def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
     Args: kind, 'noisy' or 'clean', whose labels they have.
     """
     path = lists / f"{kind}_label_kv.txt"
-    labels = dict(names_and_labels(path, WHERE))
+    label_of = dict(names_and_labels(path, WHERE))
     names = read_lines(lists / keys, WHERE)
     if not names:
         raise InputError(f"{lists / keys}: names no photo; {WHERE}")
-    if unlabeled := next((name for name in names if name not in labels), None):
-        raise InputError(f"{lists / keys}: {path.name} has no label of {unlabeled}")
-    if outside := next((name for name in names if labels[name] >= len(CLASSES)), None):
-        raise InputError(f"{path}: the label of {outside} is not 0 to {len(CLASSES) - 1}")
+    for name in names:
+        if label_of.get(name, len(CLASSES)) >= len(CLASSES):
+            label = label_of.get(name, "missing")
+            raise InputError(f"{path}: the label of {name} is {label}, not 0 to {len(CLASSES) - 1}")
     # The data's folder is that above images/, or images/ itself.
     prefix = "" if (root / "images").is_dir() else "images/"
-    values = np.array([labels[name] for name in names], dtype=np.int64)
-    return Listing([name.removeprefix(prefix) for name in names], values)
+    labels = np.array([label_of[name] for name in names], dtype=np.int64)
+    return Listing([name.removeprefix(prefix) for name in names], labels)
 
 
 class clothing_dataloader(ImageFileLoader):

@@ -4,7 +4,6 @@ loader = webvision_dataloader("./data/WebVision1.0", "./data/imagenet/val", 50, 
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +24,13 @@ VALIDATION_FOLDERS = ("val_images_256", "val_images")
 def listed(path: Path, num_class: int, prefix: str = "") -> Listing:
     """The photos of a list whose label is below `num_class`, in its order. Raises InputError."""
     rows = [(name, label) for name, label in names_and_labels(path, WHERE) if label < num_class]
-    files, labels = [prefix + name for name, _ in rows], [label for _, label in rows]
-    if absent := sorted(set(range(num_class)) - set(labels)):
+    labels = np.array([label for _, label in rows], dtype=np.int64)
+    if absent := sorted(set(range(num_class)) - set(labels.tolist())):
         raise InputError(
-            f"{path}: lists no photo of class {absent[0]}; --num_class {num_class} needs "
-            f"{len(absent)} classes more"
+            f"{path}: lists no photo of {len(absent)} classes, such as {absent[0]}, of --num_class "
+            f"{num_class}"
         )
-    return Listing(files, np.array(labels, dtype=np.int64))
+    return Listing([prefix + name for name, _ in rows], labels)
 
 
 def read_webvision(root: Path, num_class: int) -> tuple[Listing, Listing]:
@@ -49,14 +48,12 @@ def read_classes(root: Path, num_class: int) -> list[tuple[str, str]]:
     Raises InputError.
     """
     path = root / "info" / "synsets.txt"
-    lines = [line.split(maxsplit=1) for line in read_lines(path, WHERE)]
+    lines = [line.split(maxsplit=1) for line in read_lines(path, WHERE)][:num_class]
     if len(lines) < num_class:
         raise InputError(f"{path}: {len(lines)} classes, expected {num_class}; {WHERE}")
-    synsets = [synset for synset, *_ in lines[:num_class]]
-    names = [line[-1].split(",")[0] for line in lines[:num_class]]
-    times = Counter(names)
+    synsets, names = [line[0] for line in lines], [line[-1].split(",")[0] for line in lines]
     return [
-        (synset, name if times[name] == 1 else f"{name} ({synset})")
+        (synset, name if names.count(name) == 1 else f"{name} ({synset})")
         for synset, name in zip(synsets, names, strict=True)
     ]
 
@@ -67,22 +64,20 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
     Raises InputError.
     """
     present = {entry.name for entry in entries(root)}
-    numbers = [str(label) for label in range(len(synsets))]
-    folders = synsets if synsets[0] in present else numbers
-    expected = (
-        "expected ImageNet's validation images (ILSVRC2012) in folders named by synset, such as "
-        f"{synsets[0]}, or by class number, 0, 1, …"
-    )
-    if absent := [name for name in folders if name not in present]:
-        raise InputError(f"{root}: lacks the class folders {first_ten(absent)}; {expected}")
-    rows = [
-        (f"{folder}/{entry.name}", label)
-        for label, folder in enumerate(folders)
-        for entry in entries(root / folder)
-    ]
-    if not rows:
-        raise InputError(f"{root}: the class folders are empty; {expected}")
-    return Listing([name for name, _ in rows], np.array([label for _, label in rows]))
+    folders = synsets if synsets[0] in present else [str(label) for label in range(len(synsets))]
+    files, labels, absent = [], [], []
+    for label, folder in enumerate(folders):
+        inside = entries(root / folder) if folder in present else []
+        files += [f"{folder}/{entry.name}" for entry in inside]
+        labels += [label] * len(inside)
+        absent += [] if inside else [folder]
+    if absent:
+        raise InputError(
+            f"{root}: no photo in class folders {first_ten(absent)}; expected ImageNet's "
+            "validation images (ILSVRC2012) in folders named by synset, such as "
+            f"{synsets[0]}, or by class number, 0, 1, …"
+        )
+    return Listing(files, np.array(labels))
 
 
 class webvision_dataloader(ImageFileLoader):

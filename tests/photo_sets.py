@@ -75,17 +75,17 @@ def write_clothing(root: Path, train: int = 6, clean: int = 2) -> Path:
 
 
 def write_imbalanced_clothing(root: Path) -> Path:
-    """Clothing1M of 8x8 pixels: 60 to 359 training photos a class, 38 % symmetric label noise.
+    """Clothing1M of 8x8 pixels: 20 to 111 training photos a class, 38 % symmetric label noise.
 
-    A class has a pattern of its own and ten clean test photos.
+    A class has a pattern of its own and five clean test photos.
     """
     draw = np.random.default_rng(0)
     patterns = draw.integers(60, 196, (14, 8, 8, 3))
     (root / "images").mkdir(parents=True)
     for part, kind, counts in (
-        ("noisy_train", "noisy", range(60, 361, 23)),
+        ("noisy_train", "noisy", range(20, 112, 7)),
         ("clean_val", "clean", [1] * 14),
-        ("clean_test", "clean", [10] * 14),
+        ("clean_test", "clean", [5] * 14),
     ):
         labels = np.repeat(np.arange(14), counts)
         names = [f"images/{part}{i}.png" for i in range(len(labels))]

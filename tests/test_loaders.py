@@ -241,7 +241,7 @@ def test_loader_knows_which_given_labels_are_right():
 
 
 def test_info_describes_the_dataset():
-    loader = gray_loader(test_labels_are_noisy=True, notes=["a note"], files=["a.png"] * 20)
+    loader = gray_loader(notes=["a note"], files=["a.png"] * 20)
     noisy = json.dumps(loader.noisy_labels.tolist()).encode()
     expected = {
         "noise_rate": 0.25,
@@ -251,7 +251,6 @@ def test_info_describes_the_dataset():
         "test_images": 7,
         "image_size": [8, 8],
         "class_names": list("abcdefghij"),
-        "test_labels_are_noisy": True,
         "data_notes": ["a note"],
     }
     info = asdict(loader.info)

@@ -4,16 +4,13 @@ That generated labels are the published code's, bit for bit, is in test_golden.
 """
 
 import json
-import pickle
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import write_cifar
 
-from dataloader_cifar import HUMAN_LABELS, cifar_dataloader, noisy_labels, read_human_labels
+from dataloader_cifar import HUMAN_LABELS, cifar_dataloader, noisy_labels
 from smr.data.cifar_files import read_digits
 from smr.errors import InputError
 
@@ -50,15 +47,9 @@ def test_symmetric_noise_may_keep_a_label(r, expected):
 
 
 def test_asymmetric_noise_of_cifar10_confuses_the_named_classes_alone():
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
-    found = {names[a]: names[b] for a, b in turned("cifar10", "asym", 10).items() if a != b}
-    assert found == {
-        "truck": "automobile",
-        "bird": "airplane",
-        "deer": "horse",
-        "cat": "dog",
-        "dog": "cat",
-    }
+    found = {a: b for a, b in turned("cifar10", "asym", 10).items() if a != b}
+    truck_bird_deer_cat_dog = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+    assert found == truck_bird_deer_cat_dog
 
 
 def test_asymmetric_noise_chooses_r_of_all_labels_so_half_of_them_turn():
@@ -97,13 +88,6 @@ def test_noise_that_a_data_set_has_not_is_refused_in_words(dataset, mode):
         noisy_labels([0, 1], dataset, mode, 0.5, 0)
 
 
-def test_noise_of_fifty_thousand_labels_takes_under_half_a_second():
-    clean = clean_labels(50_000)
-    started = time.process_time()
-    noisy_labels(clean, "cifar10", "sym", 0.5, 0)
-    assert time.process_time() - started < 0.5
-
-
 def test_generated_labels_are_those_of_the_seed_and_nothing_is_written(cifar10_folder):
     before = sorted(cifar10_folder.iterdir())
     found = loader(cifar10_folder, r=0.55, seed=7)
@@ -113,52 +97,33 @@ def test_generated_labels_are_those_of_the_seed_and_nothing_is_written(cifar10_f
     assert sorted(cifar10_folder.iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[1, 2", "not JSON: expected a list of whole numbers"),
-        ('{"words": [1]}', "no column of labels among words"),
-        (json.dumps([1.0] * 100), "expected a plain list of whole numbers"),
-        (json.dumps([True] * 100), "expected a plain list of whole numbers"),
-        (json.dumps([1] * 99), "99 labels for 100 images"),
-        (json.dumps([10] * 100), "labels from 10 to 10, expected 0 to 9"),
-        (json.dumps([-1] * 100), "labels from -1 to -1, expected 0 to 9"),
-    ],
-)
-def test_list_that_does_not_fit_is_refused_in_words(cifar10_folder, tmp_path, content, message):
-    path = tmp_path / "labels.json"
-    path.write_text(content)
-    with pytest.raises(InputError, match=message):
-        loader(cifar10_folder, noise_file=path)
-
-
 def test_list_of_labels_that_is_not_there_is_generated(cifar10_folder):
     found = loader(cifar10_folder, noise_file=cifar10_folder / "0.5_sym.json", seed=3)
     assert found.noisy_labels.tolist() == loader(cifar10_folder, seed=3).noisy_labels.tolist()
 
 
 HUMAN = {
-    "aggre": "aggre_label",
-    "rand1": "random_label1",
-    "rand2": "random_label2",
-    "rand3": "random_label3",
-    "worst": "worse_label",
+    "aggre": ("aggre_label", 0.0903),
+    "rand1": ("random_label1", 0.1723),
+    "rand2": ("random_label2", 0.1812),
+    "rand3": ("random_label3", 0.1764),
+    "worst": ("worse_label", 0.4021),
 }
 
 
-def write_human_file(path, clean, **columns):
+def write_human_file(path, clean):
     """A file in CIFAR-N's form; its labels of column k are those of class (clean + k) % 10."""
     content = {"clean_label": clean}
-    content |= {key: (clean + k) % 10 for k, key in enumerate(HUMAN.values())}
-    torch.save(content | columns, path)
+    torch.save(content | {key: (clean + k) % 10 for k, (key, _) in enumerate(HUMAN.values())}, path)
     return path
 
 
-@pytest.mark.parametrize(("number", "mode"), list(enumerate(HUMAN)))
-def test_each_set_of_human_labels_is_read_under_its_name(cifar10_folder, tmp_path, number, mode):
+def test_each_set_of_human_labels_is_read_under_its_name(cifar10_folder, tmp_path):
+    assert HUMAN | {"noisy100": ("noisy_label", 0.402)} == HUMAN_LABELS
     path = write_human_file(tmp_path / "CIFAR-10_human.pt", clean_labels(100))
-    found = loader(cifar10_folder, mode, noise_file=path)
-    assert found.noisy_labels.tolist() == ((clean_labels(100) + number) % 10).tolist()
+    for number, mode in enumerate(HUMAN):
+        found = loader(cifar10_folder, mode, noise_file=path)
+        assert found.noisy_labels.tolist() == ((clean_labels(100) + number) % 10).tolist()
 
 
 def test_human_labels_of_cifar100_are_read(cifar100_folder, tmp_path):
@@ -186,42 +151,12 @@ def test_fewer_training_images_are_the_first_ones(cifar10_folder):
         loader(cifar10_folder, train_images=101)
 
 
-def test_human_labels_of_other_images_are_refused(cifar10_folder, tmp_path):
-    for clean in (clean_labels(100)[::-1].copy(), clean_labels(50)):
-        path = write_human_file(tmp_path / "human.pt", clean)
-        with pytest.raises(InputError, match="are not those of the 100 images"):
-            loader(cifar10_folder, "worst", noise_file=path)
-
-
-def test_realized_rates_of_human_labels_are_the_published_ones():
-    rates = {mode: rate for mode, (_, rate) in HUMAN_LABELS.items()}
-    assert rates == {
-        "aggre": 0.0903, "rand1": 0.1723, "rand2": 0.1812, "rand3": 0.1764, "worst": 0.4021,
-        "noisy100": 0.402,
-    }  # fmt: skip
-
-
 def test_human_modes_need_their_file_and_only_theirs(cifar10_folder, tmp_path):
     with pytest.raises(InputError, match="needs --noise_file"):
         loader(cifar10_folder, "worst")
     path = write_human_file(tmp_path / "human.pt", clean_labels(100))
-    with pytest.raises(InputError, match="name them with --noise_mode, such as worst"):
+    with pytest.raises(InputError, match="CIFAR-N with its --noise_mode, such as worst"):
         loader(cifar10_folder, "sym", noise_file=path)
-
-
-class Evil:
-    def __reduce__(self):
-        return (open, ("broken_into", "w"))
-
-
-def test_label_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("human.pt").write_bytes(pickle.dumps({"clean_label": Evil()}, protocol=2))
-    torch.save({"clean_label": Evil(), "worse_label": [1]}, "saved.pt")
-    for path in ("human.pt", "saved.pt"):
-        with pytest.raises(InputError, match="no file of labels"):
-            read_human_labels(path, "worst", clean_labels(1))
-    assert not Path("broken_into").exists()
 
 
 def test_folder_above_the_official_one_is_found_too(tmp_path):
@@ -293,38 +228,38 @@ def test_labels_are_read_in_any_unambiguous_form(cifar10_folder, tmp_path, name)
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "words"),
+    ("name", "content", "message"),
     [
-        ("a.csv", lambda p: p.write_text("index,label\n0,1\n0,1\n"), "index is not 0 to 1"),
-        ("a.csv", lambda p: p.write_text("file,words\na,b\n"), "no column of labels among file"),
-        ("a.csv", lambda p: p.write_text("index,label\n0\n"), "no column of labels"),
-        ("a.npz", lambda p: p.write_bytes(b"PK\x03\x04"), "cannot be read"),
-        ("a.npy", lambda p: p.write_bytes(b"\x93NUMPY"), "cannot be read"),
-        ("a.npy", lambda p: np.save(p, np.array([open], dtype=object)), "asks for"),
-        ("a.pt", lambda p: p.write_bytes(b"no torch file"), "not of torch.save's form"),
+        ("a.json", "[1, 2", "no file of labels: Expecting .* expected a list of whole numbers"),
+        ("a.json", '{"words": [1]}', "no list of labels; found words; expected a list"),
+        ("a.json", "[" + "1.0," * 99 + "1]", "expected a plain list of whole numbers"),
+        ("a.json", json.dumps([True] * 100), "expected a plain list of whole numbers"),
+        ("a.json", json.dumps([1] * 99), "99 labels for 100 images"),
+        ("a.json", json.dumps([10] * 100), "labels from 10 to 10, expected 0 to 9"),
+        ("a.json", json.dumps([-1] * 100), "labels from -1 to -1, expected 0 to 9"),
+        ("a.csv", "index,label\n0,1\n0,1\n", "its index is not 0 to 1"),
+        ("a.csv", "file,words\na,b\n", "no list of labels; found file, words"),
+        ("a.csv", "index,label\n0\n", "expected a plain list of whole numbers"),
+        ("a.npz", "PK\x03\x04", "no file of labels"),
+        ("a.npy", "NUMPY", "no file of labels"),
+        ("a.npy", np.array([open], dtype=object), "Object arrays cannot be loaded .*_human.pt"),
+        ("a.pt", "no torch file", "not of torch.save's form"),
     ],
 )
-def test_other_files_of_labels_are_refused_in_a_line(cifar10_folder, tmp_path, name, write, words):
-    write(tmp_path / name)
-    with pytest.raises(InputError, match=words) as refused:
-        loader(cifar10_folder, noise_file=tmp_path / name)
-    assert name in str(refused.value) and "\n" not in str(refused.value)
+def test_other_files_of_labels_are_refused_in_a_line(
+    cifar10_folder, tmp_path, name, content, message
+):
+    path = tmp_path / name
+    path.write_text(content) if isinstance(content, str) else np.save(path, content)
+    with pytest.raises(InputError, match=f"{name}: .*{message}") as refused:
+        loader(cifar10_folder, noise_file=path)
+    assert "\n" not in str(refused.value)
 
 
-def test_human_labels_in_other_files_are_read_if_their_order_is_ours(cifar10_folder, tmp_path):
-    clean = clean_labels(100)
-    content = {"clean_label": clean, "worse_label": (clean + 4) % 10}
-    old = tmp_path / "CIFAR-10_human.pt"
-    torch.save(content, old, _use_new_zipfile_serialization=False)
-    np.save(tmp_path / "CIFAR-10_human_ordered.npy", content)
-    for path in (old, tmp_path / "CIFAR-10_human_ordered.npy"):
-        found = loader(cifar10_folder, "worst", noise_file=path)
-        assert found.noisy_labels.tolist() == ((clean + 4) % 10).tolist()
-    np.save(
-        tmp_path / "CIFAR-10_human_ordered.npy", {k: v[::-1].copy() for k, v in content.items()}
-    )
-    with pytest.raises(InputError, match=r"TensorFlow's order.*use CIFAR-10_human\.pt"):
-        loader(cifar10_folder, "worst", noise_file=tmp_path / "CIFAR-10_human_ordered.npy")
+def test_human_labels_in_tensorflow_s_order_are_refused(cifar10_folder, tmp_path):
+    path = write_human_file(tmp_path / "CIFAR-10_human_ordered.pt", clean_labels(100)[::-1].copy())
+    with pytest.raises(InputError, match=r"100 images: .*TensorFlow's order.*CIFAR-10_human\.pt"):
+        loader(cifar10_folder, "worst", noise_file=path)
 
 
 def test_labels_that_agree_with_the_truth_by_chance_get_a_note(cifar10_folder, tmp_path):

@@ -33,15 +33,13 @@ def normalizer(
     channels_last is the memory format of its result.
     """
     mean, std = torch.tensor(mean), torch.tensor(std)
-    # x/255 → (x - mean)/std as one multiply and one add, over whole rows of pixels.
-    scale, shift = (value.to(device) for value in (1 / (255 * std), -mean / std))
+    # x/255 → (x - mean)/std as one multiply and one add.
+    scale, shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def normalize(images: Tensor) -> Tensor:
-        width = images.shape[2]
-        rows = images.flatten(2).float()
-        rows.mul_(scale.repeat(width)).add_(shift.repeat(width))
-        pixels = rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
-        return pixels if channels_last else pixels.contiguous()
+        pixels = images.float().mul_(scale).add_(shift)
+        return pixels.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
 
     return normalize
 

@@ -2,7 +2,6 @@
 anything that is in them."""
 
 import _codecs
-import io
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -19,42 +18,38 @@ from smr.data.image_folder import OWN_PHOTOS, subfolders
 from smr.data.memory_dataset import ImageData
 from smr.errors import InputError
 
+# Of bool, integers and floats.
+NUMBER_TYPES = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
+
 
 class Refused(ValueError):
     """What is wrong with a file, in words that follow its name."""
 
 
-class PlainType:
-    """Replaces np.dtype: numbers, and objects that are lists, in the file's byte order."""
-
-    def __init__(self, name: bytes | str, *_):
-        self.dtype = np.dtype(name)
-        if self.dtype.kind not in "biufO" or self.dtype.names:
-            raise Refused("it holds an array that is not of numbers")
-
-    def __setstate__(self, state: tuple):
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class PlainArray(np.ndarray):
+class NumberArray(np.ndarray):
     """Replaces np.ndarray, whose arguments could place an array of objects at any address."""
 
     def __new__(cls, *_):
         return super().__new__(cls, 0, np.uint8)
 
-    def __setstate__(self, state: tuple):
-        version, shape, kind, fortran, raw = state
-        super().__setstate__((version, shape, kind.dtype, fortran, raw))
+
+def number_type(name: str, *_) -> np.dtype:
+    """Replaces np.dtype: one of NumPy's own types of numbers, which no file can change."""
+    dtype = np.dtype(np.dtype(name).type)
+    if type(dtype) not in NUMBER_TYPES:
+        raise Refused("it holds an array that is not of numbers")
+    return dtype
 
 
-def from_buffer(raw: bytes, kind: PlainType, shape: tuple[int, ...], order: str) -> np.ndarray:
+def from_buffer(raw: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     """How pickle's protocol 5 makes an array."""
-    return np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
+    return np.frombuffer(bytes(raw), dtype).reshape(shape, order=order)
 
 
-ALLOWED = {"numpy.ndarray": PlainArray, "numpy.dtype": PlainType, "_codecs.encode": _codecs.encode}
+ALLOWED = {"numpy.ndarray": NumberArray, "numpy.dtype": number_type}
+ALLOWED["_codecs.encode"] = _codecs.encode
 for core in ("core", "_core"):  # NumPy has moved its functions: a file may use either name
-    ALLOWED[f"numpy.{core}.multiarray._reconstruct"] = PlainArray
+    ALLOWED[f"numpy.{core}.multiarray._reconstruct"] = NumberArray
     ALLOWED[f"numpy.{core}.numeric._frombuffer"] = from_buffer
 
 
@@ -67,55 +62,26 @@ class PlainUnpickler(pickle.Unpickler):
         return ALLOWED[f"{module}.{name}"]
 
 
-def unpickle(raw: bytes):
-    """The object of a pickle; strings of Python 2 stay bytes. Raises Refused."""
-    try:
-        return PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
-    except Refused:
-        raise
-    except Exception as error:  # pickle and NumPy raise many types
-        raise Refused("it is damaged or cut off") from error
-
-
-def read_npy(path: Path):
-    """The array of a .npy file, or its dict, as in CIFAR-N. Raises OSError, Refused, ValueError."""
-    with open(path, "rb") as file:
-        # The header of every version is read by one of two functions.
-        first = np.lib.format.read_magic(file) == (1, 0)
-        header = "read_array_header_1_0" if first else "read_array_header_2_0"
-        shape, _, dtype = getattr(np.lib.format, header)(file)
-        if not dtype.hasobject:
-            return np.load(path, allow_pickle=False)
-        content = unpickle(file.read())
-    if shape != () or not isinstance(content, np.ndarray) or not isinstance(content[()], dict):
-        raise Refused("it holds an array that is not of numbers")
-    return {as_text(name): column for name, column in content[()].items()}
-
-
 def load_archive(path: str | Path):
     """What torch.load(weights_only=True) returns, on the CPU, with NumPy's arrays allowed.
 
     Raises OSError, and Refused with what is wrong.
     """
-    if not Path(path).is_file():
-        raise Refused("there is no such file")
-    is_zip = zipfile.is_zipfile(path)
+    allowed = [(function, name) for name, function in ALLOWED.items()]
     try:
-        if is_zip:
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch itself compares no checksum
-            if damaged:
-                raise Refused(f"it is damaged: {damaged} has another checksum")
-        allowed = [(function, name) for name, function in ALLOWED.items()]
-        with torch.serialization.safe_globals(allowed):
+                if damaged := archive.testzip():  # torch itself compares no checksum
+                    raise Refused(f"it is damaged: {damaged} has another checksum")
+        with torch.serialization.safe_globals(allowed + NUMBER_TYPES):
             return torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, Refused):
         raise
-    except Exception as error:  # zipfile and torch raise many types on a damaged file
-        is_pickle = isinstance(error, pickle.UnpicklingError)
-        if is_pickle and (is_zip or "global" in str(error).lower()):
-            raise Refused("it holds more than numbers and text, and none of it was run") from error
-        raise Refused("it is damaged, cut off, or not of torch.save's form") from error
+    except Exception as error:  # zipfile and torch raise many types
+        raise Refused(
+            "it is damaged, not of torch.save's form, or holds more than numbers and text, of "
+            "which none was run"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -151,27 +117,26 @@ ARCHIVES = {
 
 
 def read_pickle(path: Path) -> dict:
-    """The dict of a CIFAR file, keys as str, strings as bytes, arrays as NumPy's; runs nothing.
+    """The dict of a CIFAR file, its keys as str, arrays as NumPy's; runs nothing.
 
     Raises InputError.
     """
-    repair = "restore it from the official archive (--download fetches it)"
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; {repair}")
     try:
-        content = unpickle(path.read_bytes())
+        with open(path, "rb") as file:
+            content = PlainUnpickler(file, encoding="latin1").load()
         return {as_text(key): value for key, value in content.items()}
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (Refused, AttributeError, UnicodeDecodeError) as error:
-        # The latter: no dict, or keys that are no text.
-        reason = f": {error}" if isinstance(error, Refused) else ""
-        raise InputError(f"{path}: not a CIFAR file{reason}; {repair}") from error
+        reason = f"cannot be read: {error.strerror}"
+    except Refused as error:
+        reason = f"not a CIFAR file: {error}"
+    except Exception:  # pickle and NumPy raise many types
+        reason = "not a CIFAR file: it is damaged, cut off or no dict"
+    raise InputError(f"{path}: {reason}; restore it from the official archive (--download)")
 
 
 def as_text(string: bytes | str) -> str:
-    """A string of Python 2, which `unpickle` leaves as bytes, or one of Python 3."""
-    return string if isinstance(string, str) else string.decode()
+    """A string; bytes are one of Python 2 that Python 3 wrote again."""
+    return string.decode("latin1") if isinstance(string, bytes) else string
 
 
 def find_data(root: str | Path, dataset: str) -> Path:
@@ -197,14 +162,13 @@ def download(root: str | Path, dataset: str) -> None:
 
     if dataset not in ARCHIVES:
         return
-    root = Path(root)
     with suppress(InputError):
         find_data(root, dataset)
         return
+    root, source = Path(root), getattr(datasets, dataset.upper())
     parent = root.parent if root.name == ARCHIVES[dataset].folder else root
-    source = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
     try:
-        source(str(parent), download=True)
+        source(parent, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"--download to {parent} failed ({error}); fetch the Python version by hand"
@@ -212,20 +176,15 @@ def download(root: str | Path, dataset: str) -> None:
 
 
 def read_part(
-    folder: Path, files: Sequence[str], part: str, archive: Archive
+    folder: Path, files: Sequence[str], archive: Archive
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [n, 32, 32, 3] and labels int64 [n] of these files. Raises InputError."""
-    images, labels = [], []
-    for number, name in enumerate(files, start=1):
-        path, content = folder / name, read_pickle(folder / name)
-        expected = f"{part} batch {number} of {len(files)}"
-        if content.get("batch_label", expected) not in (expected, expected.encode()):
-            raise InputError(f"{path}: another file stands under this name: it is no '{expected}'")
-        rows, key = content.get("data"), f"{archive.prefix}labels"
-        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (3072,):
+    images, labels, key = [], [], f"{archive.prefix}labels"
+    for path in (folder / name for name in files):
+        content = read_pickle(path)
+        rows = content.get("data")
+        if getattr(rows, "dtype", None) != np.uint8 or rows.shape[1:] != (3072,) or not len(rows):
             raise InputError(f"{path}: 'data' is not rows of 3072 bytes (uint8)")
-        if not len(rows):
-            raise InputError(f"{path}: holds no image")
         about = f"{path}: {key}"
         labels.append(checked_labels(content.get(key), len(rows), archive.num_class, about))
         images.append(rows.reshape(-1, 3, 32, 32))
@@ -245,26 +204,21 @@ def checked_labels(labels, count: int, classes: int, what: str) -> np.ndarray:
 
 
 def read_cifar(root: str | Path, dataset: str) -> ImageData:
-    """CIFAR-10 or CIFAR-100 from the official Python layout, as many images as the files hold."""
+    """CIFAR-10 or CIFAR-100 from the official Python layout, as many images as the files hold.
+
+    Without the file of the classes' names, their numbers. Raises InputError.
+    """
     archive, folder = ARCHIVES[dataset], find_data(root, dataset)
-    train_images, train_labels = read_part(folder, archive.train_files, "training", archive)
-    test_images, test_labels = read_part(folder, [archive.test_file], "testing", archive)
-    names = read_names(folder / archive.names_file, archive)
-    return ImageData(train_images, train_labels, test_images, test_labels, names)
-
-
-def read_names(path: Path, archive: Archive) -> list[str]:
-    """The classes' names from the dataset's own file; without one, their numbers."""
-    if not path.is_file():
-        return [str(label) for label in range(archive.num_class)]
-    key = f"{archive.prefix}label_names"
-    names = read_pickle(path).get(key)
-    if not isinstance(names, list) or len(names) != archive.num_class:
-        raise InputError(f"{path}: '{key}' is not {archive.num_class} names; delete it")
-    try:
-        return [as_text(name) for name in names]
-    except (AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: '{key}' has a name that is no text; delete it") from error
+    train = read_part(folder, archive.train_files, archive)
+    test = read_part(folder, [archive.test_file], archive)
+    names = [str(label) for label in range(archive.num_class)]
+    path = folder / archive.names_file
+    if path.is_file():
+        names = read_pickle(path).get(f"{archive.prefix}label_names")
+        names = [as_text(name) for name in names] if isinstance(names, list) else []
+        if [*map(type, names)] != [str] * archive.num_class:
+            raise InputError(f"{path}: holds no {archive.num_class} names of classes; delete it")
+    return ImageData(*train, *test, names)
 
 
 def read_digits() -> ImageData:

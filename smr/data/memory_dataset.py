@@ -32,7 +32,6 @@ class ImageData:
     class_names: list[str]
     clean_labels: np.ndarray | None = None
     files: list[str] | None = None
-    test_labels_are_noisy: bool = False
     notes: list[str] = field(default_factory=list)
     dropped_images: list[int] = field(default_factory=list)
     labels_in_paths: bool = False
@@ -42,15 +41,11 @@ class MemoryImages:
     """Images uint8 [n, height, width, 3] on a device, padded for random crops."""
 
     def __init__(self, images: np.ndarray, padding: int = 0, device: torch.device | str = "cpu"):
-        self.padding = padding
+        self.padding, (self.height, self.width) = padding, images.shape[1:3]
         stored = torch.from_numpy(np.ascontiguousarray(images)).to(device)
         pad = (0, 0, padding, padding, padding, padding)
         # Without padding no copy: it would double the memory of a large dataset.
         self.padded = F.pad(stored, pad) if padding else stored
-        _, self.height, self.width, _ = stored.shape
-        self.rows, self.columns = (
-            torch.arange(side, device=device) for side in (self.height, self.width)
-        )
 
     def __len__(self) -> int:
         return len(self.padded)
@@ -62,12 +57,12 @@ class MemoryImages:
 
     def cropped(self, index: Tensor, down: Tensor, right: Tensor, flipped: Tensor) -> Tensor:
         """Crops at these offsets [b] in the padded images, mirrored where `flipped` [b] is 1."""
-        _, high, wide, _ = self.padded.shape
-        rows = (index * high + down)[:, None] + self.rows
-        columns = torch.where(flipped[:, None] == 1, self.columns.flip(0), self.columns)
-        pixels = rows[:, :, None] * wide + (right[:, None] + columns)[:, None]
-        crops = self.padded.view(-1, 3).index_select(0, pixels.flatten())
-        return crops.view(*pixels.shape, 3)
+        rows, columns = (
+            torch.arange(side, device=index.device) for side in (self.height, self.width)
+        )
+        columns = torch.where(flipped[:, None] == 1, columns.flip(0), columns)
+        rows, columns = down[:, None] + rows, right[:, None] + columns
+        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]
 
 
 class MemoryLoader(Loader):
@@ -90,7 +85,6 @@ class MemoryLoader(Loader):
             data.class_names,
             image_size=[images.height, images.width],
             data_notes=data.notes,
-            test_labels_are_noisy=data.test_labels_are_noisy,
             labels_in_paths=data.labels_in_paths,
             dropped_images=data.dropped_images,
         )

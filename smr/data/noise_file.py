@@ -3,7 +3,6 @@
 JSON, NumPy, torch or CSV: a label for each training image; null in JSON excludes the image.
 """
 
-import csv
 import json
 import re
 import zipfile
@@ -12,55 +11,51 @@ from pathlib import Path
 
 import numpy as np
 
-from smr.data.cifar_files import Refused, checked_labels, load_archive, read_npy
+from smr.data.cifar_files import Refused, checked_labels, load_archive
 from smr.data.image_folder import Listing, first_ten, read_text
+from smr.data.label_table import read_table
 from smr.data.memory_dataset import ImageData
 from smr.errors import InputError
 
 # In an array of labels: the image is not trained on.
 DROPPED = -1
-LABEL_COLUMNS = ("label", "labels", "noisy_label", "given", "target", "class", "y")
+# arr_0: of np.savez without a name.
+LABEL_COLUMNS = ("label", "labels", "noisy_label", "given", "target", "class", "y", "arr_0")
 INDEX_COLUMNS = ("index", "id", "idx")
-EXPECTED = "expected a list of whole numbers: .json, .npy, .npz with 'label', .pt or .csv"
+EXPECTED = (
+    "expected a list of whole numbers (.json, .npy, .npz with 'label', .pt or .csv), or "
+    "CIFAR-10_human.pt or CIFAR-100_human.pt of CIFAR-N with its --noise_mode, such as worst"
+)
 
 
-def read_noise_file(path: str | Path):
+def read_noise_file(path: Path):
     """The content of a file of labels, a list or a dict of columns. Raises InputError."""
-    path = Path(path)
     suffix = path.suffix.lower()
     try:
         if suffix in (".pt", ".pth"):
             return load_archive(path)
-        if suffix == ".npy":
-            return read_npy(path)
-        if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as content:
-                columns = dict(content)
-                return columns if len(columns) > 1 else [*columns.values(), []][0]
-        text = read_text(path, EXPECTED)
-        return read_table(text) if suffix in (".csv", ".tsv", ".txt") else json.loads(text)
-    except InputError:
-        raise
+        if suffix in (".npy", ".npz"):
+            content = np.load(path, allow_pickle=False)
+            return content if isinstance(content, np.ndarray) else dict(content)
+        if suffix in (".csv", ".tsv", ".txt"):
+            return read_csv(path)
+        return json.loads(read_text(path, EXPECTED))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except Refused as error:
-        raise InputError(f"{path}: no file of labels: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {EXPECTED}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {EXPECTED}") from error
+    except InputError:
+        raise
+    except (Refused, ValueError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: no file of labels: {reason}; {EXPECTED}") from error
 
 
-def read_table(text: str) -> list | dict:
-    """The columns of a CSV file as numbers; a list if it has one column without a name."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.reader(text.splitlines(), delimiter=delimiter)
-    rows = [[number(cell) for cell in row] for row in rows if row]
-    if all(len(row) == 1 and isinstance(row[0], int) for row in rows):
-        return [row[0] for row in rows]
-    names, *rows = rows
-    columns = list(zip(*rows, strict=True))
-    return {str(n).strip().lower(): list(c) for n, c in zip(names, columns, strict=False)}
+def read_csv(path: Path) -> list | dict[str, list]:
+    """The columns of a table as numbers; a list if it has one column without a name."""
+    names, rows = read_table(path)
+    columns = {name: [number(row[name]) for _, row in rows] for name in names}
+    if len(names) == 1 and isinstance(number(names[0]), int):
+        return [number(names[0]), *columns[names[0]]]
+    return {name.strip().lower(): column for name, column in columns.items()}
 
 
 def number(cell: str) -> int | str:
@@ -78,42 +73,48 @@ def as_list(values):
 
 
 def read_label_list(
-    path: str | Path, count: int, classes: int, whole: int | None = None
+    path: str | Path,
+    count: int,
+    classes: int,
+    whole: int | None = None,
+    column: str = "",
+    clean: np.ndarray | None = None,
 ) -> np.ndarray:
-    """int64 [count] from a file of labels; DROPPED for null.
+    """int64 [count] from a file of labels; DROPPED for null. Raises InputError.
 
-    Args: whole, the number of training images of which these are the first `count`: a list of all
-    of them is accepted too. Raises InputError.
+    Args:
+        whole: the number of training images of which these are the first `count`: a list of all
+            of them is accepted too.
+        column: of the labels, in a file of several; "" for the usual names.
+        clean: int64 [count], the true labels, which a column clean_label must have.
     """
-    labels, index = read_noise_file(path), None
-    if isinstance(labels, dict):
-        columns = labels
-        labels, index = (
-            next((columns[name] for name in names if name in columns), None)
-            for names in (LABEL_COLUMNS, INDEX_COLUMNS)
-        )
-        if labels is None:
-            hint = "; the human labels of CIFAR-N: name them with --noise_mode, such as worst"
-            raise InputError(
-                f"{path}: no column of labels among {first_ten([str(name) for name in columns])}; "
-                f"{EXPECTED}{hint if 'clean_label' in columns else ''}"
-            )
-    labels, index = as_list(labels), as_list(index)
+    content = read_noise_file(Path(path))
+    names = [column] if column else LABEL_COLUMNS
+    columns = content if isinstance(content, dict) else {names[0]: content}
+    labels, index, true = (
+        next((as_list(columns[name]) for name in usual if name in columns), None)
+        for usual in (names, INDEX_COLUMNS, ["clean_label"])
+    )
     if not isinstance(labels, list):
-        raise InputError(f"{path}: {EXPECTED}")
+        present = f"; found {first_ten([*map(str, columns)])}" if columns is content else ""
+        raise InputError(f"{path}: no list of labels{present}; {EXPECTED}")
     if isinstance(index, list):
         if sorted(index, key=str) != sorted(range(len(labels)), key=str):
             raise InputError(f"{path}: its index is not 0 to {len(labels) - 1}, each once")
         labels = [labels[row] for row in np.argsort(index)]
-    if len(labels) == whole:
+    if isinstance(true, list) and clean is not None and true[:count] != clean.tolist():
+        raise InputError(
+            f"{path}: its clean labels are not those of the {count} images: it belongs to another "
+            f"dataset, or is in TensorFlow's order, as the files named _ordered are; {EXPECTED}"
+        )
+    if len(labels) == whole or true:
         labels = labels[:count]
-    nulls = [position for position, label in enumerate(labels) if label is None]
-    labels = checked_labels(
-        [0 if label is None else label for label in labels], count, classes, str(path)
-    )
-    labels[nulls] = DROPPED
-    if len(nulls) == count:
+    is_dropped = [label is None for label in labels]
+    labels = [0 if label is None else label for label in labels]
+    labels = checked_labels(labels, count, classes, str(path))
+    if all(is_dropped):
         raise InputError(f"{path}: drops every image")
+    labels[is_dropped] = DROPPED
     return labels
 
 
@@ -146,15 +147,14 @@ def dropped_by(labels: np.ndarray) -> tuple[list[int], list[str]]:
 def with_labels(data: ImageData, labels: np.ndarray) -> ImageData:
     """The data with other training labels, without the images that these drop."""
     chosen, (dropped, notes) = labels != DROPPED, dropped_by(labels)
-    data = replace(data, train_labels=labels, dropped_images=dropped, notes=data.notes + notes)
-    if not dropped:
-        return data
     return replace(
         data,
         train_images=data.train_images[chosen],
         train_labels=labels[chosen],
         clean_labels=None if data.clean_labels is None else data.clean_labels[chosen],
         files=data.files and [data.files[i] for i in np.flatnonzero(chosen)],
+        dropped_images=dropped,
+        notes=data.notes + notes,
     )
 
 
