@@ -180,8 +180,9 @@ def data_parallel(network: nn.Module) -> nn.Module:
     """The network as it trains: its gradients are the mean over all ranks."""
     if world_size() == 1:
         return network
-    # With broadcast_buffers each pass would begin with the batch norm statistics of rank 0.
-    return DistributedDataParallel(network, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(network)
+    wrapped.broadcast_buffers = False  # else a pass begins with rank 0's batch norm statistics
+    return wrapped
 
 
 def average_buffers(network: nn.Module) -> None:
