@@ -1,4 +1,4 @@
-"""What a run stands on: its device, seeds, versions, compilation, memory."""
+"""What a run depends on: its device, seeds, versions, compilation, memory."""
 
 import ctypes
 import os
@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import sklearn
 import torch
 from torch import Tensor, nn
 
@@ -30,26 +29,28 @@ M_MMAP_MAX = -4
 
 
 def find_device(name: str, gpuid: int) -> torch.device:
-    """The device of --device and --gpuid. Raises InputError where it is not there."""
-    there = {
+    """The device of --device and --gpuid. Raises InputError if this machine lacks it."""
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, is_there in there.items() if is_there)
-    if not there[name]:
+        name = next(kind for kind, is_available in available.items() if is_available)
+    if not available[name]:
         raise InputError(f"--device {name}: this torch finds none; use --device cpu or auto")
-    if name == "cuda" and gpuid >= torch.cuda.device_count():
+    if name != "cuda":
+        return torch.device(name)
+    if gpuid >= torch.cuda.device_count():
         raise InputError(
             f"GPU {gpuid}: this machine has {torch.cuda.device_count()}, numbered from 0; "
             "lower --gpuid, or torchrun's --nproc_per_node"
         )
-    return torch.device(name, gpuid) if name == "cuda" else torch.device(name)
+    return torch.device(name, gpuid)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; the loader and the mixture take the seed themselves."""
+    """Seed Python, NumPy and torch; the loader and the GMM take the seed themselves."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -57,13 +58,9 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """The versions that a run's numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),  # importing it takes as long as torch itself
-        "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
-    }
+    packages = ("torchvision", "numpy", "scikit-learn")
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    return found | {name: version(name) for name in packages}
 
 
 def hardware(device: torch.device) -> str:
@@ -75,20 +72,19 @@ def hardware(device: torch.device) -> str:
 
 
 def prepare_process(device: torch.device, amp: bool) -> None:
-    """Have this process hold memory and multiply as training on the device wants it."""
+    """Set this process's memory allocation (CPU), current device and TF32 (CUDA) for training."""
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # Convolutions would otherwise round to ten bits, and float32 not be float32.
-        torch.backends.cudnn.allow_tf32 = amp
+        torch.backends.cudnn.allow_tf32 = amp  # else float32 convolutions round to ten bits
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what torch frees on the CPU for the next tensor; elsewhere nothing changes.
+    """Have glibc keep freed memory for the next tensor; other C libraries stay as they are.
 
-    Left to itself it gives each large tensor back to the system and gets it anew, page by page and
-    zeroed, in every step: a tenth and more of the time that a CPU trains (benchmarks/RESULTS.md).
+    By default each training step gets large tensors anew, page by page and zeroed: a tenth and
+    more of the time on a CPU (benchmarks/RESULTS.md).
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(library, "mallopt"):
@@ -106,11 +102,11 @@ def memory_of(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Most memory held so far in GiB: `memory/host_gib`, and on CUDA `memory/device_gib`."""
+    """Peak memory so far in GiB: `memory/host_gib`, and on CUDA `memory/device_gib`."""
     peaks = {}
     if resource:
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peaks["memory/host_gib"] = held / (2**30 if sys.platform == "darwin" else 2**20)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peaks["memory/host_gib"] = peak / (2**30 if sys.platform == "darwin" else 2**20)
     if device.type == "cuda":
         peaks["memory/device_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
     return peaks

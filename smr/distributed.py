@@ -1,7 +1,6 @@
-"""Training as one of several processes: torchrun's ranks, each with its part of every batch.
+"""Training in several processes, torchrun's ranks: each has its part of every batch.
 
-Every call of torch.distributed is here. In a process of its own each function gives back what it
-was given.
+Every call of torch.distributed is here. In a single process each function returns its input.
 """
 
 import os
@@ -20,29 +19,29 @@ from torch.nn.parallel import DistributedDataParallel
 from smr.errors import InputError, RankLost
 
 T = TypeVar("T")
-# How long a rank waits for the others. One that ends is noticed at once: this is for the first one,
-# which may have to fetch and look through a large dataset before the rest can begin.
-PATIENCE = timedelta(hours=4)
+# How long a rank waits for the others, of which rank 0 may have a large dataset to download. If one
+# ends, the others notice at once.
+TIMEOUT = timedelta(hours=4)
 
 
 def launched() -> bool:
     """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    return dist.is_torchelastic_launched()
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine: the GPU that it takes."""
-    return int(os.environ["LOCAL_RANK"])
+    """This process's number on its machine: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Be one of torchrun's ranks for a while; NCCL carries what lies on CUDA, gloo the rest."""
+    """Join torchrun's ranks: NCCL sends CUDA tensors, gloo all others. Raises RankLost."""
     if not launched():
         yield
         return
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
     try:
         yield
     except RuntimeError as error:
@@ -50,50 +49,52 @@ def process_group() -> Iterator[None]:
             raise
         reason = f" ({str(error).splitlines()[0]})" if "NCCL" in str(error) else ""
         raise RankLost(f"another rank is gone, or cannot be reached{reason}") from error
-    dist.destroy_process_group()  # not where an exception passes: the others would wait for it
+    dist.destroy_process_group()  # not after an exception: the others would wait for it
+
+
+def rank() -> int:
+    """This process's number among all ranks."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the rank that writes and speaks; known before they have joined."""
-    return not launched() or os.environ["RANK"] == "0"
+    """Whether this is the rank that prints and writes files."""
+    return rank() == 0
 
 
 def rank_rows(batch_size: int) -> slice:
-    """This rank's rows of a batch that all ranks drew alike.
+    """This rank's rows of a batch; the parts differ by one row at most.
 
-    Each row is one rank's, and parts differ by one row at the most. A batch with fewer rows than
-    there are ranks goes to each of them whole: their mean gradient is its gradient.
+    A batch with fewer rows than ranks goes to each rank whole: their mean gradient is its gradient.
     """
-    if world_size() == 1 or batch_size < world_size():
+    if batch_size < world_size():
         return slice(None)
-    first, last = (batch_size * (dist.get_rank() + i) // world_size() for i in (0, 1))
+    first, last = (batch_size * (rank() + i) // world_size() for i in (0, 1))
     return slice(first, last)
 
 
 def rank_batches(batches: Sequence[T]) -> Iterator[T]:
-    """This rank's batches of those that need no gradient, each whole as in a single process."""
-    return (
-        islice(batches, dist.get_rank(), None, world_size()) if world_size() > 1 else iter(batches)
-    )
+    """This rank's batches of a pass without gradients, each whole as in a single process."""
+    return islice(batches, rank(), None, world_size())
 
 
 def rank_share(rows: int) -> int:
-    """How many of the rows the largest part has where ranks share them alike; 1 at least."""
+    """The rows of the largest of equal parts; at least 1."""
     return max(1, -(-rows // world_size()))
 
 
 def rank_workers(workers: int) -> int:
-    """This rank's number of the worker processes of its machine."""
-    return -(-workers // int(os.environ["LOCAL_WORLD_SIZE"])) if launched() else workers
+    """This rank's share of its machine's workers."""
+    return -(-workers // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def weight_by_rows(value: Tensor, rows: int) -> Tensor:
-    """A mean over this rank's rows, times what they count: the ranks' mean is then all rows'."""
+    """A mean over this rank's rows, weighted so that the mean over ranks is that over all rows."""
     if world_size() == 1:
         return value
     total = torch.full((), float(rows), device=value.device)
@@ -104,8 +105,7 @@ def weight_by_rows(value: Tensor, rows: int) -> Tensor:
 def all_reduce_mean(values: Tensor) -> Tensor:
     """The mean of the ranks' values; gradients flow to this rank's own.
 
-    A loss of that mean is the same on all ranks, and DistributedDataParallel takes the mean of what
-    reaches the weights: its gradient.
+    A loss of it is equal on all ranks; DistributedDataParallel averages the gradients.
     """
     if world_size() == 1:
         return values
@@ -115,27 +115,24 @@ def all_reduce_mean(values: Tensor) -> Tensor:
 
 
 def all_gather_tensors(parts: list[Tensor], device: torch.device) -> list[Tensor]:
-    """The tensors of every rank, on `device`; for passes whose order does not matter."""
+    """The tensors of every rank on `device`, those of rank 0 first."""
     if world_size() == 1:
         return parts
-    of_ranks = all_gather([part.cpu() for part in parts])
-    return [part.to(device) for of_rank in of_ranks for part in of_rank]
+    gathered = all_gather([part.cpu() for part in parts])
+    return [part.to(device) for of_rank in gathered for part in of_rank]
 
 
 def all_gather(value: T) -> list[T]:
-    """Each rank's value, the first rank's first."""
+    """The value of each rank, that of rank 0 first."""
     if world_size() == 1:
         return [value]
-    found: list = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:
-    """What `make` gives on the first rank, handed to all. Its InputError ends them all.
-
-    The first one says why, and the others leave in silence.
-    """
+    """What `make` returns on rank 0. If it raises InputError there, the other ranks exit with 2."""
     if world_size() == 1:
         return make()
     box: list = [None, None]
@@ -151,12 +148,10 @@ def from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def one_by_one(make: Callable[[], T]) -> T:
-    """What `make` gives on each rank, of which it calls the first one first.
+    """What `make` returns on this rank: the next ranks find the files that the first downloads.
 
-    Then the first one of each other machine, then the rest: what one fetches, the next ones find.
+    Rank 0 calls it first, then the first rank of each other machine, then the rest.
     """
-    if world_size() == 1:
-        return make()
     made: list[T] = []
     from_rank_zero(lambda: made.append(make()))
     for its_turn in (local_rank() == 0, True):
@@ -167,35 +162,31 @@ def one_by_one(make: Callable[[], T]) -> T:
 
 
 def seed_ranks_apart(shared: torch.Generator) -> None:
-    """Have each rank draw mixing partners and dropout of its own, as `shared` and its number say.
+    """Seed torch on all ranks but rank 0, so that each draws its own mixup partners and dropout.
 
-    Nothing else does: the first one draws on as a single process would, and a run that is resumed
-    as if it had not been stopped.
+    Rank 0 draws as a single process does; a resumed run draws the same again.
     """
     if not is_rank_zero():
-        torch.manual_seed(zlib.crc32(shared.get_state().numpy().tobytes()) + dist.get_rank())
+        torch.manual_seed(zlib.crc32(shared.get_state().numpy().tobytes()) + rank())
 
 
 def rank_generator(shared: torch.Generator) -> torch.Generator:
-    """A generator of the CPU that draws for this rank alone, seeded by the next of `shared`."""
+    """A CPU generator of this rank alone, seeded by the next draw of `shared`."""
     seed = int(torch.randint(2**62, (), generator=shared, device=shared.device))
-    number = dist.get_rank() if world_size() > 1 else 0
-    return torch.Generator().manual_seed(seed + number)
+    return torch.Generator().manual_seed(seed + rank())
 
 
 def data_parallel(network: nn.Module) -> nn.Module:
-    """The network as it trains: its gradients are the mean of all ranks'."""
+    """The network as it trains: its gradients are the mean over all ranks."""
     if world_size() == 1:
         return network
-    device = next(network.parameters()).device
-    gpus = [device] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(network, device_ids=gpus)
-    wrapped.broadcast_buffers = False  # else each pass would begin with the first rank's statistics
+    wrapped = DistributedDataParallel(network)
+    wrapped.broadcast_buffers = False  # else a pass begins with rank 0's batch norm statistics
     return wrapped
 
 
 def average_buffers(network: nn.Module) -> None:
-    """Give all ranks the mean of their BN statistics, which each kept over its own rows."""
+    """Set the batch norm statistics, which each rank kept over its own rows, to their mean."""
     for buffer in network.buffers() if world_size() > 1 else ():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)

@@ -1,12 +1,13 @@
 """Networks in eval mode: batches of logits, per-sample losses, and the test (method 3 and 4)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 
 from smr import distributed
@@ -30,64 +31,54 @@ def predict_batches(
         yield logits, labels, index
 
 
+def predict(
+    networks: Sequence[nn.Module], batches: Iterable, amp: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`predict_batches` of all ranks as one batch, in no order."""
+    tensors = list(chain.from_iterable(predict_batches(networks, batches, amp)))
+    tensors = distributed.all_gather_tensors(tensors, device_of(networks[0]))
+    return torch.cat(tensors[::3], dim=1), torch.cat(tensors[1::3]), torch.cat(tensors[2::3])
+
+
 def sample_losses(network: nn.Module, batches: Iterable, amp: bool = False) -> SampleLosses:
     """CE of each image against its given label, in ascending order of index (method 4)."""
-    losses, positions, device = [], [], device_of(network)
-    for (logits,), labels, index in predict_batches([network], batches, amp):
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        positions.append(index)
-    index, order = torch.cat(distributed.all_gather_tensors(positions, device)).sort()
-    return SampleLosses(index, torch.cat(distributed.all_gather_tensors(losses, device))[order])
+    (logits,), labels, index = predict([network], batches, amp)
+    index, order = index.sort()
+    return SampleLosses(index, F.cross_entropy(logits, labels, reduction="none")[order])
 
 
-def evaluate(
-    networks: Sequence[nn.Module], batches: Iterable, config: Config
-) -> tuple[dict[str, float], np.ndarray]:
-    """Accuracy, macro precision, recall and F1 of the added logits (method 3), in per cent.
+class Test(NamedTuple):
+    """The figures of a test set in per cent, and its confusion matrix."""
 
-    Returns these with `net1/accuracy` and `net2/accuracy`, each network's own, and `top5` if
-    config.top5; and the confusion matrix, int64 [classes, classes]: rows are the labels, columns
-    the predictions.
-    """
-    predictions, targets, in_top5, classes = [], [], [], 0
-    device = device_of(networks[0])
-    for logits, labels, _ in predict_batches(networks, batches, config.amp):
-        ensemble = logits.sum(dim=0)
-        predictions.append(torch.cat([ensemble[None], logits]).argmax(dim=2))
-        targets.append(labels)
-        classes = logits.shape[2]
-        if config.top5:
-            top5 = ensemble.topk(5, dim=1).indices
-            in_top5.append((top5 == labels[:, None]).any(dim=1))
-    classes = max(distributed.all_gather(classes))
-    labels = torch.cat(distributed.all_gather_tensors(targets, device)).cpu().numpy()
-    predictions = torch.cat(distributed.all_gather_tensors(predictions, device), dim=1)
-    ensemble, *each = predictions.cpu().numpy()
-    cells = np.bincount(labels * classes + ensemble, minlength=classes**2)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, ensemble, average="macro", zero_division=0
-    )
-    figures = {
-        "accuracy": (ensemble == labels).mean(),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-    }
-    if config.top5:
-        figures["top5"] = torch.cat(distributed.all_gather_tensors(in_top5, device)).float().mean()
-    figures |= {f"net{k}/accuracy": (own == labels).mean() for k, own in enumerate(each, 1)}
-    percent = {name: 100 * float(value) for name, value in figures.items()}
-    return percent, cells.reshape(classes, classes)
-
-
-@dataclass(frozen=True)
-class Test:
-    """The figures of a test set in per cent, and its confusion matrix; see `evaluate`."""
+    __test__ = False  # for pytest, which takes the name for a test's
 
     figures: dict[str, float]
     confusion: np.ndarray
 
 
+def evaluate(networks: Sequence[nn.Module], batches: Iterable, config: Config) -> Test:
+    """Accuracy, macro precision, recall and F1 of the added logits (method 3).
+
+    Also `net1/accuracy` and `net2/accuracy`, each network's own, and `top5` if config.top5.
+    Confusion matrix: int64 [classes, classes]; rows are the labels, columns the predictions.
+    """
+    logits, labels, _ = predict(networks, batches, config.amp)
+    ensemble = logits.sum(dim=0)
+    predicted, *each = torch.cat([ensemble[None], logits]).argmax(dim=2).cpu().numpy()
+    known = labels.cpu().numpy()
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        known, predicted, average="macro", zero_division=0
+    )
+    accuracy = (predicted == known).mean()
+    figures = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
+    if config.top5:
+        in_top5 = ensemble.topk(5, dim=1).indices == labels[:, None]
+        figures["top5"] = in_top5.any(dim=1).float().mean()
+    figures |= {f"net{k}/accuracy": (own == known).mean() for k, own in enumerate(each, 1)}
+    percent = {name: 100 * float(value) for name, value in figures.items()}
+    return Test(percent, confusion_matrix(known, predicted, labels=range(logits.shape[2])))
+
+
 def test(networks: Sequence[nn.Module], loader: Loader, config: Config) -> dict[str, Test]:
     """`evaluate` on each test set of the loader, by its name."""
-    return {name: Test(*evaluate(networks, loader.run(name), config)) for name in loader.test_sets}
+    return {name: evaluate(networks, loader.run(name), config) for name in loader.test_sets}

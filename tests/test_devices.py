@@ -1,9 +1,10 @@
-"""What a run stands on: the device that it finds, seeds, versions, compilation, memory."""
+"""What a run depends on: its device, seeds, versions, compilation, memory."""
 
+import platform
 import random
 import sys
+import sysconfig
 from importlib.metadata import version
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,35 +19,35 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Makes this a machine of so many CUDA cards, with or without Apple's graphics."""
+    """Makes this a machine of so many CUDA GPUs, with or without Apple's."""
 
-    def make(cards: int, mps: bool) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    def make(gpus: int, mps: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("cards", "mps", "found"), [(2, True, "cuda:0"), (0, True, "mps"), (0, False, "cpu")]
+    ("gpus", "mps", "found"), [(2, True, "cuda:0"), (0, True, "mps"), (0, False, "cpu")]
 )
-def test_auto_takes_the_first_of_cuda_mps_and_cpu_that_is_there(machine, cards, mps, found):
-    machine(cards, mps)
+def test_auto_takes_the_first_available_of_cuda_mps_and_cpu(machine, gpus, mps, found):
+    machine(gpus, mps)
     assert devices.find_device("auto", 0) == torch.device(found)
     assert devices.find_device("cpu", 0) == CPU
 
 
-def test_a_card_is_found_by_its_number(machine):
-    machine(cards=2, mps=False)
+def test_a_gpu_is_found_by_its_number(machine):
+    machine(gpus=2, mps=False)
     assert devices.find_device("cuda", 1) == torch.device("cuda", 1)
     with pytest.raises(InputError, match=r"^GPU 2: this machine has 2, numbered from 0;"):
         devices.find_device("cuda", 2)
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_refused(machine, name):
-    machine(cards=0, mps=False)
+def test_a_device_that_is_not_available_is_refused(machine, name):
+    machine(gpus=0, mps=False)
     with pytest.raises(InputError, match=f"^--device {name}: this torch finds none; use --device"):
         devices.find_device(name, 0)
 
@@ -68,18 +69,18 @@ def test_versions_are_those_of_what_numbers_depend_on():
     assert found == {name: version(name) for name in ("torchvision", "numpy", "scikit-learn")}
 
 
-def test_hardware_is_the_card_s_name_or_threads_and_vector_units(monkeypatch):
-    monkeypatch.setattr(devices.platform, "machine", lambda: "arm64")
+def test_hardware_is_the_gpu_s_name_or_threads_and_vector_units(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SVE256")
-    for threads, words in ((1, "1 thread"), (4, "4 threads")):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert devices.hardware(CPU) == f"cpu, {words}, arm64 SVE256"
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card at {device}")
-    assert devices.hardware(CUDA) == "a card at cuda:0"
+    assert devices.hardware(CPU) == "cpu, 1 thread, arm64 SVE256"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert devices.hardware(CPU) == "cpu, 4 threads, arm64 SVE256"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
+    assert devices.hardware(CUDA) == "a GPU at cuda:0"
 
 
 @pytest.mark.parametrize("amp", [True, False])
-def test_a_card_rounds_float32_convolutions_only_where_amp_does(monkeypatch, amp):
+def test_a_gpu_rounds_float32_convolutions_only_with_amp(monkeypatch, amp):
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not amp)
@@ -87,65 +88,36 @@ def test_a_card_rounds_float32_convolutions_only_where_amp_does(monkeypatch, amp
     assert torch.backends.cudnn.allow_tf32 is amp and chosen == [CUDA]
 
 
-@pytest.mark.parametrize(("platform", "unit"), [("linux", 2**10), ("darwin", 1)])
-def test_memory_is_told_in_gib_whatever_the_system_counts_in(monkeypatch, platform, unit):
-    held = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
-    system = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: held)
-    monkeypatch.setattr(devices, "resource", system)
-    monkeypatch.setattr(devices.sys, "platform", platform)
-    assert devices.peak_memory(CPU) == {"memory/host_gib": 3}
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2**29)
-    assert devices.peak_memory(CUDA) == {"memory/host_gib": 3, "memory/device_gib": 0.5}
-
-
-def test_where_the_system_tells_no_memory_none_is_told(monkeypatch):
-    monkeypatch.setattr(devices, "resource", None)
-    assert devices.peak_memory(CPU) == {}
-
-
-@pytest.fixture
-def tools(monkeypatch, tmp_path):
-    """Makes this a machine with these compilers and, where asked, Python's headers and triton."""
-
-    def make(*compilers: str, headers: bool = True, triton: bool = True, **variables: str) -> None:
-        for name in ("CC", "CXX"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        if headers:
-            (tmp_path / "Python.h").touch()
-        monkeypatch.setattr(devices.shutil, "which", lambda name: name if name in compilers else "")
-        monkeypatch.setattr(devices.sysconfig, "get_path", lambda name: {"include": tmp_path}[name])
-        found = {"triton": object()} if triton else {}
-        monkeypatch.setattr(devices, "find_spec", found.get)
-
-    return make
-
-
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
-def test_a_cpu_compiles_with_any_cxx_compiler(tools, compiler):
-    tools(compiler, triton=False)
-    assert devices.can_compile(CPU)
-
-
-@pytest.mark.parametrize("compiler", ["gcc", "clang", "cc"])
-def test_a_card_compiles_with_any_c_compiler_and_triton(tools, compiler):
-    tools(compiler)
-    assert devices.can_compile(CUDA) and not devices.can_compile(CPU)
-    tools(compiler, triton=False)
-    assert not devices.can_compile(CUDA)
-
-
-def test_a_compiler_may_be_named_by_the_environment(tools):
-    tools(CXX="icpx")
-    assert devices.can_compile(CPU) and not devices.can_compile(CUDA)
-    tools(CC="icx")
-    assert devices.can_compile(CUDA) and not devices.can_compile(CPU)
-
-
-def test_nothing_compiles_without_python_s_headers(tools):
-    tools("g++", "gcc", headers=False)
-    assert not devices.can_compile(CPU) and not devices.can_compile(CUDA)
+@pytest.mark.parametrize(
+    ("variables", "cpu", "cuda"),
+    [
+        ({"PATH": "g++"}, True, False),
+        ({"PATH": "clang++"}, True, False),
+        ({"PATH": "gcc"}, False, True),
+        ({"PATH": "clang"}, False, True),
+        ({"PATH": "cc"}, False, True),
+        ({"CXX": "icpx"}, True, False),
+        ({"CC": "icx"}, False, True),
+    ],
+    ids=str,
+)
+def test_a_cpu_compiles_with_cxx_and_a_gpu_with_c_and_triton(
+    monkeypatch, tmp_path, variables, cpu, cuda
+):
+    folder, modules = tmp_path / "bin", tmp_path / "modules"
+    for path in (folder / variables.pop("PATH", "none"), modules / "triton.py"):
+        path.parent.mkdir()
+        path.touch(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", {"include": tmp_path}.get)
+    for name, value in ({"PATH": str(folder), "CC": "", "CXX": ""} | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", [str(modules)])
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert not devices.can_compile(CPU) and not devices.can_compile(CUDA)  # no headers
+    (tmp_path / "Python.h").touch()
+    assert (devices.can_compile(CPU), devices.can_compile(CUDA)) == (cpu, cuda)
+    monkeypatch.setattr(sys, "path", [])
+    assert (devices.can_compile(CPU), devices.can_compile(CUDA)) == (cpu, False)
 
 
 def test_batches_of_the_usual_sizes_alone_go_through_the_compiled_network(monkeypatch):

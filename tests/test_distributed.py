@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, fake_rank, state_copy, tiny_config, tiny_loader, tiny_pair
+from helpers import TinyNet, fake_rank, generator, state_copy, tiny_config, tiny_loader, tiny_pair
 from photo_sets import write_clothing
 from runs import (
     PRELOADED,
@@ -29,6 +29,7 @@ from runs import (
     run_short,
     without_times,
 )
+from test_device_waits import Served
 from test_docs import blocks_of, text_of
 from test_image_file_dataset import loader_of, write
 from torch import Tensor
@@ -45,9 +46,10 @@ from smr.flags import parse
 from smr.label_issues.report import compute_label_issues
 from smr.run import checkpoints
 
-COUNTS = (2, 3)
 IMAGES, WRONG = 41, 10  # batches of 16, 16 and 9; labeled and unlabeled ones of 8, 8 and some
 STEP = tiny_config(lr=1.0, warm_up=1)
+LABELED_ROWS = tiny_config(lr=1.0, warm_up=1, lambda_u=0.0, labeled_rows_only=True)
+STILL = tiny_config(lr=1e-30, warm_up=1)  # so that a step moves nothing but BN's statistics
 
 
 def launch(count: int, target, *arguments) -> list[multiprocessing.Process]:
@@ -57,29 +59,35 @@ def launch(count: int, target, *arguments) -> list[multiprocessing.Process]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks_started = [
+    processes = [
         context.Process(target=as_rank, args=(rank, count, port, target, arguments))
         for rank in range(count)
     ]
-    for process in ranks_started:
+    for process in processes:
         process.start()
-    return ranks_started
+    return processes
 
 
 def as_rank(rank: int, count: int, port: int, target, arguments: tuple) -> None:
     """What a rank's process runs."""
-    named = {"RANK": rank, "LOCAL_RANK": rank % 2, "WORLD_SIZE": count, "MASTER_PORT": port}
-    named["LOCAL_WORLD_SIZE"] = 2
+    named = {"RANK": rank, "LOCAL_RANK": rank % 2, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": 2}
+    named |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {name: str(value) for name, value in named.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
     target(*arguments)
 
 
-def work_as_rank(folder: Path) -> None:
-    """Do `work` among the other ranks, and leave what it found in a file."""
+def save_result(work: Callable[[Path], dict], folder: Path) -> None:
+    """Do the work among the other ranks, and save what it returns."""
     with distributed.process_group():
-        torch.save(work(distributed.world_size(), folder), folder / os.environ["RANK"])
+        torch.save(work(folder), folder / str(distributed.rank()))
+
+
+def results_of(count: int, work: Callable[[Path], dict], folder: Path) -> list[dict]:
+    """What `work` returns on each of so many ranks."""
+    for process in launch(count, save_result, work, folder):
+        assert finish(process) == 0
+    return [torch.load(folder / str(rank), weights_only=False) for rank in range(count)]
 
 
 class FrozenNet(TinyNet):
@@ -91,18 +99,8 @@ class FrozenNet(TinyNet):
         return self
 
 
-class Served(list):
-    """Batches as a loader serves them, without a loader."""
-
-    batch_size = 8
-
-    @property
-    def dataset(self) -> Tensor:
-        return torch.cat([batch[0] for batch in self])
-
-
 def parts(rows: int, count: int) -> list[Tensor]:
-    """Each of `count` ranks' rows of a batch; all of them once where there are too few."""
+    """Each of `count` ranks' rows of a batch; all of them once if there are too few."""
     if rows < count:
         return [torch.arange(rows)]
     return [torch.arange(rows * i // count, rows * (i + 1) // count) for i in range(count)]
@@ -126,7 +124,7 @@ def reversed_pairs(of_ranks: list[Tensor]) -> Iterator[None]:
 
 def images_and_labels(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """A batch of noise around a brightness that tells the class."""
-    draw = torch.Generator().manual_seed(seed)
+    draw = generator(seed)
     given = torch.randint(10, (rows,), generator=draw)
     images = torch.randn((rows, 3, 8, 8), generator=draw) + given[:, None, None, None] / 3
     return images, given, torch.arange(rows)
@@ -137,23 +135,14 @@ def own(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(column[distributed.rank_rows(len(column))] for column in batch)
 
 
-def step_of(epoch, *arguments) -> dict:
-    """What one step of an epoch's function, on a known network, says and makes of it."""
-    seed_everything(0)
-    pair = tiny_pair(STEP, FrozenNet)
-    figures = epoch(pair.trained[0], pair, *arguments)
-    figures.pop("seconds")
-    return {"figures": figures, "network": state_copy(pair.networks[0])}
-
-
-def warm_up_step(network, pair, rows: int, count: int) -> dict:
+def warm_up_step(pair: smr.Pair, count: int, rows: int) -> dict:
     """A warm-up step of so many images, as `count` ranks pair them."""
     batches = Served([own(images_and_labels(rows, seed=1))])
     with reversed_pairs(parts(rows, count)):
-        return smr.mixup_epoch(network, pair.optimizers[0], batches, STEP)
+        return smr.mixup_epoch(pair.trained[0], pair.optimizers[0], batches, STEP)
 
 
-def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, config) -> dict:
+def semi_supervised_step(pair: smr.Pair, count: int, rows: int, guessed: int, config=STEP) -> dict:
     """A semi-supervised step of so many labeled and unlabeled images, as `count` ranks do it."""
     x1, given, _ = images_and_labels(rows, seed=1)
     (u1, *_), (u2, *_) = (images_and_labels(guessed, seed) for seed in (2, 3))
@@ -163,33 +152,29 @@ def semi_supervised_step(network, pair, rows: int, guessed: int, count: int, con
         for x, u in zip(parts(rows, count), parts(guessed, count), strict=True)
     ]
     batches = Served([labeled]), Served([own((u1, u2))])
+    networks = pair.trained[0], pair.networks[1]
     with reversed_pairs(mixed):
-        return smr.mixmatch_epoch(
-            network, pair.networks[1], pair.optimizers[0], *batches, 20, config
-        )
+        return smr.mixmatch_epoch(*networks, pair.optimizers[0], *batches, 20, config)
 
 
-LABELED_ROWS = tiny_config(lr=1.0, warm_up=1, lambda_u=0.0, labeled_rows_only=True)
 STEPS = {
-    "warm-up": (warm_up_step, 8),
-    "warm-up, uneven": (warm_up_step, 7),
-    "warm-up, fewer rows than ranks": (warm_up_step, 1),
-    "semi-supervised": (semi_supervised_step, 6, 6),
-    "semi-supervised, uneven": (semi_supervised_step, 5, 8),
+    "warm-up": partial(warm_up_step, rows=8),
+    "warm-up, fewer rows than ranks": partial(warm_up_step, rows=1),
+    "semi-supervised": partial(semi_supervised_step, rows=5, guessed=8),
+    "labeled alone": partial(semi_supervised_step, rows=5, guessed=8, config=LABELED_ROWS),
 }
 
 
 def steps(count: int) -> dict[str, dict]:
-    """Each of STEPS, as `count` ranks do it."""
-    found = {}
-    for name, (epoch, *sizes) in STEPS.items():
-        configs = (STEP, LABELED_ROWS) if epoch is semi_supervised_step else ((),)
-        for config in configs:
-            more = (config,) if config else ()
-            found[f"{name}{', labeled alone' * (config is LABELED_ROWS)}"] = step_of(
-                epoch, *sizes, count, *more
-            )
-    return found
+    """What each of STEPS returns and makes of a network, as `count` ranks do it."""
+    results = {}
+    for name, step in STEPS.items():
+        seed_everything(0)
+        pair = tiny_pair(STEP, FrozenNet)
+        figures = step(pair, count)
+        figures.pop("seconds")
+        results[name] = {"figures": figures, "network": state_copy(pair.networks[0])}
+    return results
 
 
 def served() -> dict[str, list]:
@@ -197,18 +182,17 @@ def served() -> dict[str, list]:
     loader = tiny_loader(IMAGES, wrong=WRONG)
     chosen = np.arange(IMAGES) % 2 == 0
     labeled, unlabeled = loader.run("train", chosen, np.ones(IMAGES), with_true_labels=True)
-    modes = {name: loader.run(name) for name in ("warmup", "eval_train", "test")}
-    return {name: list(mode) for name, mode in modes.items()} | {
-        "labeled": list(labeled),
-        "unlabeled": list(unlabeled),
-    }
+    passes = {name: loader.run(name) for name in ("warmup", "eval_train", "test")}
+    passes |= {"labeled": labeled, "unlabeled": unlabeled}
+    return {name: list(batches) for name, batches in passes.items()}
 
 
 class Training:
-    """A tiny run of a method, and its state as a checkpoint holds it."""
+    """A tiny run of a method, and its state as a checkpoint has it."""
 
-    def __init__(self, name: str = "smr"):
-        self.loader, self.config = tiny_loader(IMAGES, wrong=WRONG), tiny_config(method=name)
+    def __init__(self, method: str, num_epochs: int):
+        self.loader = tiny_loader(IMAGES, wrong=WRONG)
+        self.config = tiny_config(method=method, num_epochs=num_epochs)
         seed_everything(0)
         self.pair = tiny_pair(self.config)
         self.method = smr.new_method(self.config, self.pair, self.loader)
@@ -221,10 +205,10 @@ class Training:
         return copy.deepcopy(state)
 
 
-def trained(name: str = "smr") -> dict:
-    """A tiny run, and what it left where all ranks should be in step."""
-    run, results, states = Training(name), [], []
-    for epoch in range(run.config.num_epochs + 1):
+def trained(method: str, num_epochs: int) -> dict:
+    """A tiny run, and what should be equal on all ranks after it."""
+    run, results, states = Training(method, num_epochs), [], []
+    for epoch in range(num_epochs + 1):
         results.append(run.method.train_epoch(epoch))
         states.append(run.state(epoch))
     return {
@@ -235,16 +219,14 @@ def trained(name: str = "smr") -> dict:
 
 
 def resumed(states: list[dict]) -> dict:
-    """The last state of the tiny run resumed from rank 0's second epoch."""
-    run = Training()
+    """The last state of the tiny run of SMR, resumed from rank 0's second epoch."""
+    last = len(states) - 1
+    run = Training("smr", last)
     state = distributed.from_rank_zero(lambda: states[1])
     checkpoints.restore(state, run.pair, run.method, run.loader, "", Path())
-    for epoch in range(2, run.config.num_epochs + 1):
+    for epoch in range(2, last + 1):
         run.method.train_epoch(epoch)
-    return run.state(run.config.num_epochs)
-
-
-STILL = tiny_config(lr=1e-30, warm_up=1)  # so that a step moves nothing but BN's statistics
+    return run.state(last)
 
 
 def statistics(of_part: Callable[[Tensor], slice]) -> dict[str, Tensor]:
@@ -283,83 +265,81 @@ def predicted(networks: list[dict], images: int = IMAGES) -> dict:
     return {"losses": vars(losses), "test": [figures, confusion], "issues": arrays}
 
 
-def met(words_of: type[Exception], work) -> str:
-    """The words of the exception that ends the work."""
-    with pytest.raises(words_of) as raised:
-        work()
-    return str(raised.value)
-
-
 def broken_step() -> None:
     """A pass in which the last rank's images of the second batch are not finite."""
     pair, batches = tiny_pair(STEP), [images_and_labels(4, seed) for seed in (1, 2, 3)]
-    if not is_not_last():
+    if distributed.rank() + 1 == distributed.world_size():
         batches[1][0].fill_(torch.nan)
     smr.cross_entropy_epoch(pair.trained[0], pair.optimizers[0], batches, STEP)
 
 
-def is_not_last() -> bool:
-    return int(os.environ["RANK"]) + 1 < distributed.world_size()
+def refuse() -> None:
+    raise InputError("no such file")
 
 
-def refused() -> None:
-    """An input error of the first rank."""
-
-    def make():
-        raise InputError("no such file")
-
-    distributed.from_rank_zero(make)
+def error_of(work: Callable[[], object]) -> str:
+    """The message of the exception that ends the work."""
+    with pytest.raises((NonFiniteLoss, InputError, SystemExit)) as raised:
+        work()
+    return str(raised.value)
 
 
-def work(count: int, folder: Path) -> dict:
-    """All that the tests ask of a rank."""
-    run = trained()
-    first = os.environ["RANK"] == "0"
+def work_of_two(folder: Path) -> dict:
+    """Whole runs, what their networks predict, and errors."""
+    run = trained("smr", 3)
+    networks = run["states"][-1]["networks"]
     return {
-        "steps": steps(count),
-        "served": served(),
-        "run": run,
-        "elr": trained("elr"),
+        "smr": run,
+        "elr": trained("elr", 1),
         "resumed": resumed(run["states"]),
-        "statistics": statistics(lambda column: distributed.rank_rows(len(column))),
-        "before": who_came_before(folder),
-        "predicted": predicted(run["states"][-1]["networks"]),
-        "predicted a batch": predicted(run["states"][-1]["networks"], 8),
-        "broken": met(NonFiniteLoss, broken_step),
-        "refused": met(InputError if first else SystemExit, refused),
+        "predicted": {count: predicted(networks, count) for count in (IMAGES, 8)},
+        "broken": error_of(broken_step),
+        "refused": error_of(partial(distributed.from_rank_zero, refuse)),
     }
 
 
-@pytest.fixture(scope="module", params=COUNTS)
-def found(request, tmp_path_factory) -> list[dict]:
-    """What each of some ranks found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    for process in launch(request.param, work_as_rank, folder):
-        assert finish(process) == 0
-    return [torch.load(folder / str(i), weights_only=False) for i in range(request.param)]
+def work_of_three(folder: Path) -> dict:
+    """Steps, batches, and the order of the ranks."""
+    return {
+        "steps": steps(distributed.world_size()),
+        "served": served(),
+        "statistics": statistics(lambda column: distributed.rank_rows(len(column))),
+        "before": who_came_before(folder),
+    }
 
 
-def test_a_step_of_parts_is_the_step_of_the_whole_batch(found):
-    for name, step in steps(len(found)).items():
-        for of_rank in found:
-            rank_s = of_rank["steps"][name]
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    return results_of(2, work_of_two, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory) -> list[dict]:
+    return results_of(3, work_of_three, tmp_path_factory.mktemp("three"))
+
+
+def test_a_step_of_parts_is_the_step_of_the_whole_batch(three_ranks):
+    for name, step in steps(3).items():
+        for of_rank in three_ranks:
+            result = of_rank["steps"][name]
             if "fewer" in name:  # each rank sees the whole batch
-                rank_s["figures"]["images"] //= len(found)
-            assert_close(rank_s, step, rtol=0, atol=1e-5, msg=f"{name}: {{}}".format)
+                result["figures"]["images"] //= 3
+            assert_close(result, step, rtol=0, atol=1e-5, msg=f"{name}: {{}}".format)
 
 
-def test_bn_s_statistics_are_the_mean_of_each_rank_s_own(found):
-    of_parts = [statistics(lambda _, part=part: part) for part in parts(8, len(found))]
-    for name, value in found[0]["statistics"].items():
-        mean = sum(each[name].float() for each in of_parts) / len(found)
+def test_bn_s_statistics_are_the_mean_of_each_rank_s_own(three_ranks):
+    of_parts = [statistics(lambda _, part=part: part) for part in parts(8, 3)]
+    for name, value in three_ranks[0]["statistics"].items():
+        mean = sum(each[name].float() for each in of_parts) / 3
         assert_close(value.float(), mean, rtol=0, atol=1e-6, msg=name)
 
 
-def test_the_rank_0_s_turn_is_the_first_then_that_of_other_machines_first_ones(found):
-    first, second, *third = (of_rank["before"] for of_rank in found)
-    assert first == [] and "was here 0" in second
-    for of_other_machine in third:
-        assert of_other_machine == ["was here 0"] and "was here 2" in second
+def test_rank_0_is_the_first_to_come_then_the_first_of_each_other_machine(three_ranks):
+    assert [of_rank["before"] for of_rank in three_ranks] == [
+        [],
+        ["was here 0", "was here 2"],
+        ["was here 0"],
+    ]
 
 
 def joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -367,16 +347,16 @@ def joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat(columns) for columns in zip(*batches, strict=True)]
 
 
-def test_each_image_is_served_once_by_one_rank_in_the_order_and_the_views_of_one_process(found):
+def test_each_image_is_served_once_by_one_rank_in_order_and_views_of_one_process(three_ranks):
     for name, batches in served().items():
-        of_ranks = [of_rank["served"][name] for of_rank in found]
+        of_ranks = [of_rank["served"][name] for of_rank in three_ranks]
         if name in ("warmup", "labeled", "unlabeled"):
             whole = [joined(parts) for parts in zip(*of_ranks, strict=True)]
         else:  # fewer than a scoring batch: each rank has a batch of its own, alike but for one row
             whole = [joined([batch for (batch,) in of_ranks])]
             sizes = [len(batch[0]) for (batch,) in of_ranks]
-            assert max(sizes) == -(-sum(sizes) // len(found))
-        assert_same([list(batch) for batch in whole], [list(batch) for batch in batches], name)
+            assert max(sizes) == -(-sum(sizes) // 3)
+        assert_same(whole, [list(batch) for batch in batches], name)
 
 
 def without_partners(state: dict) -> dict:
@@ -384,44 +364,34 @@ def without_partners(state: dict) -> dict:
     return state | {"random": {k: v for k, v in state["random"].items() if k != "torch"}}
 
 
-@pytest.mark.parametrize(("run", "splits"), [("run", 6), ("elr", 0)], ids=["smr", "elr"])
-def test_all_ranks_train_on_one_split_and_stay_in_step_but_for_their_mixing_partners(
-    found, run, splits
+@pytest.mark.parametrize(("method", "splits"), [("smr", 4), ("elr", 0)])
+def test_all_ranks_train_on_one_split_and_differ_in_their_mixing_partners_alone(
+    two_ranks, method, splits
 ):
-    first, *others = (of_rank[run] for of_rank in found)
+    first, other = (of_rank[method] for of_rank in two_ranks)
     assert len(first["splits"]) == splits and first["metrics"][0]["train/net1/images"] == IMAGES
-    for other in others:
-        assert_same(other["metrics"], first["metrics"])
-        assert_same(other["splits"], first["splits"])
-        for state, of_first in zip(other["states"], first["states"], strict=True):
-            assert_same(without_partners(state), without_partners(of_first))
-            assert not torch.equal(state["random"]["torch"], of_first["random"]["torch"])
+    assert_same(other["metrics"], first["metrics"])
+    assert_same(other["splits"], first["splits"])
+    for state, of_first in zip(other["states"], first["states"], strict=True):
+        assert_same(without_partners(state), without_partners(of_first))
+        assert not torch.equal(state["random"]["torch"], of_first["random"]["torch"])
 
 
-def test_a_resumed_run_of_ranks_ends_as_the_uninterrupted_one(found):
-    for of_rank in found:
-        uninterrupted = of_rank["run"]["states"][-1]
-        if len(found) == 2:
-            assert_same(of_rank["resumed"], uninterrupted)
-        else:  # the order in which three gradients are added depends on the steps before
-            assert_close(of_rank["resumed"]["networks"], uninterrupted["networks"])
-            assert_same(of_rank["resumed"]["random"], uninterrupted["random"])
+def test_a_resumed_run_of_ranks_ends_as_the_uninterrupted_one(two_ranks):
+    for of_rank in two_ranks:
+        assert_same(of_rank["resumed"], of_rank["smr"]["states"][-1])
 
 
-def test_ranks_predict_as_one_process_does(found):
-    networks = found[0]["run"]["states"][-1]["networks"]
-    for name, images in (("predicted", IMAGES), ("predicted a batch", 8)):
-        alone = predicted(networks, images)
-        for of_rank in found:
-            assert_close(of_rank[name], alone, rtol=1e-4, atol=1e-6)  # batches of another size
+@pytest.mark.parametrize("images", [IMAGES, 8])
+def test_ranks_predict_as_one_process_does(two_ranks, images):
+    alone = predicted(two_ranks[0]["smr"]["states"][-1]["networks"], images)
+    for of_rank in two_ranks:  # batches of another size
+        assert_close(of_rank["predicted"][images], alone, rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_ends_them_all(found):
-    assert {of_rank["broken"] for of_rank in found} == {"step 2: the loss is not finite"}
-
-
-def test_an_input_error_is_told_by_the_first_rank_alone(found):
-    assert [of_rank["refused"] for of_rank in found] == ["no such file"] + ["2"] * (len(found) - 1)
+def test_an_error_of_one_rank_ends_them_all_and_bad_input_is_told_by_rank_0_alone(two_ranks):
+    assert {of_rank["broken"] for of_rank in two_ranks} == {"step 2: the loss is not finite"}
+    assert [of_rank["refused"] for of_rank in two_ranks] == ["no such file", "2"]
 
 
 def of_two_ranks(loader_of: Callable, mode: str) -> list[list]:
@@ -429,46 +399,39 @@ def of_two_ranks(loader_of: Callable, mode: str) -> list[list]:
     batches = []
     for rank in (0, 1):
         with fake_rank(rank):
-            batches.append(list(loader_of().run(mode)))
+            batches.append([list(batch) for batch in loader_of().run(mode)])
     return batches
+
+
+def assert_split_by_rows(loader_of: Callable, mode: str) -> int:
+    """Each batch of one process is in parts on two ranks; the number of batches."""
+    whole = [list(batch) for batch in loader_of().run(mode)]
+    of_ranks = of_two_ranks(loader_of, mode)
+    assert_same([joined(parts) for parts in zip(*of_ranks, strict=True)], whole)
+    return len(whole)
 
 
 def test_clothing1m_s_recalibration_without_augmentation_is_split_by_rows(tmp_path):
     write_clothing(tmp_path, train=3, clean=1)
-
-    def loader_of():
-        return clothing_dataloader(tmp_path, 6, 0, 7, Frame(36, 32))
-
-    first, second = of_two_ranks(loader_of, "recalibrate")
-    assert [len(images) for images, *_ in first] == [len(images) for images, *_ in second]
-    shared = [
-        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(first, second, strict=True)
-    ]
-    whole = list(loader_of().run("recalibrate"))
-    assert_same(shared, whole)
-    assert len(whole) == 7  # of an odd number one rank would have a batch, and a step, more
+    loader_of = partial(clothing_dataloader, tmp_path, 6, 0, 7, Frame(36, 32))
+    # Of an odd number, split by batches, one rank would have a batch, and a step, more.
+    assert assert_split_by_rows(loader_of, "recalibrate") == 7
 
 
-def test_photos_are_split_by_rows_too_and_no_rank_is_left_without_one(tmp_path, monkeypatch):
+def test_photos_are_split_by_rows_too_and_no_rank_is_left_without_one(tmp_path):
     names = write(tmp_path)
-
-    def of_ranks(mode: str, **options) -> list[list]:
-        return of_two_ranks(partial(loader_of, tmp_path, **options), mode)
-
-    shared = [
-        tuple(map(torch.cat, zip(*parts, strict=True)))
-        for parts in zip(*of_ranks("warmup"), strict=True)
-    ]
-    assert_same(shared, list(loader_of(tmp_path).run("warmup")))
-    even, odd = of_ranks("eval_train")
-    assert_same([even[0], odd[0], even[1]], list(loader_of(tmp_path).run("eval_train")))
-
+    assert_split_by_rows(partial(loader_of, tmp_path), "warmup")
+    even, odd = of_two_ranks(partial(loader_of, tmp_path), "eval_train")
+    whole = [list(batch) for batch in loader_of(tmp_path).run("eval_train")]
+    assert_same([even[0], odd[0], even[1]], whole)
     for name in names[1:]:
         (tmp_path / name).write_bytes(b"no photo")
-    for served in of_ranks("warmup", skip_broken=True):
+    for served in of_two_ranks(partial(loader_of, tmp_path, skip_broken=True), "warmup"):
         assert [index.tolist() for *_, index in served] == [[0]]
 
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+
+def test_ranks_of_a_machine_share_its_workers(monkeypatch):
+    assert distributed.rank_workers(9) == 9
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert [distributed.rank_workers(workers) for workers in (0, 1, 8, 9)] == [0, 1, 4, 5]
 
@@ -524,16 +487,13 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_checkpoint_stands(tmp_pat
     assert checkpoints.load_training_state(tmp_path / RUN_NAME / "last.pt")["epoch"] >= 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"), [((), "holds a run"), (("--gpuid", "0"), "argument --gpuid")]
-)
-def test_what_is_refused_is_refused_once_by_rank_0(tmp_path, flags, words):
-    folder = tmp_path / RUN_NAME
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    for process in start_digits(2, tmp_path, *flags):
-        assert finish(process) == 2
-    assert (tmp_path / "log.txt").read_text().count(words) == 1
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_flag_is_refused_once_by_rank_0(monkeypatch, capsys, rank):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    with fake_rank(rank), pytest.raises(SystemExit) as stopped:
+        parse(train_cifar.CifarConfig, "", ["--gpuid", "0"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("argument --gpuid") == 1 - rank
 
 
 def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
