@@ -1,6 +1,5 @@
 """What the tests share: tiny data in the official layout, small networks, scripts as users run."""
 
-import gc
 import os
 import pickle
 import struct
@@ -244,14 +243,3 @@ def run_script(name: str, *arguments, cwd: Path, timeout: float = 120):
 def generator(seed: int = 0) -> torch.Generator:
     """A CPU generator."""
     return torch.Generator().manual_seed(seed)
-
-
-def dicts_with(keys: set[str]) -> int:
-    """How many dicts with these keys are in memory."""
-    interval = sys.getswitchinterval()
-    # No other thread runs meanwhile: it may be building a tuple, which must have no second owner.
-    sys.setswitchinterval(60)
-    try:
-        return sum(type(o) is dict and keys <= o.keys() for o in gc.get_objects())
-    finally:
-        sys.setswitchinterval(interval)

@@ -11,9 +11,9 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import dicts_with
 from runs import RUN_NAME, assert_same, at_step, rows_of, run_short, watched_disk, without_times
 
+from smr.methods import METHODS, SMR
 from smr.run import checkpoints
 from smr.run.checkpoints import BackgroundWriter, copied
 
@@ -112,19 +112,30 @@ class Disk:
 def test_a_checkpoint_is_written_while_the_next_epoch_trains_and_is_of_its_own_epoch(tmp_path):
     assert run_short(tmp_path / "first", "--num_epochs", "1") == 0
     expected = torch.load(tmp_path / "first" / RUN_NAME / "last.pt", weights_only=True)
-    trained, seen = threading.Event(), {}
+    trained, seen, events = threading.Event(), {}, []
 
     def before(name, state):
+        events.append("write")
         if (name, state["epoch"]) == ("last.pt", 1):
             seen["continued"] = trained.wait(PATIENCE)
+            time.sleep(0.5)  # the next epoch ends, and waits for the file
 
     def after(name, state):
+        events.append("written")
         if (name, state["epoch"]) == ("last.pt", 1):
             seen["last"] = state
 
-    with Disk(before, after), at_step(2, 2, 4, trained.set):
+    class Copied(SMR):
+        def state_dict(self):
+            events.append("copy")
+            return super().state_dict()
+
+    copies = mock.patch.dict(METHODS, {"smr": Copied})
+    with copies, Disk(before, after), at_step(2, 2, 4, trained.set):
         assert run_short(tmp_path / "second", "--num_epochs", "2") == 0
     assert seen["continued"], "the next epoch waits for the file"
+    # One copy of the state is in memory at most.
+    assert events.count("copy") == 4 and "write copy" not in " ".join(events)
     for part in ("networks", "optimizers", "method", "random"):
         assert_same(seen["last"][part], expected[part], part)
     assert without_times(seen["last"]["rows"]) == without_times(expected["rows"])
@@ -162,20 +173,6 @@ def test_a_run_that_is_stopped_keeps_the_checkpoint_that_was_being_written(tmp_p
     with Disk(before), at_step(3, 2, 1, stop):
         assert run_short(tmp_path) == 128 + number
     assert checkpoints.load(tmp_path / RUN_NAME / "last.pt")["epoch"] == 2
-
-
-def test_one_copy_of_the_state_is_in_memory_at_most(tmp_path):
-    copies, parts = [], {"script", "networks", "optimizers", "random", "rows"}
-
-    def before(path):
-        """A slow disk: meanwhile the next epoch trains and waits for the file."""
-        if path.name == "last.pt":
-            time.sleep(0.5)
-            copies.append(dicts_with(parts))
-
-    with watched_disk(before):
-        assert run_short(tmp_path) == 0
-    assert set(copies[1:]) == {1}
 
 
 # --- a full disk ---
