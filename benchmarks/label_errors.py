@@ -107,11 +107,9 @@ def extracted(config, photos: Loader, folder: Path) -> tuple[features.FeatureLoa
     """The features of a folder's photos, computed once, and the CPU seconds."""
     backbone = features.FrozenBackbone(build_network(config))
     files = sorted((Path(f).name, checksum(Path(config.data_path, f))) for f in photos.files)
-    key = {"files": files, "weights": backbone.checksum(), "views": config.feature_views}
-    key = json.loads(json.dumps(key | {"order": list(photos.files)}))
+    data = json.loads(json.dumps({"files": files, "order": list(photos.files)}))
     started = time.process_time()
-    backbone.network.to(memory_format=torch.channels_last)
-    loader = features.extract(backbone.network, photos, config.feature_views, folder, key)
+    loader = backbone.extract(photos, config.feature_views, folder, data)
     return loader, round(time.process_time() - started, 1)
 
 
@@ -120,8 +118,8 @@ def features_of(photos: Loader, names: list, known: list, loader) -> features.Fe
     places = {name: place for place, name in enumerate(known)}
     if set(names) != set(known):
         raise InputError("these folders hold other photos: start a run, with its --features, each")
-    train = loader.train_images.values[[places[name] for name in names]]
-    tests = {name: images.values[:, 0] for name, (images, _) in loader.tests.items()}
+    train = loader.train_images[[places[name] for name in names]]
+    tests = {name: images[:, 0] for name, (images, _) in loader.tests.items()}
     return features.FeatureLoader(photos, train, tests)
 
 
