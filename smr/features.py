@@ -200,7 +200,7 @@ class FrozenBackbone:
         progress = Progress(sum(len(batches.images) for batches in passes.values()))
         refuse_too_large(2 * self.features * progress.total, photos.device)
         self.network.to(photos.device, memory_format=torch.channels_last)
-        state, found = photos.generator.get_state(), {}
+        state, outputs = photos.generator.get_state(), {}
         for number, (name, batches) in enumerate(passes.items()):
             path = folder / f"{name}.npy"
             # Rank 0 decides: the others may already see the file that it is writing.
@@ -212,10 +212,10 @@ class FrozenBackbone:
                     with atomic_write(path) as file:
                         np.save(file, values.numpy())
                 distributed.all_gather(None)  # the other ranks read what rank 0 wrote
-            found[name] = torch.from_numpy(np.load(path)).to(photos.device)
+            outputs[name] = torch.from_numpy(np.load(path)).to(photos.device)
         photos.generator.set_state(state)
-        train = torch.stack([found.pop(f"train_{v}") for v in range(views + 1)], dim=1)
-        loader = FeatureLoader(photos, train, found)
+        train = torch.stack([outputs.pop(f"train_{v}") for v in range(views + 1)], dim=1)
+        loader = FeatureLoader(photos, train, outputs)
         self.scale = loader.scale
         return loader
 

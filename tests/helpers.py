@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -243,3 +244,10 @@ def run_script(name: str, *arguments, cwd: Path, timeout: float = 120):
 def generator(seed: int = 0) -> torch.Generator:
     """A CPU generator."""
     return torch.Generator().manual_seed(seed)
+
+
+def stand_in_run(script: str, config: smr.Config, loader, pair: smr.Pair, rows=()):
+    """What a checkpoint is of: a `Run` without its command line and folder."""
+    method = smr.new_method(config, pair, loader)
+    parts = {"script": script, "config": config, "loader": loader, "pair": pair, "method": method}
+    return SimpleNamespace(**parts, data_sha256="labels", rows=list(rows))

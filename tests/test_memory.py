@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers import REPOSITORY, script_environment
-from runs import at_step, run_short
+from runs import RUN_NAME, at_step, run_short
 
 import train_cifar
 from smr import devices
@@ -77,18 +77,13 @@ def test_a_resumed_run_keeps_no_checkpoint_in_memory_while_it_trains(tmp_path):
     assert alive == [0] and len(tensors) > 100
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's own setting")
-@pytest.mark.parametrize("flags", [[], ["--evaluate"]], ids=["training", "evaluate"])
-def test_every_use_of_the_networks_prepares_the_process(tmp_path, flags, monkeypatch):
-    assert run_short(tmp_path, "--num_epochs", "0") == 0
+def test_training_and_evaluate_each_prepare_the_process_once(tmp_path, monkeypatch):
     prepared = []
     monkeypatch.setattr(devices, "keep_freed_memory", lambda: prepared.append(1))
-    last = next(tmp_path.rglob("last.pt"))
-    if flags:
-        assert train_cifar.main([*flags, str(last)]) == 0
-    else:
-        assert run_short(tmp_path, "--num_epochs", "1", "--resume") == 0
+    assert run_short(tmp_path, "--num_epochs", "0") == 0
     assert prepared == [1]
+    assert train_cifar.main(["--evaluate", str(tmp_path / RUN_NAME)]) == 0
+    assert prepared == [1, 1]
 
 
 def test_peaks_of_memory_are_in_gib(monkeypatch):

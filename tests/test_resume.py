@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TinyNet, generator, tiny_config, tiny_loader, tiny_pair
+from helpers import TinyNet, generator, stand_in_run, tiny_config, tiny_loader, tiny_pair
 from runs import (
     KINDS,
     RUN_NAME,
@@ -28,7 +28,6 @@ from torch import nn
 from torch.optim import SGD
 from torch.testing import assert_close
 
-import smr
 import train_cifar
 from smr.logging.metrics_file import read_metrics
 from smr.run import checkpoints
@@ -236,13 +235,9 @@ def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sg
         plain = SGD(expected[k].parameters(), **sgd, foreach=False, fused=False)
         steps(expected[k], plain, range(4))
         steps(saved.networks[k], saved.optimizers[k], range(2))
-    method = smr.new_method(config, saved, loader)
-    state = checkpoints.training_state(
-        "train_cifar.py", -1, config, loader, saved, method, data_sha256="labels", rows=[]
-    )
-    checkpoints.save(state, path)
-    state = checkpoints.load_training_state(path)
-    checkpoints.restore(state, resumed, method, loader, "labels", path)
+    runs = [stand_in_run("", config, loader, pair) for pair in (saved, resumed)]
+    checkpoints.save(checkpoints.training_state(runs[0], -1), path)
+    checkpoints.restore(runs[1], checkpoints.load_training_state(path), path)
     for k in (0, 1):
         network, optimizer = resumed.networks[k], resumed.optimizers[k]
         assert optimizer.param_groups[0]["fused"]

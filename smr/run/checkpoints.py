@@ -16,12 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smr import distributed
-from smr.config import Config
 from smr.data.cifar_files import Refused, load_archive
 from smr.data.loader import Loader
 from smr.errors import InputError, NonFiniteLoss
 from smr.files import atomic_write
-from smr.methods import Method
 from smr.training import Pair
 
 NETWORK_PARTS = (
@@ -72,31 +70,25 @@ def set_random_states(states: dict, loader: Loader) -> None:
         getattr(torch, device.type).set_rng_state(states["torch_device"])
 
 
-def training_state(
-    script: str,
-    epoch: int,
-    config: Config,
-    loader: Loader,
-    pair: Pair,
-    method: Method,
-    data_sha256: str,
-    rows: list[dict],
-) -> dict:
-    """The state after `epoch` (-1: before the first), with the rows of metrics.jsonl so far."""
+def training_state(run, epoch: int) -> dict:
+    """The state of a `Run` after `epoch` (-1: before the first), with the rows of metrics.jsonl.
+
+    Of `run` it reads script, config, loader, pair, method, data_sha256 and rows.
+    """
     return {
-        "script": script,
+        "script": run.script,
         "epoch": epoch,
-        "config": asdict(config),
-        "device": loader.generator.device.type,
+        "config": asdict(run.config),
+        "device": run.loader.generator.device.type,
         "world_size": distributed.world_size(),
-        "data_sha256": data_sha256,
-        "networks": [network.state_dict() for network in pair.networks],
-        "accuracy": rows[-1]["test/accuracy"] if rows else 0.0,
-        "images": {name: getattr(loader.info, name) for name in IMAGE_PARTS},
-        "optimizers": [optimizer.state_dict() for optimizer in pair.optimizers],
-        "method": method.state_dict(),
-        "random": random_states(loader),
-        "rows": rows,
+        "data_sha256": run.data_sha256,
+        "networks": [network.state_dict() for network in run.pair.networks],
+        "accuracy": run.rows[-1]["test/accuracy"] if run.rows else 0.0,
+        "images": {name: getattr(run.loader.info, name) for name in IMAGE_PARTS},
+        "optimizers": [optimizer.state_dict() for optimizer in run.pair.optimizers],
+        "method": run.method.state_dict(),
+        "random": random_states(run.loader),
+        "rows": run.rows,
     }
 
 
@@ -113,24 +105,22 @@ def fitting(path: Path, what: str) -> Iterator[None]:
         raise InputError(f"{path}: {what} ({reason})") from error
 
 
-def restore(
-    state: dict, pair: Pair, method: Method, loader: Loader, data_sha256: str, path: Path
-) -> None:
+def restore(run, state: dict, path: Path) -> None:
     """Restore a `training_state`, or networks alone. Raises InputError if it does not fit."""
-    if state["data_sha256"] != data_sha256:
+    if state["data_sha256"] != run.data_sha256:
         raise InputError(
             f"{path}: the labels, images or classes are not those of this run: files were added, "
             "changed, moved or removed, or --noise_file is another; put them back, or start a new "
             "run with another --id"
         )
-    restore_networks(state, pair, path)
+    restore_networks(state, run.pair, path)
     if "optimizers" not in state:
         return
     with fitting(path, DAMAGED):
-        method.load_state_dict(state["method"])
-        for optimizer, saved in zip(pair.optimizers, state["optimizers"], strict=True):
+        run.method.load_state_dict(state["method"])
+        for optimizer, saved in zip(run.pair.optimizers, state["optimizers"], strict=True):
             restore_momentum(optimizer, saved)
-        set_random_states(state["random"], loader)
+        set_random_states(state["random"], run.loader)
 
 
 def restore_networks(state: dict, pair: Pair, path: Path) -> None:

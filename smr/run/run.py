@@ -80,9 +80,8 @@ class Run:
         Locks the run folder.
         """
         action = self.action
-        named = action.evaluate or (isinstance(action.resume, str) and action.resume)
-        if named:
-            path = checkpoints.path_of(named)
+        if action.evaluate or isinstance(action.resume, str):
+            path = checkpoints.path_of(action.evaluate or action.resume)
         else:
             config = configure(self.config_class, **self.given)
             path = Path(config.output) / run_dir.run_name(config) / "last.pt"
@@ -102,7 +101,7 @@ class Run:
     @property
     def stage_config(self) -> Config:
         """The configuration, with fine-tuning's own hyperparameters while it fine-tunes."""
-        return replace(self.config, **(FineTuning.DEFAULTS if self.fine_tuning else {}))
+        return replace(self.config, **FineTuning.DEFAULTS) if self.fine_tuning else self.config
 
     def load(self, make_loader: Callable[[Config, torch.device], Loader]) -> Loader:
         """The loader of the configuration. Seeds Python, NumPy and torch, for the networks."""
@@ -190,8 +189,7 @@ class Run:
 
     def restore(self) -> None:
         """Restore the checkpoint; its description remains in `state`."""
-        state = self.with_heads(self.state)
-        checkpoints.restore(state, path=self.checkpoint_path, **self.parts())
+        checkpoints.restore(self, self.with_heads(self.state), self.checkpoint_path)
         if not self.action.evaluate:
             self.rows = self.state["rows"]
         for name in checkpoints.LARGE_PARTS:
@@ -239,21 +237,11 @@ class Run:
                 labels = self.loader.noisy_labels.tolist()
                 labels = label_list(labels, self.loader.info.dropped_images)
                 write_text(self.folder / "noisy_labels.json", json.dumps(labels))
-            checkpoints.save(self.training_state(-1), self.folder / "last.pt")
+            checkpoints.save(checkpoints.training_state(self, -1), self.folder / "last.pt")
         # The last write ends with the run, even if the run is interrupted while it waits.
         self.writer = self.exit_stack.enter_context(ThreadPoolExecutor(1))
         self.exit_stack.callback(self.finish_writing)
         self.record.header()
-
-    def parts(self) -> dict:
-        """What a checkpoint is of, by the names that `checkpoints` has for it."""
-        names = ("pair", "method", "loader", "data_sha256")
-        return {name: getattr(self, name) for name in names}
-
-    def training_state(self, epoch: int) -> dict:
-        """`checkpoints.training_state` of this run."""
-        about = {"script": self.script, "config": self.config, "rows": self.rows}
-        return checkpoints.training_state(epoch=epoch, **about, **self.parts())
 
     def write_config(self, **results: object) -> None:
         """Write config.json: flags, dataset, versions, and at the end results."""
@@ -277,7 +265,7 @@ class Run:
         due = (epoch + 1) % self.config.save_every == 0 or epoch == self.config.last_epoch
         self.finish_writing()  # before the next copy: one copy is in memory at most
         if due or epoch in best_epochs:
-            state = checkpoints.copied(self.training_state(epoch))
+            state = checkpoints.copied(checkpoints.training_state(self, epoch))
             whole = self.frozen.whole_state if self.frozen else None
             write = checkpoints.write_checkpoints
             self.written = self.writer.submit(write, state, self.folder, best_epochs, due, whole)
