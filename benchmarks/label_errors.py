@@ -141,7 +141,7 @@ def measured(loader, true: np.ndarray, args, path: Path) -> Iterator[dict]:
     for name, way in ways.items():
         for seed in range(1, args.seeds + 1):
             yield timed(name, issue, partial(way, seed)) | {"seed": seed}
-    values, tests = loader.train_images.values.float(), loader.tests["test"][0].values[:, 0].float()
+    values, tests = loader.train_images.float(), loader.tests["test"][0][:, 0].float()
     truth = loader.tests["test"][1].numpy()
     for name, train in {"": values[:, 0], ", mean of the views": values.mean(dim=1)}.items():
         train, mean = train.numpy(), train.mean(dim=0).numpy()
@@ -175,7 +175,7 @@ def heads(loader, config) -> tuple[float, np.ndarray, np.ndarray]:
     """Two linear heads, trained and read as train_folder.py does."""
     devices.seed_everything(config.seed)
     loader.generator.manual_seed(config.seed)
-    width, classes = loader.train_images.values.shape[2], len(loader.class_names)
+    width, classes = loader.train_images.shape[2], len(loader.class_names)
     pair = new_pair(lambda: torch.nn.Linear(width, classes), config, loader.device)
     method = new_method(config, pair, loader)
     for epoch in range(config.num_epochs + 1):

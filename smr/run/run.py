@@ -152,10 +152,10 @@ class Run:
 
     def new_pair(self, build_network: Callable[[Config], nn.Module]) -> Pair:
         """Two networks and their optimizers, compiled if the configuration says so."""
-        config = self.stage_config
         height, width = self.loader.info.image_size
         is_small = self.frozen or height * width <= TINY_IMAGE
         torch.set_num_threads(1 if is_small else self.threads)
+        config = self.stage_config
         start = without_weights(config) if self.state or self.fine_tuning else config
 
         def build() -> nn.Module:
