@@ -54,7 +54,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_without_a_stop(reference, tm
     moments, folder, log = random.Random(0), tmp_path / RUN_NAME, tmp_path / "log.txt"
     for number, epochs in ((signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGKILL, 3)):
         process = start(tmp_path, "--resume")
-        while epochs and len(read_metrics(folder)) < epochs:
+        while process.is_alive() and len(read_metrics(folder)) < epochs:
             time.sleep(0.01)
         process.join(moments.uniform(0, 0.2))
         assert process.exitcode is None, "it finished before it was hit"
