@@ -123,9 +123,9 @@ def baselines(flags: list[str]) -> list[dict]:
         run.load(make_loader)
         loader = run.freeze_backbone(build_network, Path(run.config.features))
     test, truth = loader.tests["test"]
-    values, labels = loader.train_images.values.float().mean(dim=1), loader.noisy_labels.numpy()
+    values, labels = loader.train_images.float().mean(dim=1), loader.noisy_labels.numpy()
     issue = labels != loader.clean_labels
-    data = label_errors.standardized(values, labels, test.values[:, 0].float(), truth.numpy())
+    data = label_errors.standardized(values, labels, test[:, 0].float(), truth.numpy())
     votes = label_errors.timed("votes", issue, lambda: label_errors.votes(values, labels))
     about = {"seed": run.config.seed, "labels": loader.info.noise_sha256}
     return [

@@ -103,11 +103,9 @@ def extracted(config, photos: Loader, folder: Path) -> tuple[features.FeatureLoa
     """The features of a folder's photos, computed once, and the CPU seconds."""
     backbone = features.FrozenBackbone(build_network(config))
     files = sorted((Path(f).name, checksum(Path(config.data_path, f))) for f in photos.files)
-    key = {"files": files, "weights": backbone.checksum(), "views": config.feature_views}
-    key = json.loads(json.dumps(key | {"order": list(photos.files)}))
+    data = json.loads(json.dumps({"files": files, "order": list(photos.files)}))
     started = time.process_time()
-    backbone.network.to(memory_format=torch.channels_last)
-    loader = features.extract(backbone.network, photos, config.feature_views, folder, key)
+    loader = backbone.extract(photos, config.feature_views, folder, data)
     return loader, round(time.process_time() - started, 1)
 
 
@@ -116,8 +114,8 @@ def features_of(photos: Loader, names: list, known: list, loader) -> features.Fe
     places = {name: place for place, name in enumerate(known)}
     if set(names) != set(known):
         raise InputError("these folders hold other photos: start a run, with its --features, each")
-    train = loader.train_images.values[[places[name] for name in names]]
-    tests = {name: images.values[:, 0] for name, (images, _) in loader.tests.items()}
+    train = loader.train_images[[places[name] for name in names]]
+    tests = {name: images[:, 0] for name, (images, _) in loader.tests.items()}
     return features.FeatureLoader(photos, train, tests)
 
 
@@ -144,7 +142,7 @@ def measured(loader, true: np.ndarray, args, path: Path) -> Iterator[dict]:
         for seed in range(1, args.seeds + 1):
             config = configured(path, args, seed=seed, method=method)
             yield timed(name, issue, partial(heads, loader, config)) | {"seed": seed}
-    values, tests = loader.train_images.values.float(), loader.tests["test"][0].values[:, 0].float()
+    values, tests = loader.train_images.float(), loader.tests["test"][0][:, 0].float()
     truth = loader.tests["test"][1].numpy()
     for name, train in {"": values[:, 0], ", mean of the views": values.mean(dim=1)}.items():
         data = standardized(train, labels, tests, truth)
@@ -185,7 +183,7 @@ def heads(loader, config) -> tuple[float, np.ndarray, np.ndarray]:
     """Two linear heads, trained and read as train_folder.py does."""
     devices.seed_everything(config.seed)
     loader.generator.manual_seed(config.seed)
-    width, classes = loader.train_images.values.shape[2], len(loader.class_names)
+    width, classes = loader.train_images.shape[2], len(loader.class_names)
     pair = new_pair(lambda: torch.nn.Linear(width, classes), config, loader.device)
     method = new_method(config, pair, loader)
     for epoch in range(config.num_epochs + 1):

@@ -8,7 +8,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from smr import devices, distributed
-from smr.data.augment import Views
 from smr.data.loader import Batches, Loader
 from smr.errors import InputError
 from smr.evaluate import predict_batches
@@ -32,43 +30,23 @@ FOLDER = "features"
 MEMORY_SHARE = 0.5
 
 
-class Features:
-    """float16 [n, views, d]; view 0 is the plain view, the others are augmented."""
-
-    def __init__(self, values: Tensor):
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
 class FeatureLoader(Loader):
     """The photos of another loader as features: its images are float32 [b, d].
 
     An augmented view of a photo is one of its augmented feature views, chosen at random. Features
     are divided by `scale`, the root mean square of the plain ones.
+
+    Args: train, float16 [n, views, d] on the device of `photos`; view 0 is the plain one. tests,
+    test set → float16 [n, d].
     """
 
     def __init__(self, photos: Loader, train: Tensor, tests: dict[str, Tensor]):
-        super().__init__(
-            Features(train),
-            photos.noisy_labels.cpu().numpy(),
-            {
-                name: (Features(values[:, None]), photos.tests[name][1].cpu().numpy())
-                for name, values in tests.items()
-            },
-            Views(photos.info.mean, photos.info.std),
-            replace(photos.info),
-            batch_size=photos.batch_size,
-            seed=0,
-            device=photos.device,
-            clean_labels=photos.clean_labels,
-            files=photos.files,
-        )
-        self.generator.set_state(photos.generator.get_state())
+        vars(self).update(vars(photos))
+        self.train_images, self.thumbnails = train, photos.thumbnails
+        self.tests = {name: (tests[name][:, None], photos.tests[name][1]) for name in tests}
+        self.generator = photos.generator.clone_state()
         self.scale = float(train[:, 0].float().pow(2).mean().sqrt()) or 1.0
         self.normalize = lambda features: features.float() / self.scale
-        self.thumbnails = photos.thumbnails
 
     def run(self, mode: str, *args, **options):
         """The modes of `Loader.run`; 'whole' serves every view of every training photo."""
@@ -80,8 +58,7 @@ class FeatureLoader(Loader):
         self, batches: Batches, order: Tensor, seed: int
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Positions of this rank's photos, and their views' features [b, d]."""
-        values = batches.images.values
-        groups = order.split(batches.batch_size)
+        values, groups = batches.images, order.split(batches.batch_size)
         if not batches.views:
             for rows in distributed.rank_batches(groups):
                 yield rows, [values[rows, 0]]
@@ -110,81 +87,41 @@ class EveryView:
         self.loader = loader
 
     def __len__(self) -> int:
-        return self.loader.train_images.values.shape[1]
+        return self.loader.train_images.shape[1]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        values, labels = self.loader.train_images.values, self.loader.noisy_labels
+        values, labels = self.loader.train_images, self.loader.noisy_labels
         for view in range(len(self)):
             for rows in distributed.rank_batches(self.loader.train_index.split(10_000)):
                 yield self.loader.normalize(values[rows, view]), labels[rows], rows
 
 
-def extract(
-    backbone: nn.Module, photos: Loader, views: int, folder: Path, key: dict, amp: bool = False
-) -> FeatureLoader:
-    """The features of all photos: those in `folder`, if they have the same key, or computed.
-
-    Args: views, augmented views of each training photo, beside the plain one; key, all that the
-    features depend on, in JSON's types. An interrupted extraction resumes at the pass that was
-    interrupted. Raises InputError if the features do not fit into memory.
-    """
-    prepare_folder(folder, key)
-    names = ["train_0", *photos.test_sets, *(f"train_{v}" for v in range(1, views + 1))]
-    counts = {name: len(photos.tests[name][0]) for name in photos.test_sets}
-    count = len(photos.noisy_labels)
-    progress = Progress(sum(counts.get(name, count) for name in names))
-    with torch.no_grad():
-        width = backbone.eval()(torch.zeros(1, 3, *photos.info.image_size, device=photos.device))
-    refuse_too_large(2 * width.shape[1] * progress.total, photos.device)
-    state, features = photos.generator.get_state(), {}
-    for number, name in enumerate(names):
-        path, size = folder / f"{name}.npy", counts.get(name, count)
-        # Rank 0 decides: the others may already see the file that it is writing.
-        if distributed.from_rank_zero(lambda path=path: not path.exists()):
-            # Each pass has a seed of its own, so that a resumed extraction draws the same views.
-            photos.generator.manual_seed(number)
-            if name in counts or name == "train_0":
-                batches = photos.run(name if name in counts else "whole")
-            else:
-                batches = photos.supervised(photos.train_index)  # augmented
-            values = pass_features(backbone, batches, size, amp, progress)
-            if distributed.is_rank_zero():
-                with atomic_write(path) as file:
-                    np.save(file, values.numpy())
-            distributed.all_gather(None)  # the other ranks read what rank 0 wrote
-        features[name] = torch.from_numpy(np.load(path)).to(photos.device)
-    photos.generator.set_state(state)
-    train = torch.stack([features[f"train_{v}"] for v in range(views + 1)], dim=1)
-    return FeatureLoader(photos, train, {name: features[name] for name in photos.test_sets})
+def read_key(folder: Path) -> dict:
+    """What the features in this folder depend on; {} without any."""
+    path = folder / "key.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def prepare_folder(folder: Path, key: dict) -> None:
     """Make the folder of features; delete those of another key."""
-    if not distributed.is_rank_zero():
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    described = folder / "key.json"
-    same = described.exists() and json.loads(described.read_text(encoding="utf-8")) == key
-    for path in () if same else folder.glob("*.npy"):
-        path.unlink()
-    write_json(described, key)
+    if read_key(folder) != key:
+        for path in folder.glob("*.npy"):
+            path.unlink()
+        write_json(folder / "key.json", key)
 
 
-def pass_features(
-    backbone: nn.Module, batches: Batches, count: int, amp: bool, progress: "Progress"
-) -> Tensor:
-    """float16 [count, d] on the CPU: the backbone's output for the photo at each index."""
-    parts, positions = [], []
+def pass_features(backbone: nn.Module, batches: Batches, amp: bool, progress: "Progress") -> Tensor:
+    """float16 [n, d] on the CPU: the backbone's output for each image of the batches."""
+    parts, positions, cpu = [], [], torch.device("cpu")
     for (output,), _, index in predict_batches([backbone], in_chunks(batches), amp):
         parts.append(output.half().cpu())
         positions.append(index.cpu())
         progress.add(len(index) * distributed.world_size())
-    parts, positions = (
-        torch.cat(distributed.all_gather_tensors(each, torch.device("cpu")))
-        for each in (parts, positions)
-    )
-    values = torch.zeros((count, parts.shape[1]), dtype=torch.float16)
-    values[positions] = parts  # a photo that cannot be decoded has zeros
+    outputs = torch.cat(distributed.all_gather_tensors(parts, cpu))
+    values = torch.zeros((len(batches.images), outputs.shape[1]), dtype=torch.float16)
+    # A photo that cannot be decoded has zeros.
+    values[torch.cat(distributed.all_gather_tensors(positions, cpu))] = outputs
     return values
 
 
@@ -239,6 +176,48 @@ class FrozenBackbone:
         self.classes, self.features = layer.out_features, layer.in_features
         network.set_submodule(self.head, nn.Identity())
         self.network = network.requires_grad_(False)
+
+    def extract(
+        self, photos: Loader, views: int, folder: Path, data: object, amp: bool = False
+    ) -> FeatureLoader:
+        """The features of all photos: those in `folder`, if it has the same, or computed.
+
+        Args: views, augmented views of each training photo, beside the plain one; data, what tells
+        these photos from others, in JSON's types. An interrupted extraction resumes at the pass
+        that was interrupted. Raises InputError if the features do not fit into memory.
+        """
+        key = {"data": data, "weights": self.checksum(), "views": views}
+        photos.info.data_notes.append(
+            f"features: the plain and {views} augmented views of each image, weights sha256 "
+            + key["weights"]
+        )
+        if distributed.is_rank_zero():
+            prepare_folder(folder, key)
+        passes = {"train_0": photos.run("whole")}
+        passes |= {name: photos.run(name) for name in photos.test_sets}
+        augmented = photos.supervised(photos.train_index)
+        passes |= dict.fromkeys((f"train_{v}" for v in range(1, views + 1)), augmented)
+        progress = Progress(sum(len(batches.images) for batches in passes.values()))
+        refuse_too_large(2 * self.features * progress.total, photos.device)
+        self.network.to(photos.device, memory_format=torch.channels_last)
+        state, outputs = photos.generator.get_state(), {}
+        for number, (name, batches) in enumerate(passes.items()):
+            path = folder / f"{name}.npy"
+            # Rank 0 decides: the others may already see the file that it is writing.
+            if not distributed.from_rank_zero(path.exists):
+                # Each pass has its own seed: a resumed extraction draws the same views.
+                photos.generator.manual_seed(number)
+                values = pass_features(self.network, batches, amp, progress)
+                if distributed.is_rank_zero():
+                    with atomic_write(path) as file:
+                        np.save(file, values.numpy())
+                distributed.all_gather(None)  # the other ranks read what rank 0 wrote
+            outputs[name] = torch.from_numpy(np.load(path)).to(photos.device)
+        photos.generator.set_state(state)
+        train = torch.stack([outputs.pop(f"train_{v}") for v in range(views + 1)], dim=1)
+        loader = FeatureLoader(photos, train, outputs)
+        self.scale = loader.scale
+        return loader
 
     def new_head(self) -> nn.Linear:
         """A fresh last layer: float [b, classes] of scaled features [b, d]."""

@@ -1,4 +1,4 @@
-"""Files that are whole at every instant."""
+"""Atomic writes."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` once it is whole and on disk.
+    """A file to write, which replaces `path` once it is complete and on disk. Raises OSError.
 
-    Until then, and where that fails, the older one stays. Raises OSError.
+    Until then, and if that fails, the older one stays.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -27,11 +27,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`replacing` with a small text."""
+    """`atomic_write` of a small text."""
     with atomic_write(path) as file:
         file.write(content.encode())
 
 
 def write_json(path: Path, content: dict) -> None:
-    """`replacing` with indented JSON."""
+    """`atomic_write` of indented JSON."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")

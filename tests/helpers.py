@@ -1,6 +1,5 @@
 """What the tests share: tiny data in the official layout, small networks, scripts as users run."""
 
-import gc
 import os
 import pickle
 import struct
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -244,12 +244,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def dicts_with(keys: set[str]) -> int:
-    """How many dicts with these keys are in memory."""
-    interval = sys.getswitchinterval()
-    # No other thread runs meanwhile: it may be building a tuple, which must have no second owner.
-    sys.setswitchinterval(60)
-    try:
-        return sum(type(o) is dict and keys <= o.keys() for o in gc.get_objects())
-    finally:
-        sys.setswitchinterval(interval)
+def stand_in_run(script: str, config: smr.Config, loader, pair: smr.Pair, rows=()):
+    """What a checkpoint is of: a `Run` without its command line and folder."""
+    method = smr.new_method(config, pair, loader)
+    parts = {"script": script, "config": config, "loader": loader, "pair": pair, "method": method}
+    return SimpleNamespace(**parts, data_sha256="labels", rows=list(rows))

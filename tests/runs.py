@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_cifar
-from smr.methods import METHODS, SMR
+from smr.methods import METHODS
 
 SHORT_RUN = (
     *("--dataset", "digits", "--train_images", "200", "--width", "2", "--batch_size", "32"),
@@ -38,7 +38,7 @@ def run_short(output: Path, *flags: str) -> int:
 def at_step(epoch: int, network: int, step: int, call: Callable[[], None]) -> Iterator[None]:
     """Call this after a training step of runs of --method smr."""
 
-    class Watched(SMR):
+    class Watched(METHODS["smr"]):
         def for_each_network(self, this_epoch, train_network):
             def train(k, progress):
                 def watched(this_step, *rest):

@@ -196,11 +196,10 @@ class Training:
         seed_everything(0)
         self.pair = tiny_pair(self.config)
         self.method = smr.new_method(self.config, self.pair, self.loader)
+        self.script, self.data_sha256, self.rows = "", "", []
 
     def state(self, epoch: int) -> dict:
-        state = checkpoints.training_state(
-            "", epoch, self.config, self.loader, self.pair, self.method, data_sha256="", rows=[]
-        )
+        state = checkpoints.training_state(self, epoch)
         del state["config"], state["images"]
         return copy.deepcopy(state)
 
@@ -223,7 +222,7 @@ def resumed(states: list[dict]) -> dict:
     last = len(states) - 1
     run = Training("smr", last)
     state = distributed.from_rank_zero(lambda: states[1])
-    checkpoints.restore(state, run.pair, run.method, run.loader, "", Path())
+    checkpoints.restore(run, state, Path())
     for epoch in range(2, last + 1):
         run.method.train_epoch(epoch)
     return run.state(last)

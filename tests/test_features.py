@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, tiny_config, tiny_loader
+from helpers import tiny_config, tiny_loader
 from photos import write_photos
-from runs import assert_same_run, metrics_of
+from runs import assert_same, assert_same_run, metrics_of
 from torch import nn
 
 import predict
@@ -22,8 +22,8 @@ from smr.label_issues.report import compute_label_issues
 
 TINY = (
     *("--network", "preact_resnet18", "--width", "2", "--image_size", "32", "--device", "cpu"),
-    *("--num_workers", "0", "--batch_size", "8", "--num_epochs", "3", "--warm_up", "1"),
-    *("--recalibrate_every", "3", "--lr_steps", "2:0.1", "--review", "5", "--lr", "0.1"),
+    *("--num_workers", "0", "--batch_size", "8", "--num_epochs", "2", "--warm_up", "1"),
+    *("--recalibrate_every", "3", "--lr_steps", "2:0.1", "--review", "0", "--lr", "0.1"),
 )
 NAME = "folder_smr_seed123"
 COUNTS = {"apple": 9, "pear": 7, "plum": 5}
@@ -40,9 +40,12 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
+def paths_of(root: Path) -> tuple[str, ...]:
+    return "--data_path", str(root / "photos"), "--weights", str(root / "weights.pt")
+
+
 def train(root: Path, output: Path, *flags: str) -> int:
-    paths = ("--data_path", str(root / "photos"), "--weights", str(root / "weights.pt"))
-    return train_folder.main([*TINY, *paths, "--output", str(output), *flags])
+    return train_folder.main([*TINY, *paths_of(root), "--output", str(output), *flags])
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +56,21 @@ def straight(root, tmp_path_factory) -> Path:
     return output / NAME
 
 
-def photo_loader(root: Path, **changes):
-    """(configuration, loader of the photos) of the runs above."""
-    config = smr.configure(
-        train_folder.FolderConfig,
-        **{"data_path": str(root / "photos"), "weights": str(root / "weights.pt")},
-        **{"network": "preact_resnet18", "width": 2, "image_size": 32, "device": "cpu"},
-        **{"num_workers": 0, "batch_size": 8} | changes,
-    )
-    return config, train_folder.make_loader(config, torch.device("cpu"))
+def photo_loader(root: Path):
+    """The loader of the photos of the runs above."""
+    paths = {"data_path": str(root / "photos"), "weights": str(root / "weights.pt")}
+    small = {"network": "preact_resnet18", "width": 2, "image_size": 32, "batch_size": 8}
+    config = smr.configure(train_folder.FolderConfig, **paths, **small, device="cpu", num_workers=0)
+    return train_folder.make_loader(config, torch.device("cpu"))
+
+
+def refusal(capsys, *flags: str) -> str:
+    """The line with which the script refuses these flags."""
+    with pytest.raises(SystemExit) as stopped:
+        train_folder.main([*TINY, *flags])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.count("\n") == 1
+    return message
 
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
@@ -73,7 +82,7 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def test_features_are_the_penultimate_outputs_of_the_pretrained_network(root, straight):
-    _, photos = photo_loader(root)
+    photos = photo_loader(root)
     network = ResNet18(7, 2)
     network.load_state_dict(torch.load(root / "weights.pt", weights_only=True))
     network.linear = nn.Identity()
@@ -92,42 +101,36 @@ def test_features_are_the_penultimate_outputs_of_the_pretrained_network(root, st
     assert (found["train_2"] != found["train_1"]).any(axis=1).all()
 
 
-def test_whole_networks_of_best_give_the_logits_of_heads_on_features(root, straight):
-    state = torch.load(straight / "best.pt", weights_only=True)
-    last = torch.load(straight / "last.pt", weights_only=True)
-    best = max(metrics_of(straight), key=lambda row: row["test/accuracy"])
+def test_whole_networks_of_best_return_the_logits_of_heads_on_features(root, straight):
+    state, last = (torch.load(straight / f"{n}.pt", weights_only=True) for n in ("best", "last"))
     assert last["networks"][0].keys() == {"weight", "bias"}  # nothing but the heads trains
-    frozen = features.FrozenBackbone(ResNet18(3, 2))
-    _, photos = photo_loader(root)
-    images, _, index = zip(*photos.run("test"), strict=True)
+    images, _, index = zip(*photo_loader(root).run("test"), strict=True)
     values = torch.from_numpy(stored(straight)["test"])[torch.cat(index)].float()
-    for k in (0, 1):
-        network = ResNet18(3, 2)
-        network.load_state_dict(state["networks"][k])
-        head = frozen.head_state(state["networks"][k])
+    backbone = torch.load(root / "weights.pt", weights_only=True)
+    for saved in state["networks"]:
+        network, (weight, bias) = ResNet18(3, 2), (saved[f"linear.{n}"] for n in ("weight", "bias"))
+        network.load_state_dict(saved)
         with torch.no_grad():
             logits = network.eval()(torch.cat(images))
-        assert torch.allclose(values @ head["weight"].T + head["bias"], logits, atol=1e-2)
-        if state["epoch"] == last["epoch"]:  # a head of scaled features, made whole
-            scale = float(np.sqrt((stored(straight)["train_0"].astype(float) ** 2).mean()))
-            whole = last["networks"][k]["weight"] / scale
-            assert torch.allclose(state["networks"][k]["linear.weight"], whole, rtol=1e-3)
-    backbone = torch.load(root / "weights.pt", weights_only=True)
-    for name, value in backbone.items():
-        assert name.startswith("linear.") or torch.equal(state["networks"][0][name], value)
-    assert state["accuracy"] <= best["test/accuracy"]
+        assert torch.allclose(values @ weight.T + bias, logits, atol=1e-2)
+        for name, value in backbone.items():
+            assert name.startswith("linear.") or torch.equal(saved[name], value)
+    accuracies = [row["test/accuracy"] for row in metrics_of(straight)]
+    assert state["accuracy"] == max(accuracies) == accuracies[state["epoch"]]
+
+
+def assert_evaluate_prints_the_stored_accuracy(root: Path, folder: Path, capsys, *flags: str):
+    for name in ("best.pt", "last.pt"):
+        assert train(root, folder.parent, *flags, "--evaluate", str(folder / name)) == 0
+        line = next(t for t in capsys.readouterr().out.splitlines() if "test accuracy" in t)
+        accuracy = f"{torch.load(folder / name, weights_only=True)['accuracy']:.2f} %"
+        assert f"test accuracy {accuracy} (stored {accuracy})" in line
 
 
 def test_the_stored_accuracy_is_what_evaluate_load_and_predict_find(root, straight, capsys):
-    for name in ("best.pt", "last.pt"):
-        before = times(straight)
-        assert train(root, straight.parent, "--evaluate", str(straight / name)) == 0
-        line = next(t for t in capsys.readouterr().out.splitlines() if "test accuracy" in t)
-        measured = float(line.split("test accuracy ")[1].split()[0])
-        state = torch.load(straight / name, weights_only=True)
-        if "epochs" not in state:
-            assert measured == round(state["accuracy"], 2) and "(stored" in line
-        assert times(straight) == before
+    before = times(straight)
+    assert_evaluate_prints_the_stored_accuracy(root, straight, capsys)
+    assert times(straight) == before
     predictor = smr.load(straight)
     files = sorted((root / "photos" / "testing").rglob("*.png"))
     images = torch.from_numpy(np.stack([predictor.read(file) for file in files]))
@@ -143,7 +146,7 @@ def test_the_stored_accuracy_is_what_evaluate_load_and_predict_find(root, straig
 
 
 def test_a_resumed_run_is_bit_exact_and_reads_the_features(root, straight, tmp_path):
-    assert train(root, tmp_path, "--num_epochs", "1") == 0
+    assert train(root, tmp_path, "--num_epochs", "0") == 0
     folder = tmp_path / NAME
     before = times(folder)
     assert train(root, tmp_path, "--resume") == 0
@@ -154,14 +157,12 @@ def test_a_resumed_run_is_bit_exact_and_reads_the_features(root, straight, tmp_p
 def test_an_interrupted_extraction_resumes_at_the_pass_that_was_interrupted(
     root, straight, tmp_path
 ):
-    assert train(root, tmp_path, "--num_epochs", "0") == 0
     folder = tmp_path / NAME
-    for name in ("metrics.jsonl", "last.pt", "best.pt", "config.json", "labels.csv"):
-        (folder / name).unlink()
+    shutil.copytree(straight / "features", folder / "features")
     for name in ("test", "train_2"):
         (folder / "features" / f"{name}.npy").unlink()
     before = times(folder)
-    assert train(root, tmp_path, "--overwrite") == 0
+    assert train(root, tmp_path) == 0
     after = times(folder)
     assert {name: after[name] for name in before} == before and len(after) == 4
     for name, values in stored(straight).items():
@@ -169,46 +170,42 @@ def test_an_interrupted_extraction_resumes_at_the_pass_that_was_interrupted(
     assert_same_run(folder, straight, events=False)
 
 
-@pytest.mark.parametrize("change", ["weights", "views", "photos"])
-def test_changed_weights_views_or_photos_are_computed_again(root, tmp_path, change):
-    shutil.copytree(root, tmp_path / "data")
-    data, flags = tmp_path / "data", ["--num_epochs", "0"]
-    assert train(data, tmp_path, *flags) == 0
-    before, old = times(tmp_path / NAME), stored(tmp_path / NAME)
-    if change == "weights":
-        torch.save(ResNet18(7, 2).state_dict(), data / "weights.pt")
-    elif change == "views":
-        flags += ["--feature_views", "3"]
-    else:
-        first, second = (data / "photos/training/apple" / f"{i}.png" for i in (0, 1))
-        first.write_bytes(second.read_bytes())
-    assert train(data, tmp_path, *flags, "--overwrite") == 0
-    after, new = times(tmp_path / NAME), stored(tmp_path / NAME)
-    assert not before.items() & after.items()
-    assert len(new) == (5 if change == "views" else 4)
-    assert (new["train_0"] == old["train_0"]).all() == (change == "views")
+def test_changed_weights_views_or_photos_are_computed_again(root, straight, tmp_path):
+    data = Path(shutil.copytree(root, tmp_path / "data"))
+    shutil.copytree(straight / "features", tmp_path / NAME / "features")
+    for change in ("views", "weights", "photos"):
+        before, old = times(tmp_path / NAME), stored(tmp_path / NAME)
+        if change == "weights":
+            torch.save(ResNet18(7, 2).state_dict(), data / "weights.pt")
+        elif change == "photos":
+            first, second = (data / "photos/training/apple" / f"{i}.png" for i in (0, 1))
+            first.write_bytes(second.read_bytes())
+        flags = "--num_epochs", "0", "--feature_views", "3", "--overwrite"
+        assert train(data, tmp_path, *flags) == 0
+        after, new = times(tmp_path / NAME), stored(tmp_path / NAME)
+        assert not before.items() & after.items() and len(new) == 5
+        assert (new["train_0"] == old["train_0"]).all() == (change == "views")
 
 
 def test_features_that_do_not_fit_are_refused_in_a_line_that_names_flags(
     root, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(devices, "memory_of", lambda device: 1000)
-    with pytest.raises(SystemExit) as stopped:
-        train(root, tmp_path)
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
+    message = refusal(capsys, *paths_of(root), "--output", str(tmp_path))
     for name in ("--freeze_backbone on", "--feature_views", "--network", "--freeze_backbone off"):
         assert name in message
 
 
 def test_a_network_whose_last_layer_is_a_convolution_is_refused_in_a_line(root, tmp_path, capsys):
-    flags = ["--network", "squeezenet1_1", "--image_size", "64", "--device", "cpu", "--pretrained"]
-    paths = ["off", "--freeze_backbone", "on", "--data_path", str(root / "photos")]
-    with pytest.raises(SystemExit) as stopped:
-        train_folder.main([*flags, *paths, "--output", str(tmp_path)])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and message.count("\n") == 1 and "--network" in message
+    network = ("--network", "squeezenet1_1", "--image_size", "64", "--width", "64")
+    untrained = ("--pretrained", "off", "--freeze_backbone", "on", *paths_of(root)[:2])
+    assert "--network" in refusal(capsys, *network, *untrained, "--output", str(tmp_path))
+
+
+def test_fine_tuning_needs_a_frozen_stage(root, tmp_path, capsys):
+    flags = ("--freeze_backbone", "off", "--finetune_epochs", "1", "--output", str(tmp_path))
+    message = refusal(capsys, *paths_of(root), *flags)
+    assert "--finetune_epochs: only after --freeze_backbone on" in message
 
 
 @pytest.mark.parametrize(
@@ -262,7 +259,7 @@ def test_label_issues_are_of_the_probabilities_mean_over_every_view():
     pair = smr.new_pair(lambda: nn.Linear(3, 10), config, "cpu")
     method = smr.new_method(config, pair, loader)
     issues = compute_label_issues(pair, loader, method, amp=False, frozen=True)
-    views = loader.train_images.values.float() / loader.scale
+    views = loader.train_images.float() / loader.scale
     with torch.no_grad():
         logits = sum(network(views) for network in pair.networks) / 2
     expected = logits.softmax(dim=-1).mean(dim=1).numpy()
@@ -290,15 +287,7 @@ def test_backbone_and_head_of_a_registered_network_make_the_whole(name):
     assert all(torch.allclose(whole[k], before[k], atol=1e-6) for k in whole)
 
 
-def test_checksums_tell_networks_apart():
-    one, other = TinyNet(), TinyNet()
-    same = TinyNet()
-    same.load_state_dict(one.state_dict())
-    sums = [features.FrozenBackbone(each).checksum() for each in (one, other, same)]
-    assert sums[0] == sums[2] != sums[1]
-
-
-FINE = ("--num_epochs", "2", "--finetune_epochs", "2")
+FINE = ("--finetune_epochs", "2")
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +296,25 @@ def tuned(root, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("tuned")
     assert train(root, output, *FINE) == 0
     return output / NAME
+
+
+def test_heads_train_on_one_thread_and_whole_networks_on_all(root, straight, tmp_path):
+    shutil.copytree(straight / "features", tmp_path / NAME / "features")
+    trained, before = set(), torch.get_num_threads()
+
+    def hook(module, inputs):
+        if torch.is_grad_enabled():
+            trained.add((isinstance(module, nn.Linear), torch.get_num_threads()))
+
+    torch.set_num_threads(2)
+    handle = nn.modules.module.register_module_forward_pre_hook(hook)
+    try:
+        assert train(root, tmp_path, "--num_epochs", "0", "--finetune_epochs", "1") == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        handle.remove()
+        torch.set_num_threads(before)
+    assert {(True, 1), (False, 2)} <= trained and (False, 1) not in trained
 
 
 def test_fine_tuning_trains_whole_networks_on_the_clean_set(root, tuned):
@@ -320,78 +328,37 @@ def test_fine_tuning_trains_whole_networks_on_the_clean_set(root, tuned):
         assert not torch.equal(network["layer4.1.conv2.weight"], backbone["layer4.1.conv2.weight"])
         for name in ("bn1.running_mean", "layer1.0.bn1.running_var"):
             assert torch.equal(network[name], backbone[name])
+    accuracies = [row["test/accuracy"] for row in rows]
+    best = torch.load(tuned / "best.pt", weights_only=True)["epoch"]
+    assert accuracies[best] == max(accuracies)  # never worse than the frozen stage
 
 
-def test_best_is_never_worse_than_the_frozen_stage(tuned):
-    rows = metrics_of(tuned)
-    best = torch.load(tuned / "best.pt", weights_only=True)
-    for k in (1, 2):
-        accuracies = [row[f"test/net{k}/accuracy"] for row in rows]
-        epoch = best.get("epochs", (best["epoch"],) * 2)[k - 1]
-        assert accuracies[epoch] == max(accuracies) >= max(accuracies[:3])
-
-
-def test_a_resumed_fine_tuning_is_bit_exact(root, tuned, tmp_path):
-    for number, flags in enumerate((("--finetune_epochs", "0"), ("--finetune_epochs", "1"))):
-        output = tmp_path / str(number)
-        assert train(root, output, "--num_epochs", "2", *flags) == 0
-        assert train(root, output, *FINE, "--resume") == 0
-        assert metrics_of(output / NAME)[-1]["epoch"] == 4
-        one, other = (
-            torch.load(folder / "last.pt", weights_only=True) for folder in (output / NAME, tuned)
-        )
-        for k in (0, 1):
-            for name, value in other["networks"][k].items():
-                assert torch.equal(one["networks"][k][name], value), (flags, name)
-
-
-def test_heads_train_on_one_thread_and_whole_networks_on_all(root, tmp_path):
-    threads = []
-
-    def hook(module, inputs):
-        if torch.is_grad_enabled():
-            threads.append((isinstance(module, nn.Linear), torch.get_num_threads()))
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    handle = nn.modules.module.register_module_forward_pre_hook(hook)
-    try:
-        assert train(root, tmp_path, "--num_epochs", "0", "--finetune_epochs", "1") == 0
-        assert torch.get_num_threads() == 2
-    finally:
-        handle.remove()
-        torch.set_num_threads(before)
-    assert (True, 1) in threads and (False, 2) in threads and (False, 1) not in threads
+def test_a_resumed_fine_tuning_is_bit_exact(root, straight, tuned, tmp_path):
+    shutil.copytree(straight, tmp_path / NAME)
+    for epochs in ("1", "2"):
+        assert train(root, tmp_path, "--finetune_epochs", epochs, "--resume") == 0
+    one, other = (
+        torch.load(folder / "last.pt", weights_only=True) for folder in (tmp_path / NAME, tuned)
+    )
+    assert one["epoch"] == 4
+    for part in ("networks", "optimizers", "method"):
+        assert_same(one[part], other[part], part)
 
 
 def test_a_fine_tuned_run_has_no_further_epochs_of_its_heads(root, tuned, capsys):
-    with pytest.raises(SystemExit):
-        train(root, tuned.parent, *FINE, "--num_epochs", "3", "--resume")
-    assert "--num_epochs 3 (the run has 2)" in capsys.readouterr().err
+    flags = ("--output", str(tuned.parent), *FINE, "--num_epochs", "3", "--resume")
+    assert "--num_epochs 3 (the run has 2)" in refusal(capsys, *paths_of(root), *flags)
 
 
 def test_evaluate_tests_checkpoints_of_both_stages(root, tuned, capsys):
-    for name in ("best.pt", "last.pt"):
-        assert train(root, tuned.parent, *FINE, "--evaluate", str(tuned / name)) == 0
-        line = next(t for t in capsys.readouterr().out.splitlines() if "test accuracy" in t)
-        measured = float(line.split("test accuracy ")[1].split()[0])
-        state = torch.load(tuned / name, weights_only=True)
-        if "epochs" not in state:
-            assert measured == round(state["accuracy"], 2)
+    assert_evaluate_prints_the_stored_accuracy(root, tuned, capsys, *FINE)
     assert smr.load(tuned / "last.pt").classes == list(COUNTS)
 
 
-def test_fine_tuning_needs_a_frozen_stage(root, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        train(root, tmp_path, "--freeze_backbone", "off", "--finetune_epochs", "1")
-    assert "--finetune_epochs: only after --freeze_backbone on" in capsys.readouterr().err
-
-
 def test_config_has_what_the_features_depend_on(root, straight):
-    config = json.loads((straight / "config.json").read_text())
     key = json.loads((straight / "features" / "key.json").read_text())
-    assert config["feature_views"] == key["views"] == 2
-    backbone = features.FrozenBackbone(ResNet18(3, 2))
+    assert json.loads((straight / "config.json").read_text())["features_of"] == key
     state = torch.load(root / "weights.pt", weights_only=True)
+    backbone = features.FrozenBackbone(ResNet18(3, 2))
     backbone.network.load_state_dict({k: v for k, v in state.items() if "linear" not in k})
-    assert key["weights"] == backbone.checksum()
+    assert key["views"] == 2 and key["weights"] == backbone.checksum()

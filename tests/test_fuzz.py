@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_cifar
+from helpers import stand_in_run, write_cifar
 from photos import write_animals
 
 import smr
@@ -95,22 +95,19 @@ def small_run(folder: Path):
     config = smr.configure(train_cifar.CifarConfig, **flags)
     loader = train_cifar.make_loader(config, torch.device("cpu"))
     pair = smr.new_pair(lambda: train_cifar.build_network(config), config, "cpu")
-    method = smr.new_method(config, pair, loader)
+    rows = [{"epoch": 0, "kind": "warm-up", "test/accuracy": 10.0}]
+    run = stand_in_run("train_cifar.py", config, loader, pair, rows)
     images, *_ = next(iter(loader.run("eval_train")))
     for network, optimizer in zip(pair.networks, pair.optimizers, strict=True):
         optimizer_step(network(images[:4]).sum() / 1000, optimizer)
-    method.co_divide()
-    rows = [{"epoch": 0, "kind": "warm-up", "test/accuracy": 10.0}]
-    state = checkpoints.training_state(
-        "train_cifar.py", 0, config, loader, pair, method, data_sha256="labels", rows=rows
-    )
-    checkpoints.save(state, folder / "last.pt")
+    run.method.co_divide()
+    checkpoints.save(checkpoints.training_state(run, 0), folder / "last.pt")
 
     def resume(path: Path) -> None:
         state = checkpoints.load_training_state(path)
         with checkpoints.fitting(path, "its configuration does not fit"):
             resumed(train_cifar.CifarConfig, state, {}, str(path))
-        checkpoints.restore(state, pair, method, loader, "labels", path)
+        checkpoints.restore(run, state, path)
 
     return folder / "last.pt", resume
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config, tiny_pair
+from helpers import stand_in_run, tiny_config, tiny_pair
 from photos import write_photos
 from PIL import Image
 
@@ -37,10 +37,7 @@ def save_checkpoint(path, loader, **flags):
                 module.running_mean.normal_(0, 0.1)
             if isinstance(module, torch.nn.Linear):
                 module.weight.data.mul_(8)
-    method = smr.new_method(config, pair, loader)
-    state = checkpoints.training_state(
-        *("train_folder.py", 0, config, loader, pair, method), data_sha256="", rows=[]
-    )
+    state = checkpoints.training_state(stand_in_run("train_folder.py", config, loader, pair), 0)
     state["config"] |= flags
     checkpoints.save(state, path)
     return pair.networks

@@ -334,7 +334,7 @@ def test_what_a_full_disk_does_not_take_leaves_the_older_checkpoint_and_the_run_
 def test_a_disk_full_from_the_start_is_one_line(tmp_path, capsys):
     with mock.patch("os.fsync", full_disk):
         said = refused(capsys, *TINY, "--output", tmp_path)
-    assert "No space left on device; make room, or use another --output" in said
+    assert "No space left on device; free some disk space, or use another --output" in said
 
 
 def test_a_file_elsewhere_that_cannot_be_read_is_not_told_to_make_room(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TinyNet, generator, tiny_config, tiny_loader, tiny_pair
+from helpers import TinyNet, generator, stand_in_run, tiny_config, tiny_loader, tiny_pair
 from runs import (
     KINDS,
     RUN_NAME,
@@ -28,8 +28,8 @@ from torch import nn
 from torch.optim import SGD
 from torch.testing import assert_close
 
-import smr
 import train_cifar
+from smr.logging.metrics_file import read_metrics
 from smr.run import checkpoints
 from smr.training import MOMENTUM
 
@@ -38,11 +38,10 @@ LAST = len(KINDS) - 1
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The folder of a run without an interruption, and the seconds that it took."""
+    """The folder of a run without an interruption."""
     output = tmp_path_factory.mktemp("uninterrupted")
-    started = time.monotonic()
     assert run_short(output) == 0
-    return output / RUN_NAME, time.monotonic() - started
+    return output / RUN_NAME
 
 
 def epochs_shown(log: str) -> list[int]:
@@ -52,19 +51,19 @@ def epochs_shown(log: str) -> list[int]:
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_without_a_stop(reference, tmp_path):
-    folder, seconds = reference
-    moments, numbers = random.Random(0), [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
-    log = tmp_path / "log.txt"
-    for number in numbers:
+    moments, folder, log = random.Random(0), tmp_path / RUN_NAME, tmp_path / "log.txt"
+    for number, epochs in ((signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGKILL, 3)):
         process = start(tmp_path, "--resume")
-        process.join(moments.uniform(0.1, seconds / 3))
+        while process.is_alive() and len(read_metrics(folder)) < epochs:
+            time.sleep(0.01)
+        process.join(moments.uniform(0, 0.2))
         assert process.exitcode is None, "it finished before it was hit"
         os.kill(process.pid, number)
         # SIGTERM before main() runs ends the process as it does any other.
         assert finish(process) == 128 + number, log.read_text()
     assert finish(start(tmp_path, "--resume")) == 0, log.read_text()
-    assert_same_run(tmp_path / RUN_NAME, folder)
-    assert not list((tmp_path / RUN_NAME).glob(".*.new"))
+    assert_same_run(folder, reference)
+    assert not list(folder.glob(".*.new"))
 
 
 class Stopped(BaseException):
@@ -99,14 +98,14 @@ def test_a_run_stopped_after_any_of_its_files_ends_as_one_without_a_stop(referen
         last = tmp_path / RUN_NAME / "last.pt"
         assert epoch == (checkpoints.load(last)["epoch"] if last.exists() else None), name
     assert run_short(tmp_path, "--resume") == 0
-    assert_same_run(tmp_path / RUN_NAME, reference[0], events=False)
+    assert_same_run(tmp_path / RUN_NAME, reference, events=False)
 
 
 @pytest.mark.parametrize(
     ("signal_name", "save_every", "stopped", "again"),
     [("SIGTERM", 1, 4, [4, 5]), ("SIGINT", 4, 3, [0, 1, 2, 3, 4, 5])],
 )
-def test_a_stopped_run_goes_on_from_its_last_checkpoint(
+def test_a_stopped_run_resumes_from_its_last_checkpoint(
     reference, tmp_path, capsys, signal_name, save_every, stopped, again
 ):
     number, handler = signal.Signals[signal_name], signal.getsignal(signal.SIGTERM)
@@ -121,25 +120,23 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(
     said = capsys.readouterr().out
     assert epochs_shown(said) == again
     assert (f"resumed after epoch {again[0] - 1}" in said) == bool(again[0])
-    assert_same_run(tmp_path / RUN_NAME, reference[0])
+    assert_same_run(tmp_path / RUN_NAME, reference)
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_a_uninterrupted_run_leaves_one_line_and_one_point_an_epoch(reference):
-    folder, _ = reference
-    rows = rows_of(folder)
+def test_an_uninterrupted_run_leaves_one_line_and_one_point_an_epoch(reference):
+    rows = rows_of(reference)
     assert [(row["epoch"], row["kind"]) for row in rows] == list(enumerate(KINDS))
-    assert len((folder / "acc.txt").read_text().splitlines()) == len(KINDS)
-    curves = events_of(folder)
+    assert len((reference / "acc.txt").read_text().splitlines()) == len(KINDS)
+    curves = events_of(reference)
     for tag in ("test/accuracy", "train/net2/loss", "test/best_accuracy"):
         assert curves[tag] == [(row["epoch"], pytest.approx(row[tag])) for row in rows]
 
 
 def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(reference):
-    folder, _ = reference
-    last = torch.load(folder / "last.pt", weights_only=True)
-    best = torch.load(folder / "best.pt", weights_only=True)
-    accuracies = [row["test/accuracy"] for row in rows_of(folder)]
+    last = torch.load(reference / "last.pt", weights_only=True)
+    best = torch.load(reference / "best.pt", weights_only=True)
+    accuracies = [row["test/accuracy"] for row in rows_of(reference)]
     assert last["epoch"] == LAST and last["accuracy"] == accuracies[-1]
     assert best["accuracy"] == max(accuracies)
     assert best["epoch"] == accuracies.index(max(accuracies))
@@ -150,48 +147,41 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_the_last_epoch(reference
     assert best["script"] == "train_cifar.py"
 
 
-def test_evaluate_gives_the_stored_accuracy_of_a_checkpoint_or_of_a_folder_s_last(
+def test_evaluate_prints_the_stored_accuracy_of_a_checkpoint_or_of_a_folder_s_last(
     reference, tmp_path, capsys
 ):
-    folder = Path(shutil.copytree(reference[0], tmp_path / RUN_NAME))  # for labels.csv is written
+    folder = Path(shutil.copytree(reference, tmp_path / RUN_NAME))  # for labels.csv is written
     for path, name in ((folder / "best.pt", "best.pt"), (folder, "last.pt")):
         state = torch.load(folder / name, weights_only=True)
         assert train_cifar.main(["--evaluate", str(path)]) == 0
-        said, accuracy = capsys.readouterr().out, f"{state['accuracy']:.2f} %"
-        begin = (
-            f"{folder / name}, epoch {state['epoch']}: test accuracy {accuracy} (stored {accuracy})"
-        )
-        assert said.startswith(begin)
-        row = rows_of(folder)[state["epoch"]]
-        assert (
-            f"network 1 {row['test/net1/accuracy']:.2f} %, "
+        accuracy, row = f"{state['accuracy']:.2f} %", rows_of(folder)[state["epoch"]]
+        assert capsys.readouterr().out.startswith(
+            f"{folder / name}, epoch {state['epoch']}: test accuracy {accuracy} (stored "
+            f"{accuracy}), network 1 {row['test/net1/accuracy']:.2f} %, "
             f"network 2 {row['test/net2/accuracy']:.2f} %; "
             f"macro precision {row['test/precision']:.2f} %, recall {row['test/recall']:.2f} %, "
             f"F1 {row['test/f1']:.2f} %\n"
-        ) in said
-    assert (folder / "labels.csv").read_text() == (reference[0] / "labels.csv").read_text()
+        )
+    assert (folder / "labels.csv").read_text() == (reference / "labels.csv").read_text()
 
 
-def test_a_run_that_is_resumed_with_more_epochs_is_the_longer_run(reference, tmp_path):
+def test_a_run_resumed_with_more_epochs_is_the_longer_run_and_once_finished_trains_no_more(
+    reference, tmp_path, capsys
+):
     assert run_short(tmp_path, "--num_epochs", "1") == 0
     folder = tmp_path / RUN_NAME
     assert train_cifar.main(["--resume", str(folder), "--num_epochs", str(LAST)]) == 0
-    assert_same_run(folder, reference[0])
-
-
-def test_resuming_a_finished_run_trains_no_more_and_changes_none_of_its_results(
-    reference, tmp_path, capsys
-):
-    folder = Path(shutil.copytree(reference[0], tmp_path / RUN_NAME))
+    capsys.readouterr()
     assert run_short(tmp_path, "--resume") == 0
-    assert epochs_shown(capsys.readouterr().out) == []
-    assert_same_run(folder, reference[0])
+    said = capsys.readouterr().out
+    assert epochs_shown(said) == [] and f"complete at epoch {LAST}" in said
+    assert_same_run(folder, reference)
 
 
 def test_a_run_stopped_while_it_writes_its_label_issues_writes_them_when_it_is_resumed(
     tmp_path, capsys
 ):
-    page = ("--num_epochs", "1", "--review", "3")
+    page, folder = ("--num_epochs", "0", "--review", "3"), tmp_path / RUN_NAME
 
     def interrupt(path):
         if path.name == "labels.html":
@@ -199,13 +189,10 @@ def test_a_run_stopped_while_it_writes_its_label_issues_writes_them_when_it_is_r
 
     with watched_disk(interrupt):
         assert run_short(tmp_path, *page) == 128 + signal.SIGINT
-    folder = tmp_path / RUN_NAME
     assert (folder / "labels.csv").exists() and not (folder / "labels.html").exists()
     capsys.readouterr()
     assert run_short(tmp_path, *page, "--resume") == 0
     assert "complete" not in capsys.readouterr().out and (folder / "labels.html").exists()
-    assert run_short(tmp_path, *page, "--resume") == 0
-    assert "complete at epoch 1" in capsys.readouterr().out
 
 
 # --- momentum in the other memory format ---
@@ -230,45 +217,31 @@ def steps(network: nn.Module, optimizer: SGD, numbers: range) -> None:
         optimizer.step()
 
 
-def saved_and_resumed(channels_last: bool) -> tuple[smr.Config, list[smr.Pair]]:
-    """A pair in this memory format, and one in the other."""
-    pairs = []
-    for each in (channels_last, not channels_last):
-        torch.manual_seed(1)
-        pairs.append(tiny_pair(tiny_config(lr=0.05, channels_last=each), TwoConvolutions))
-    return tiny_config(lr=0.05), pairs
-
-
-def after_unfused_sgd(network: nn.Module, config: smr.Config, numbers: range) -> nn.Module:
-    """A copy of the network in NCHW after these steps of plain SGD."""
-    network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-    sgd = {"lr": config.lr, "momentum": MOMENTUM, "weight_decay": config.weight_decay}
-    steps(network, SGD(network.parameters(), **sgd, foreach=False, fused=False), numbers)
-    return network
-
-
 @pytest.mark.parametrize("channels_last", [True, False], ids=["to NCHW", "to channels_last"])
 def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sgd(
     tmp_path, channels_last
 ):
-    loader, path = tiny_loader(), tmp_path / "last.pt"
-    config, (saved, resumed) = saved_and_resumed(channels_last)
-    expected = [after_unfused_sgd(network, config, range(4)) for network in saved.networks]
-    for network, optimizer in zip(saved.networks, saved.optimizers, strict=True):
-        steps(network, optimizer, range(2))
-    method = smr.new_method(config, saved, loader)
-    state = checkpoints.training_state(
-        "train_cifar.py", -1, config, loader, saved, method, data_sha256="labels", rows=[]
+    loader, path, config = tiny_loader(), tmp_path / "last.pt", tiny_config(lr=0.05)
+    saved, resumed = (
+        tiny_pair(tiny_config(lr=0.05, channels_last=each), TwoConvolutions)
+        for each in (channels_last, not channels_last)
     )
-    checkpoints.save(state, path)
-    state = checkpoints.load_training_state(path)
-    checkpoints.restore(state, resumed, method, loader, "labels", path)
-    for k, (network, optimizer) in enumerate(
-        zip(resumed.networks, resumed.optimizers, strict=True)
-    ):
+    expected = [
+        copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        for network in saved.networks
+    ]
+    for k in (0, 1):
+        sgd = {"lr": config.lr, "momentum": MOMENTUM, "weight_decay": config.weight_decay}
+        plain = SGD(expected[k].parameters(), **sgd, foreach=False, fused=False)
+        steps(expected[k], plain, range(4))
+        steps(saved.networks[k], saved.optimizers[k], range(2))
+    runs = [stand_in_run("", config, loader, pair) for pair in (saved, resumed)]
+    checkpoints.save(checkpoints.training_state(runs[0], -1), path)
+    checkpoints.restore(runs[1], checkpoints.load_training_state(path), path)
+    for k in (0, 1):
+        network, optimizer = resumed.networks[k], resumed.optimizers[k]
         assert optimizer.param_groups[0]["fused"]
-        weight = network.conv[2].weight
-        assert weight.is_contiguous() == channels_last
+        assert network.conv[2].weight.is_contiguous() == channels_last
         steps(network, optimizer, range(2, 4))
         for name, tensor in network.state_dict().items():
             assert_close(tensor, expected[k].state_dict()[name], rtol=1e-4, atol=1e-6)

@@ -11,14 +11,6 @@ from smr.methods.base import Method
 from smr.training import cross_entropy_epoch
 
 
-def keep_batch_norm(network: nn.Module) -> None:
-    """Keep the pre-trained batch norm statistics: those of few photos are noise."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-            module.train = lambda mode=True, module=module: module
-
-
 class FineTuning(Method):
     """Cross-entropy on the photos that are no label issues of the frozen stage.
 
@@ -30,8 +22,10 @@ class FineTuning(Method):
 
     def __init__(self, config, pair, loader, log=None):
         super().__init__(config, pair, loader, log)
-        for network in pair.networks:
-            keep_batch_norm(network)
+        for module in (each for network in pair.networks for each in network.modules()):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                # The pre-trained batch norm statistics stay: those of few photos are noise.
+                module.eval().train = lambda mode=True, module=module: module
 
     def use(self, clean_index: torch.Tensor) -> None:
         """Train on the photos at these positions, int64 [m]."""

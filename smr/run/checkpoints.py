@@ -5,8 +5,7 @@ Both load with torch.load(weights_only=True), so that reading a stranger's check
 
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smr import distributed
-from smr.config import Config
 from smr.data.cifar_files import Refused, load_archive
 from smr.data.loader import Loader
 from smr.errors import InputError, NonFiniteLoss
 from smr.files import atomic_write
-from smr.methods import Method
 from smr.training import Pair
 
 NETWORK_PARTS = (
@@ -30,8 +27,11 @@ NETWORK_PARTS = (
     *("accuracy", "images"),
 )
 TRAINING_PARTS = ("optimizers", "method", "random", "rows")
+# What a run holds itself after a resume.
+LARGE_PARTS = ("networks", "optimizers", "method", "random")
 # What `predict.py` needs to know of the images that the networks take.
 IMAGE_PARTS = ("class_names", "image_size", "mean", "std", "frame")
+DAMAGED, OTHER_NETWORK = "a damaged checkpoint", "holds another network than these flags make"
 
 
 def random_states(loader: Loader) -> dict:
@@ -70,31 +70,25 @@ def set_random_states(states: dict, loader: Loader) -> None:
         getattr(torch, device.type).set_rng_state(states["torch_device"])
 
 
-def training_state(
-    script: str,
-    epoch: int,
-    config: Config,
-    loader: Loader,
-    pair: Pair,
-    method: Method,
-    data_sha256: str,
-    rows: list[dict],
-) -> dict:
-    """The state after `epoch` (-1: before the first), with the rows of metrics.jsonl so far."""
+def training_state(run, epoch: int) -> dict:
+    """The state of a `Run` after `epoch` (-1: before the first), with the rows of metrics.jsonl.
+
+    Of `run` it reads script, config, loader, pair, method, data_sha256 and rows.
+    """
     return {
-        "script": script,
+        "script": run.script,
         "epoch": epoch,
-        "config": asdict(config),
-        "device": loader.generator.device.type,
+        "config": asdict(run.config),
+        "device": run.loader.generator.device.type,
         "world_size": distributed.world_size(),
-        "data_sha256": data_sha256,
-        "networks": [network.state_dict() for network in pair.networks],
-        "accuracy": rows[-1]["test/accuracy"] if rows else 0.0,
-        "images": {name: getattr(loader.info, name) for name in IMAGE_PARTS},
-        "optimizers": [optimizer.state_dict() for optimizer in pair.optimizers],
-        "method": method.state_dict(),
-        "random": random_states(loader),
-        "rows": rows,
+        "data_sha256": run.data_sha256,
+        "networks": [network.state_dict() for network in run.pair.networks],
+        "accuracy": run.rows[-1]["test/accuracy"] if run.rows else 0.0,
+        "images": {name: getattr(run.loader.info, name) for name in IMAGE_PARTS},
+        "optimizers": [optimizer.state_dict() for optimizer in run.pair.optimizers],
+        "method": run.method.state_dict(),
+        "random": random_states(run.loader),
+        "rows": run.rows,
     }
 
 
@@ -111,32 +105,27 @@ def fitting(path: Path, what: str) -> Iterator[None]:
         raise InputError(f"{path}: {what} ({reason})") from error
 
 
-def refuse_other_data(state: dict, data_sha256: str, path: Path) -> None:
-    """Raise InputError if the checkpoint's run had other labels, files or class names."""
-    if state["data_sha256"] != data_sha256:
+def restore(run, state: dict, path: Path) -> None:
+    """Restore a `training_state`, or networks alone. Raises InputError if it does not fit."""
+    if state["data_sha256"] != run.data_sha256:
         raise InputError(
             f"{path}: the labels, images or classes are not those of this run: files were added, "
             "changed, moved or removed, or --noise_file is another; put them back, or start a new "
             "run with another --id"
         )
-
-
-def restore(
-    state: dict, pair: Pair, method: Method, loader: Loader, data_sha256: str, path: Path
-) -> None:
-    """Restore a `training_state`. Raises InputError if it does not fit."""
-    refuse_other_data(state, data_sha256, path)
-    restore_networks(state, pair, path)
-    with fitting(path, "a damaged checkpoint"):
-        method.load_state_dict(state["method"])
-        for optimizer, saved in zip(pair.optimizers, state["optimizers"], strict=True):
+    restore_networks(state, run.pair, path)
+    if "optimizers" not in state:
+        return
+    with fitting(path, DAMAGED):
+        run.method.load_state_dict(state["method"])
+        for optimizer, saved in zip(run.pair.optimizers, state["optimizers"], strict=True):
             restore_momentum(optimizer, saved)
-        set_random_states(state["random"], loader)
+        set_random_states(state["random"], run.loader)
 
 
 def restore_networks(state: dict, pair: Pair, path: Path) -> None:
     """Restore a checkpoint's networks. Raises InputError if they do not fit."""
-    with fitting(path, "holds another network than these flags make"):
+    with fitting(path, OTHER_NETWORK):
         for network, saved in zip(pair.networks, state["networks"], strict=True):
             network.load_state_dict(saved)
     try:
@@ -181,11 +170,11 @@ def write_checkpoints(
     If the disk is full the older file stays, and a note says so. Args: whole, the state dict of the
     whole network with a head's, if the state holds heads: `best.pt` has whole networks.
     """
-    contents = {"last.pt": state} if last else {}
+    contents = {}
     if state["epoch"] in best_epochs:
-        contents = {
-            "best.pt": best_networks(state, best_epochs, folder / "best.pt", whole)
-        } | contents
+        contents["best.pt"] = best_networks(state, best_epochs, folder / "best.pt", whole)
+    if last:
+        contents["last.pt"] = state
     notes = []
     for name, content in contents.items():
         try:
@@ -207,10 +196,9 @@ def best_networks(
     """
     best = {name: state[name] for name in NETWORK_PARTS}
     best["networks"] = [whole(network) if whole else network for network in state["networks"]]
-    is_best = [epoch == state["epoch"] for epoch in best_epochs]
-    if not all(is_best) and path.exists():
-        pairs = zip(is_best, best["networks"], load(path)["networks"], strict=True)
-        best["networks"] = [latest if newer else older for newer, latest, older in pairs]
+    if len(set(best_epochs)) > 1 and path.exists():
+        older = 1 - best_epochs.index(state["epoch"])
+        best["networks"][older] = load(path)["networks"][older]
         best["epochs"] = best_epochs
     return best
 
@@ -235,9 +223,9 @@ def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except Refused as error:
         raise InputError(f"{path}: no checkpoint: {error}") from error
-    if isinstance(state, dict) and "optimizers" in parts and "optimizers" not in state:
-        raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
     lacking = [name for name in parts if not isinstance(state, dict) or name not in state]
+    if lacking == list(TRAINING_PARTS):
+        raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
     if lacking:
         raise InputError(
             f"{path}: no checkpoint of this version of the project: it lacks {', '.join(lacking)}"
@@ -248,56 +236,21 @@ def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
 def load_training_state(path: Path) -> dict:
     """The content of a `last.pt`. Raises InputError."""
     state = load(path, NETWORK_PARTS + TRAINING_PARTS)
-    with fitting(path, "a damaged checkpoint"):
+    with fitting(path, DAMAGED):
         if [row["epoch"] for row in state["rows"]] != list(range(state["epoch"] + 1)):
             raise ValueError("it lacks epochs of metrics.jsonl")
     return state
 
 
-def copied(state: dict) -> dict:
-    """A copy of the state with its tensors in host memory: training changes the originals in place.
+def copied(state):
+    """A copy of nested dicts, lists and tuples with their tensors in host memory.
 
-    CUDA tensors are copied into pinned memory, all of them before the device is waited for.
+    Training changes the originals in place.
     """
-    copy = _copied(state)
-    if torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()
-    return copy
-
-
-def _copied(value):
-    if isinstance(value, Tensor):
-        host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-        return host.copy_(value, non_blocking=value.is_cuda)
-    if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(one) for one in value)
-    return value
-
-
-class BackgroundWriter:
-    """Writes one checkpoint at a time in a thread, while training continues.
-
-    Notes and exceptions of a write come out of the `wait` after it.
-    """
-
-    def __init__(self, note: Callable[[str], None]):
-        self.note = note
-        self.thread = ThreadPoolExecutor(1)
-        self.pending: Future[Iterable[str]] | None = None
-
-    def start(self, write: Callable[[], Iterable[str]]) -> None:
-        """Start `write`, which returns notes."""
-        self.pending = self.thread.submit(write)
-
-    def wait(self) -> None:
-        """Wait for the write that was started last."""
-        pending, self.pending = self.pending, None
-        for line in pending.result() if pending else ():
-            self.note(line)
-
-    def close(self) -> None:
-        """Wait for the last write, and end the thread."""
-        with self.thread:  # which waits even if a signal interrupts the next line
-            self.wait()
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied(value) for value in state)
+    return state

@@ -1,8 +1,9 @@
 """A run: its configuration, folder and checkpoints, and what each epoch writes."""
 
+import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -29,8 +30,6 @@ from smr.methods.finetune import FineTuning
 from smr.run import checkpoints, messages, run_dir
 from smr.training import Pair, new_pair
 
-# What the networks start from, if a checkpoint holds them.
-FROM_CHECKPOINT = {"pretrained": False, "weights": ""}
 # Pixels of images on which a second CPU thread does not pay.
 TINY_IMAGE = 16 * 16
 
@@ -46,24 +45,25 @@ class Run:
 
     def __init__(self, config_class: type[Config], usage: str, argv: list[str] | None):
         self.given, self.action = parse(config_class, usage, argv)
-        self.config_class, self.script = config_class, script_of(config_class)
-        # The checkpoint to start from, and the rows of metrics.jsonl until then.
-        self.state: dict | None = None
+        self.config_class, self.script = config_class, Path(inspect.getfile(config_class)).name
+        # The rows of metrics.jsonl.
         self.rows: list[dict] = []
-        # With --freeze_backbone: the backbone, and what its features depend on.
+        # With --freeze_backbone: the backbone, until fine-tuning; the folder of its features.
         self.frozen: features.FrozenBackbone | None = None
-        self.features_key: dict = {}
-        # TensorBoard's pictures of the label issues, once these are written.
-        self.pictures: dict | None = None
+        self.features_folder: Path | None = None
         # Rank 0 writes; the other ranks have no record.
         self.record: RunRecord | None = None
-        self.exit_stack = ExitStack()
+        self.written: Future[list[str]] | None = None
+        self.pictures: dict = {}
+        self.threads, self.exit_stack = torch.get_num_threads(), ExitStack()
 
     def __enter__(self) -> "Run":
         with self.exit_stack:
+            self.exit_stack.callback(torch.set_num_threads, self.threads)
             values, self.checkpoint_path, self.state = distributed.from_rank_zero(self.open)
             self.folder = self.checkpoint_path.parent
             self.config = configure(self.config_class, **values)
+            self.fine_tuning = bool(self.state) and self.state["epoch"] > self.config.num_epochs
             gpuid = distributed.local_rank() if distributed.launched() else self.config.gpuid
             self.device = devices.find_device(self.config.device, gpuid)
             if distributed.world_size() > 1 and self.device.type == "mps":
@@ -80,28 +80,28 @@ class Run:
         Locks the run folder.
         """
         action = self.action
-        if action.evaluate:
-            path = checkpoints.path_of(action.evaluate)
-            state = checkpoints.load(path)
-            return asdict(self.config_of(state, path)), path, state
-        if isinstance(action.resume, str):
-            path = checkpoints.path_of(action.resume)
+        if action.evaluate or isinstance(action.resume, str):
+            path = checkpoints.path_of(action.evaluate or action.resume)
         else:
             config = configure(self.config_class, **self.given)
             path = Path(config.output) / run_dir.run_name(config) / "last.pt"
-        self.exit_stack.enter_context(run_dir.locked(path.parent))
-        if action.resume and path.exists():
-            state = checkpoints.load_training_state(path)
-            return asdict(self.config_of(state, path)), path, state
-        run_dir.refuse_to_lose(path.parent, action)
-        return asdict(config), path, None
-
-    def config_of(self, state: dict, path: Path) -> Config:
-        """The configuration of a checkpoint's run with the flags of the command line."""
+        if not action.evaluate:
+            self.exit_stack.enter_context(run_dir.locked(path.parent))
+        if not action.evaluate and not (action.resume and path.exists()):
+            run_dir.refuse_to_lose(path.parent, action)
+            return asdict(config), path, None
+        load = checkpoints.load if action.evaluate else checkpoints.load_training_state
+        state = load(path)
         if state["script"] != self.script:
             raise InputError(f"{path}: a run of {state['script']}; use that script")
         with checkpoints.fitting(path, "its configuration does not fit"):
-            return resumed(self.config_class, state, self.given, str(path))
+            config = resumed(self.config_class, state, self.given, str(path))
+        return asdict(config), path, state
+
+    @property
+    def stage_config(self) -> Config:
+        """The configuration, with fine-tuning's own hyperparameters while it fine-tunes."""
+        return replace(self.config, **FineTuning.DEFAULTS) if self.fine_tuning else self.config
 
     def load(self, make_loader: Callable[[Config, torch.device], Loader]) -> Loader:
         """The loader of the configuration. Seeds Python, NumPy and torch, for the networks."""
@@ -111,6 +111,7 @@ class Run:
         if len(set(distributed.all_gather(self.data_sha256))) > 1:
             raise InputError("torchrun: the machines hold different training data")
         devices.seed_everything(self.config.seed)
+        devices.prepare_process(self.device, self.config.amp)
         return self.loader
 
     def freeze_backbone(
@@ -123,52 +124,39 @@ class Run:
         all runs on the same photos, whatever their labels.
         """
         config, weights = self.config, self.folder / features.FOLDER / "backbone.pt"
-        evaluates_whole = self.action.evaluate and self.state["epoch"] > config.num_epochs
-        if not config.freeze_backbone or evaluates_whole:
+        if config.freeze_backbone:
+            self.features_folder = shared or weights.parent
+        if not config.freeze_backbone or self.fine_tuning:
             return self.loader
         self.photos = self.loader
-        devices.prepare_process(self.device, config.amp)
         # Without a checkpoint the file is an earlier run's.
-        stored = self.state is not None and distributed.from_rank_zero(weights.exists)
-        start = from_checkpoint(config) if stored else config
+        stored = bool(self.state) and distributed.from_rank_zero(weights.exists)
+        start = without_weights(config) if stored else config
         network = distributed.one_by_one(partial(build_network, start))
         self.frozen = features.FrozenBackbone(network)
         if stored:
-            with checkpoints.fitting(weights, "holds another network than these flags make"):
+            with checkpoints.fitting(weights, checkpoints.OTHER_NETWORK):
                 network.load_state_dict(torch.load(weights, weights_only=True))
         elif distributed.is_rank_zero():
             weights.parent.mkdir(parents=True, exist_ok=True)
             checkpoints.save(network.state_dict(), weights)
-        labels_sha256, photos_sha256 = self.data_sha256.split()
-        key = {
-            "data": photos_sha256 if shared else f"{labels_sha256} {photos_sha256}",
-            "weights": self.frozen.checksum(),
-            "views": config.feature_views,
-        }
-        self.loader.info.data_notes.append(
-            f"features: the plain and {config.feature_views} augmented views of each image, "
-            f"weights sha256 {key['weights']}"
+        self.loader = self.frozen.extract(
+            self.photos,
+            views=config.feature_views,
+            folder=self.features_folder,
+            data=self.data_sha256.split()[1] if shared else self.data_sha256,
+            amp=config.amp,
         )
-        self.features_key = key
-        network.to(self.device, memory_format=torch.channels_last)
-        folder = shared or weights.parent
-        self.loader = features.extract(
-            network, self.loader, config.feature_views, folder, key, config.amp
-        )
-        self.frozen.scale = self.loader.scale
         devices.seed_everything(config.seed)  # the same draws whether they were computed or read
         return self.loader
 
     def new_pair(self, build_network: Callable[[Config], nn.Module]) -> Pair:
         """Two networks and their optimizers, compiled if the configuration says so."""
-        config = self.config
-        devices.prepare_process(self.device, config.amp)
-        start = from_checkpoint(config) if self.state else config
         height, width = self.loader.info.image_size
-        self.threads = torch.get_num_threads()
-        if self.frozen or height * width <= TINY_IMAGE:
-            torch.set_num_threads(1)
-            self.exit_stack.callback(torch.set_num_threads, self.threads)
+        is_small = self.frozen or height * width <= TINY_IMAGE
+        torch.set_num_threads(1 if is_small else self.threads)
+        config = self.stage_config
+        start = without_weights(config) if self.state or self.fine_tuning else config
 
         def build() -> nn.Module:
             network = self.frozen.new_head() if self.frozen else build_network(start)
@@ -176,50 +164,42 @@ class Run:
 
         # One rank after the other: pre-trained weights are downloaded once.
         self.pair = new_pair(partial(distributed.one_by_one, build), config, self.device)
-        if config.compile:
+        if config.compile and not self.fine_tuning:
             torch.compiler.reset()  # of another pair in this process
             # Views and large images; the peer's two views and a warm-up batch; a mixed batch.
-            batch_sizes = {config.batch_size, config.batch_size // distributed.world_size()}
+            batch_sizes = config.batch_size, config.batch_size // distributed.world_size()
             sizes = [factor * size for factor in (1, 2, 4) for size in batch_sizes]
             for network in self.pair.networks:
                 devices.compile_network(network, [*sizes, SCORING_BATCH])
         return self.pair
 
     def new_method(self, pair: Pair, loader: Loader) -> Method:
-        """The method of the configuration, and with --resume its state and the networks'."""
-        self.method = new_method(self.config, pair, loader)
+        """The method of the configuration; a checkpoint's state, and its networks' in the pair."""
+        make = FineTuning if self.fine_tuning else new_method
+        self.method = make(self.stage_config, pair, loader)
         if self.state:
             distributed.one_by_one(self.restore)
         if distributed.is_rank_zero() and not self.action.evaluate:
             if not self.rows:
                 run_dir.clear(self.folder)
-            self.record = RunRecord(self.folder, self.config, self.loader, self.rows)
+            self.record = RunRecord(self.folder, self.config, loader, self.rows)
             self.exit_stack.callback(self.record.close)
             self.method.log = self.record.log
         return self.method
 
     def restore(self) -> None:
-        """Restore the checkpoint, all of it or, with --evaluate, what there is to test."""
-        state, path = self.with_heads(self.state), self.checkpoint_path
-        if not self.action.evaluate and self.frozen and state["epoch"] > self.config.num_epochs:
-            self.rows = state["rows"]  # `fine_tune` restores the whole networks
-        elif not self.action.evaluate:
-            checkpoints.restore(state, self.pair, self.method, self.loader, self.data_sha256, path)
-            self.rows = state["rows"]
-            self.state = {"world_size": state["world_size"]}  # the networks hold the rest now
-        else:
-            checkpoints.refuse_other_data(state, self.data_sha256, path)
-            checkpoints.restore_networks(state, self.pair, path)
-            if "method" in state and state["epoch"] <= self.config.num_epochs:
-                with checkpoints.fitting(path, "a damaged checkpoint"):
-                    self.method.load_state_dict(state["method"])
+        """Restore the checkpoint; its description remains in `state`."""
+        checkpoints.restore(self, self.with_heads(self.state), self.checkpoint_path)
+        if not self.action.evaluate:
+            self.rows = self.state["rows"]
+        for name in checkpoints.LARGE_PARTS:
+            self.state.pop(name, None)
 
     def with_heads(self, state: dict) -> dict:
         """A checkpoint's state, with the heads of whole networks if the backbone is frozen."""
-        if not self.frozen or state["epoch"] > self.config.num_epochs:
+        if not self.frozen:
             return state
-        heads = [self.frozen.head_state(network) for network in state["networks"]]
-        return state | {"networks": heads}
+        return state | {"networks": list(map(self.frozen.head_state, state["networks"]))}
 
     def epochs(self) -> Iterator[int]:
         """The epochs to train; before the first one, the log's first lines and a checkpoint."""
@@ -228,76 +208,49 @@ class Run:
         )
         if self.action.evaluate or self.was_complete:
             return
-        first = len(self.rows)
         if self.record:
             self.begin()
-        yield from range(first, self.config.last_epoch + 1)
+        yield from range(len(self.rows), self.config.last_epoch + 1)
 
     def fine_tune(
         self, build_network: Callable[[Config], nn.Module]
     ) -> tuple[Pair, Loader, Method]:
         """Whole networks on the photos, in the place of heads on features, and their method.
 
-        Before, the heads' label issues are written. With --resume the networks are restored.
+        Before, the heads' label issues are written.
         """
-        heads, frozen = self.pair, self.frozen
-        resumes = len(self.rows) > self.config.num_epochs + 1
-        clean = None if resumes else self.write_lists()
-        self.frozen = None
-        torch.set_num_threads(self.threads)
-        config = replace(self.config, **FineTuning.DEFAULTS)
-        self.loader, start = self.photos, from_checkpoint(config)
-        build = partial(distributed.one_by_one, partial(build_network, start))
-        self.pair = new_pair(build, config, self.device)
-        method = FineTuning(config, self.pair, self.loader, self.method.log)
-        self.method = method
-        if resumes:
-            self.pictures, path = {}, self.checkpoint_path
-            checkpoints.restore(self.state, self.pair, method, self.loader, self.data_sha256, path)
-        else:
-            for network, head in zip(self.pair.networks, heads.networks, strict=True):
-                network.load_state_dict(frozen.whole_state(head.state_dict()))
-            method.use(clean)
-        return self.pair, self.loader, method
+        heads, frozen, clean_index = self.pair, self.frozen, self.write_lists()
+        self.frozen, self.loader, self.fine_tuning = None, self.photos, True
+        self.new_pair(build_network)
+        for network, head in zip(self.pair.networks, heads.networks, strict=True):
+            network.load_state_dict(frozen.whole_state(head.state_dict()))
+        self.method = FineTuning(self.stage_config, self.pair, self.loader, self.method.log)
+        self.method.use(clean_index)
+        return self.pair, self.loader, self.method
 
     def begin(self) -> None:
         """Write what a run writes before its first epoch. Raises OSError."""
-        loader = self.loader
         self.write_config()
         messages.introduce(self)
         if not self.rows:
-            if loader.clean_labels is not None:
-                labels = label_list(loader.noisy_labels.tolist(), loader.info.dropped_images)
+            if self.loader.clean_labels is not None:
+                labels = self.loader.noisy_labels.tolist()
+                labels = label_list(labels, self.loader.info.dropped_images)
                 write_text(self.folder / "noisy_labels.json", json.dumps(labels))
-            checkpoints.save(self.training_state(-1), self.folder / "last.pt")
-        self.writer = checkpoints.BackgroundWriter(self.record.log.line)
-        self.exit_stack.callback(self.writer.close)
+            checkpoints.save(checkpoints.training_state(self, -1), self.folder / "last.pt")
+        # The last write ends with the run, even if the run is interrupted while it waits.
+        self.writer = self.exit_stack.enter_context(ThreadPoolExecutor(1))
+        self.exit_stack.callback(self.finish_writing)
         self.record.header()
-
-    def training_state(self, epoch: int) -> dict:
-        """`checkpoints.training_state` of this run."""
-        return checkpoints.training_state(
-            script=self.script,
-            epoch=epoch,
-            config=self.config,
-            loader=self.loader,
-            pair=self.pair,
-            method=self.method,
-            data_sha256=self.data_sha256,
-            rows=self.rows,
-        )
 
     def write_config(self, **results: object) -> None:
         """Write config.json: flags, dataset, versions, and at the end results."""
-        machine = {
-            "versions": devices.versions(),
-            "hardware": devices.hardware(self.device),
-            "world_size": distributed.world_size(),
-        }
-        if self.features_key:
-            machine["features_of"] = self.features_key
-        described = asdict(self.config) | asdict(self.loader.info) | machine | results
-        write_json(self.folder / "config.json", described)
+        content = asdict(self.config) | asdict(self.loader.info)
+        content |= {"versions": devices.versions(), "hardware": devices.hardware(self.device)}
+        content |= {"world_size": distributed.world_size()}
+        if self.features_folder:
+            content["features_of"] = features.read_key(self.features_folder)
+        write_json(self.folder / "config.json", content | results)
 
     def log(self, trained: TrainedEpoch, tests: dict[str, Test]) -> None:
         """Add an epoch to the console, metrics.jsonl, acc.txt, stats.txt and TensorBoard."""
@@ -310,12 +263,18 @@ class Run:
             return
         best_epochs = self.record.best_epochs
         due = (epoch + 1) % self.config.save_every == 0 or epoch == self.config.last_epoch
-        self.writer.wait()  # before the next copy: one copy is in memory at most
+        self.finish_writing()  # before the next copy: one copy is in memory at most
         if due or epoch in best_epochs:
-            state = checkpoints.copied(self.training_state(epoch))
+            state = checkpoints.copied(checkpoints.training_state(self, epoch))
             whole = self.frozen.whole_state if self.frozen else None
             write = checkpoints.write_checkpoints
-            self.writer.start(partial(write, state, self.folder, best_epochs, due, whole))
+            self.written = self.writer.submit(write, state, self.folder, best_epochs, due, whole)
+
+    def finish_writing(self) -> None:
+        """Wait for the checkpoints that are being written; log which were not. Raises OSError."""
+        written, self.written = self.written, None
+        for note in written.result() if written else ():
+            self.record.log.line(note)
 
     def report_label_issues(self) -> None:
         """Write the label issues and the last figures; with --evaluate, test the checkpoint."""
@@ -326,18 +285,15 @@ class Run:
             return
         if self.action.evaluate:
             messages.print_test(self)
-        elif self.record:
-            self.writer.wait()
-        if self.pictures is None:
             self.write_lists()
-        if self.action.evaluate:
             return
-        results = {"ended": True}
-        if self.config.SELECT_ON:
-            results["selected_accuracy"] = self.test_selected()
+        self.finish_writing()
+        if not self.fine_tuning:
+            self.write_lists()
+        results = {"selected_accuracy": self.test_selected()} if self.config.SELECT_ON else {}
         if self.record:
-            self.record.finish(self.pictures, results.get("selected_accuracy"))
-            self.write_config(**results)
+            self.record.finish(self.pictures, *results.values())
+            self.write_config(ended=True, **results)
 
     def write_lists(self) -> torch.Tensor:
         """Compute the label issues, and on rank 0 write them; the positions of the other images.
@@ -363,11 +319,7 @@ class Run:
         return figures["accuracy"]
 
 
-def script_of(config_class: type[Config]) -> str:
-    """The file name of the script that defines a configuration class."""
-    return Path(sys.modules[config_class.__module__].__file__).name
-
-
-def from_checkpoint(config: Config) -> Config:
+def without_weights(config: Config) -> Config:
     """The configuration of networks whose weights a checkpoint will replace."""
-    return replace(config, **{k: v for k, v in FROM_CHECKPOINT.items() if hasattr(config, k)})
+    has_weights = hasattr(config, "pretrained")
+    return replace(config, pretrained=False, weights="") if has_weights else config

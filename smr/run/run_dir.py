@@ -8,7 +8,6 @@ from pathlib import Path
 
 from smr.config import Config
 from smr.errors import InputError
-from smr.features import FOLDER
 from smr.flags import Action
 from smr.label_issues import report
 
@@ -40,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if [entry.name for entry in folder.iterdir()] == [lock.name]:
+                if list(folder.iterdir()) == [lock]:
                     shutil.rmtree(folder)
                     with suppress(OSError):  # it holds other runs
                         folder.parent.rmdir()
@@ -49,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         path = Path(error.filename or folder)
         inside = path.is_relative_to(folder) or folder.is_relative_to(path)
-        advice = "; make room, or use another --output" if inside else ""
+        advice = "; free some disk space, or use another --output" if inside else ""
         raise InputError(f"{path}: {error.strerror or error}{advice}") from error
 
 
@@ -84,11 +83,7 @@ def refuse_to_lose(folder: Path, action: Action) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Delete the run in this folder, except the lock and features. Raises OSError."""
-    for entry in folder.iterdir() if holds_run(folder) else ():
-        if entry.name in (".lock", FOLDER):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    """Delete the files of the run in this folder, except the lock. Raises OSError."""
+    for path in folder.iterdir() if holds_run(folder) else ():
+        if path.is_file() and path.name != ".lock":
+            path.unlink()
