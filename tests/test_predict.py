@@ -234,7 +234,7 @@ def test_a_closed_pipe_ends_it_quietly(photos, checkpoint, monkeypatch, capsys):
 
 def test_the_rows_so_far_are_kept_if_it_is_interrupted(photos, checkpoint, tmp_path, capsys):
     output = tmp_path / "p.csv"
-    model, paths = smr.load(checkpoint), predict.files_of([photos / "training"], {})
+    model, paths = smr.load(checkpoint), predict.files_of([photos / "training"])[0]
     written = []
 
     def stop(*_):  # at the second batch
@@ -245,7 +245,6 @@ def test_the_rows_so_far_are_kept_if_it_is_interrupted(photos, checkpoint, tmp_p
     model.register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt), predict.table_file(output) as file:
         predict.predict(model, paths, 3, file, {})
-    assert "the rows so far are in" in capsys.readouterr().err
     rows = read_table(tmp_path / "p.csv.part")
     assert [row["file"] for row in rows] == paths[:3]
     assert not output.exists()
