@@ -2,17 +2,15 @@
 
 import csv
 import io
-import json
 
 import numpy as np
 import pytest
+from helpers import finish_by_hand
 
 from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.errors import InputError
-from smr.label_issues import report
 from smr.label_issues.corrections import ClassNames, read_corrections, read_run
-from smr.label_issues.scores import LabelIssues
 
 NAMES = ["5.1", "5.10", "00000", "1-2", "Käse", "NA", "true", "123456789012", "-x", "1,000"]
 # What Excel makes of such cells in English and in German, where ; separates.
@@ -30,11 +28,7 @@ def run(tmp_path):
     files = [f"training/{NAMES[label]}/{i}.png" for i, label in enumerate(labels)]
     data = ImageData(images, labels, images[:2], labels[:2], NAMES, None, files)
     loader = MemoryLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
-    pred_probs = np.eye(len(NAMES), dtype=np.float32)[labels]
-    issues = LabelIssues(np.arange(len(labels)), labels, pred_probs, np.ones((2, len(labels))))
-    report.write_list(issues, loader, tmp_path, None)
-    (tmp_path / "config.json").write_text(json.dumps({"train_images": len(labels)}))
-    return read_run(tmp_path)
+    return read_run(finish_by_hand(loader, tmp_path, None, {}))
 
 
 def rewritten(
@@ -72,9 +66,8 @@ def test_one_edit_is_one_correction_whatever_a_spreadsheet_does_to_the_others(ru
 
 
 def test_a_list_of_edited_rows_alone_has_their_corrections_and_no_unknown_class(run):
-    assert rewritten(run, {}, {0: (3, "Käse"), 12: (3, "1-2"), 44: (2, "0")}, only=True) == {
-        **{0: 4, 12: 3, 44: 0}
-    }
+    changes = {0: (3, "Käse"), 12: (3, "1-2"), 44: (2, "0")}
+    assert rewritten(run, {}, changes, only=True) == {0: 4, 12: 3, 44: 0}
     with pytest.raises(InputError, match=r"row 2: 'cow': the run has no such class"):
         rewritten(run, {}, {44: (3, "cow")}, only=True)
 
