@@ -321,15 +321,6 @@ def test_classes_without_a_folder_above_are_corrected_and_trained_on_again(tmp_p
     assert contents(photos) == before
 
 
-def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path):
-    photos = write_photos(tmp_path / "photos", {"2023": 3}, part="train/cat")
-    write_photos(photos, {"dog": 3, "fox": 1}, part="train")
-    write_photos(photos, {"cat": 1}, part="test")
-    run, _ = folder_run(photos, tmp_path, {3: 0, 4: 2})
-    assert call(run, "--accept", 2) == 0
-    assert (photos / "train/cat/0.png").exists() and (photos / "train/fox/1.png").exists()
-
-
 def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_path):
     root = write_animals(tmp_path, "classes")
     loader = animal_dataloader(root, 8, 1)
@@ -340,21 +331,21 @@ def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_pat
     assert not listed.info.labels_in_paths
 
 
-def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
-    root = write_animals(tmp_path, "binary")
-    first, run = animal_dataloader(root, 8, 1), tmp_path / "run"
-    finish_by_hand(first, run, root, {0: 7}, "animal10N")
-    given, files = first.noisy_labels.tolist(), first.files
-    assert call(run, corrections_of(run, {0: "orangutan", 2: ""})) == 0
-    second = animal_dataloader(root, 8, 1, noise_file=run / "corrected_labels.json")
-    assert second.noisy_labels.tolist() == [7, given[1], *given[3:]]
-    assert second.files == [files[0], files[1], *files[3:]]
-    kept = [0, 1, *range(3, len(given))]
-    np.testing.assert_array_equal(
-        second.thumbnails(np.arange(len(kept))), first.thumbnails(np.array(kept))
-    )
-    assert second.info.dropped_images == [2]
-    assert "--noise_file drops 1 training images" in second.info.data_notes
+def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path):
+    photos = write_photos(tmp_path / "photos", {"2023": 3}, part="train/cat")
+    write_photos(photos, {"dog": 3, "fox": 1}, part="train")
+    write_photos(photos, {"cat": 1}, part="test")
+    run, _ = folder_run(photos, tmp_path, {3: 0, 4: 2})
+    assert call(run, "--accept", 2) == 0
+    assert (photos / "train/cat/0.png").exists() and (photos / "train/fox/1.png").exists()
+
+
+def write_binary(root):
+    return write_animals(root, "binary")
+
+
+def animals(root, noise_file=""):
+    return animal_dataloader(root, 8, 1, noise_file=noise_file)
 
 
 def webvision(root, noise_file=""):
@@ -367,7 +358,11 @@ def clothing(root, noise_file=""):
 
 @pytest.mark.parametrize(
     ("dataset", "write", "loader_of"),
-    [("webvision", write_webvision, webvision), ("clothing1M", write_clothing, clothing)],
+    [
+        ("webvision", write_webvision, webvision),
+        ("clothing1M", write_clothing, clothing),
+        ("animal10N", write_binary, animals),
+    ],
 )
 def test_photos_with_lists_stay_and_training_takes_the_new_list(
     tmp_path, dataset, write, loader_of
@@ -385,52 +380,38 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     second = loader_of(root, run / "corrected_labels_2.json")
     assert second.noisy_labels.tolist() == [2, *given[2:]]
     assert second.files == first.files[1:] and second.info.dropped_images == [0]
-
-
-def test_a_photo_that_could_not_be_lists_is_dropped_from_the_list_of_labels(tmp_path):
-    root, run = write_webvision(tmp_path / "data"), tmp_path / "run"
-    first = webvision(root)
-    given = first.noisy_labels.tolist()
-    finish_by_hand(first, run, root, {}, "webvision")
-    lists = json.loads((run / "labels.json").read_text())
-    for name in ("index", "labels", "files"):
-        del lists[name][5]  # as if it could not be decoded in the scoring pass
-    (run / "labels.json").write_text(json.dumps(lists))
-    assert call(run, corrections_of(run, {7: ""})) == 0
-    found = json.loads((run / "corrected_labels.json").read_text())
-    assert found == [*given[:5], None, given[6], None, *given[8:]]
+    assert "--noise_file drops 1 training images" in second.info.data_notes
+    one, other = second.thumbnails(np.arange(9)), first.thumbnails(np.arange(1, 10))
+    np.testing.assert_array_equal(one, other)
 
 
 def digits(noise_file="") -> cifar_dataloader:
     return cifar_dataloader("digits", 0.5, "sym", 64, 0, "", None, noise_file, seed=1)
 
 
-def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_path):
-    first, run = digits(), tmp_path / "run"
-    finish_by_hand(first, run, "", {}, "digits")
+def test_digits_get_a_label_file_that_training_takes_and_a_second_round_keeps_its_drops(tmp_path):
+    first, run = digits(), finish_by_hand(digits(), tmp_path / "1", "", {}, "digits")
     given = first.noisy_labels.tolist()
     wrong = (given[7] + 1) % 10
     assert call(run, corrections_of(run, {3: "", 7: str(wrong), 8: ""})) == 0
     second = digits(run / "corrected_labels.json")
-    expected = [*given[:3], *given[4:7], wrong, *given[9:]]
-    assert second.noisy_labels.tolist() == expected
+    assert second.noisy_labels.tolist() == [*given[:3], *given[4:7], wrong, *given[9:]]
     assert second.info.dropped_images == [3, 8]
     kept = np.delete(np.arange(1437), [3, 8])
     np.testing.assert_array_equal(second.thumbnails(np.arange(1435)), first.thumbnails(kept))
     np.testing.assert_array_equal(second.clean_labels, first.clean_labels[kept])
 
-
-def test_a_second_round_keeps_what_the_first_dropped_and_overwrites_no_label_file(tmp_path):
-    labels_file = tmp_path / "first.json"
-    given = digits().noisy_labels.tolist()
-    labels_file.write_text(json.dumps([None, *given[1:5], None, *given[6:]]))
-    run = tmp_path / "run"
-    finish_by_hand(digits(labels_file), run, "", {}, "digits")
-    (run / "corrected_labels.json").write_text("[]")
+    run = finish_by_hand(second, tmp_path / "2", "", {}, "digits")
+    lists = json.loads((run / "labels.json").read_text())
+    for name in ("index", "labels"):
+        del lists[name][9]  # as if image 11 could not be decoded in the scoring pass
+    (run / "labels.json").write_text(json.dumps(lists))
+    (run / "corrected_labels.json").write_text("[]")  # stays
     assert call(run, corrections_of(run, {0: "", 4: "0"})) == 0
     assert (run / "corrected_labels.json").read_text() == "[]"
     found = json.loads((run / "corrected_labels_2.json").read_text())
-    assert found == [None, None, *given[2:5], None, 0, *given[7:]]
+    expected = [None, *given[1:3], None, given[4], 0, given[6], wrong, None, *given[9:]]
+    assert found == [*expected[:11], None, *expected[12:]]
 
 
 def test_a_folder_without_a_finished_run_and_two_ways_to_decide_are_refused(run, tmp_path, capsys):
