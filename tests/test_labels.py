@@ -225,22 +225,15 @@ def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noi
     assert row["file"] == "" and row["true"] == ""
 
 
-def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the_same(
-    pair, noisy, tmp_path
-):
-    lines, issues = [], issues_by(pair, noisy)
-    pictures = labels.report(issues, noisy, tmp_path / "missing", lines.append, None, 0)
-    assert lines[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
-    assert set(pictures) == {"label_issues/top", "label_issues/noise_transitions"}
-
-
-def test_the_pictures_show_the_lowest_quality_first_with_label_and_predicted_class(noisy):
+def test_pictures_show_the_lowest_quality_first_even_if_no_file_can_be_written(noisy, tmp_path):
     """Another ranking, another picture; each is that of its images, labels and captions."""
     given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
     p_clean = [np.linspace(0.9, 0.1, 50)] * 2
-    files, tags = labels.draw(
-        issues_of(given, predicted, np.linspace(0.9, 0.01, 50), p_clean), noisy
-    )
+    issues = issues_of(given, predicted, np.linspace(0.9, 0.01, 50), p_clean)
+    lines, files = [], labels.draw(issues, noisy)[0]
+    tags = labels.report(issues, noisy, tmp_path / "missing", lines.append, None, 0)
+    assert lines[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
+    assert set(tags) == {"label_issues/top", "label_issues/noise_transitions"}
     first = np.arange(49, -1, -1)
     captions = [f"image {i}.png" for i in first]
     shown = noisy.thumbnails(first), captions, given[first], predicted[first], NAMES

@@ -196,9 +196,9 @@ def free_path(path: Path, is_taken: Callable[[Path], bool]) -> Path:
 
 def edited(folder: Path) -> list[Path]:
     """The run folder's lists that a person edited, and the corrections that are kept there."""
-    written, lists = read_run_labels(folder)["written"], sorted(folder.glob("labels*.csv"))
-    by_hand = [path for path in lists if is_edited(path, written)]
-    return by_hand + sorted(folder.glob("correct*"))
+    written = read_run_labels(folder)["written"]
+    lists = [path for path in sorted(folder.glob("labels*.csv")) if is_edited(path, written)]
+    return lists + sorted(folder.glob("correct*"))
 
 
 def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | None) -> Path:
