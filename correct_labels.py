@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 from smr.flags import Parser, number
-from smr.label_issues.corrections import read_corrections, read_run, suggestions, summary
-from smr.label_issues.label_lists import write_label_list
+from smr.label_issues import corrections as lists
 from smr.label_issues.moves import move_files, undo
 from smr.logging.console import Terminal
 from smr.run.command import command
@@ -42,22 +41,19 @@ def main(argv: list[str] | None = None) -> None:
     ways = (args.file, args.accept, args.accept_below, args.undo or None)
     if sum(way is not None for way in ways) != 1:
         parser.error("give one of FILE, --accept, --accept_below and --undo")
-    run, line = read_run(args.run), Terminal().line
+    run, line = lists.read_run(args.run), Terminal().line
     root = args.data_path or Path(run.config["data_path"])
     if args.undo:
         undo(run, root, args.dry_run, line)
         return
-    notes: list[str] = []
     if args.file:
-        corrections, notes = read_corrections(args.file, run)
+        corrections, notes = lists.read_corrections(args.file, run)
     else:
-        corrections = suggestions(run, args.accept, args.accept_below)
-    for text in summary(corrections, run) + notes:
+        corrections, notes = lists.suggestions(run, args.accept, args.accept_below), []
+    for text in lists.summary(corrections, run) + notes:
         line(text)
-    if run.config.get("labels_in_paths"):
-        move_files(run, corrections, root, args.dry_run, line)
-    else:
-        write_label_list(run, corrections, root, args.dry_run, line)
+    apply = move_files if run.config.get("labels_in_paths") else lists.write_label_list
+    apply(run, corrections, root, args.dry_run, line)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ probabilities on the photos; torch.export.load needs none of this project's code
 """
 
 import csv
-import io
 import json
 import os
 import sys
@@ -54,16 +53,15 @@ def main(argv: list[str] | None = None) -> None:
     about = "auto takes the first of cuda, mps and cpu that is there (default: auto)"
     add("--device", choices=("auto", "cuda", "cpu", "mps"), default="auto", help=about)
     args = parser.parse_args(argv)
-    if not (args.photos or args.export):
+    if not args.photos and (args.output or not args.export):
         parser.error("give PHOTOS, --export FILE, or both")
     for path in filter(None, (args.output, args.export)):
         check_output(path)
-    broken: dict[str, str] = {}
-    paths = files_of(args.photos, broken)
+    paths, broken = files_of(args.photos)
     model = smr.load(args.checkpoint)
     if args.export:
         export(model, paths[: args.batch_size], args.export)
-    if args.output or (paths and not args.export):
+    if args.output or not args.export:
         model.to(find_device(args.device, 0))
         with table_file(args.output) as file:
             predict(model, paths, args.batch_size, file, broken)
@@ -73,22 +71,19 @@ def check_output(path: Path) -> None:
     """Raise InputError if this file cannot be written, before any work is done."""
     if path.exists():
         raise InputError(f"{path}: exists already; give another name or remove it")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: the folder {path.parent} is read-only")
+        raise InputError(f"{path}: there is no folder {path.parent}, or it is read-only")
 
 
 @contextmanager
 def table_file(path: Path | None) -> Iterator[TextIO]:
-    """The table to write row by row: standard output, or a temporary file that becomes `path`.
+    """The table to write: standard output, or `path`.part, which becomes `path` once complete.
 
-    If this is interrupted, the temporary one keeps the rows so far. Raises InputError.
+    Raises InputError.
     """
     part = path and path.with_name(f"{path.name}.part")
-    so_far = f"the rows so far are in {part}" if path else "incomplete"
     try:
-        if path is None:
+        if part is None:
             yield sys.stdout
             return
         # Names that are not UTF-8 are written escaped.
@@ -98,21 +93,17 @@ def table_file(path: Path | None) -> Iterator[TextIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise InputError(f"{path or 'standard output'}: {error.strerror}; {so_far}") from error
-    except KeyboardInterrupt:
-        print(f"predict.py: {so_far}", file=sys.stderr)
-        raise
-    finally:
-        if path and part.exists() and not part.stat().st_size:
-            part.unlink()
+        so_far = f"; the rows so far are in {part}" if part else ""
+        raise InputError(f"{path or 'standard output'}: {error.strerror}{so_far}") from error
 
 
-def files_of(photos: Sequence[Path], broken: dict[str, str]) -> list[str]:
+def files_of(photos: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
     """The files, and those in folders, linked ones too, without hidden ones and junk.
 
-    Adds what cannot be read to `broken`, with the reason. Raises InputError.
+    Returns also what cannot be read, with the reason. Raises InputError.
     """
     files: list[str] = []
+    broken: dict[str, str] = {}
     for path in photos:
         if path.is_dir():
             files += files_inside(path, broken, str(path), lenient=True)
@@ -120,10 +111,9 @@ def files_of(photos: Sequence[Path], broken: dict[str, str]) -> list[str]:
             files.append(str(path))
         else:
             raise InputError(f"{path}: there is no such file or folder")
-    if photos and not files:
-        reasons = [f"{path} ({reason})" for path, reason in broken.items()]
-        raise InputError(f"{first_ten(reasons or [str(path) for path in photos])}: no file in it")
-    return files
+    if photos and not (files or broken):
+        raise InputError(f"{first_ten([str(path) for path in photos])}: no file in it")
+    return files, broken
 
 
 def decoded(
@@ -141,10 +131,9 @@ def decoded(
     with ThreadPoolExecutor(cpu_count()) as threads:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            images = [*threads.map(read, batch)]
-            names = [path for path, image in zip(batch, images, strict=True) if image is not None]
-            if names:
-                images = [image for image in images if image is not None]
+            images = [image for image in threads.map(read, batch) if image is not None]
+            if images:
+                names = [path for path in batch if path not in broken]
                 yield names, torch.from_numpy(np.stack(images))
 
 
@@ -184,29 +173,25 @@ def export(model: smr.Predictor, paths: list[str], path: Path) -> None:
 
     Raises InputError if its probabilities differ, or if it cannot be written.
     """
-    images = [batch for _, batch in decoded(model, paths, max(1, len(paths)), {})]
-    if not images:
-        images = [torch.randint(256, (4, model.side, model.side, 3), dtype=torch.uint8)]
-    example = images[0][:1].repeat(2, 1, 1, 1)  # one image would fix the batch's size
+    noise = [], torch.randint(256, (4, model.side, model.side, 3), dtype=torch.uint8)
+    _, images = next(decoded(model, paths, len(paths) or 1, {}), noise)
+    example = images[:1].repeat(2, 1, 1, 1)  # one image would fix the batch's size
     batch = {"images": {0: torch.export.Dim("batch")}}
-    archive, extra_files = io.BytesIO(), {"classes.json": json.dumps(model.classes)}
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=batch)
-        torch.export.save(program, archive, extra_files=extra_files)
-        archive.seek(0)
-        exported = torch.export.load(archive).module()
-        whole, one = images[0], images[0][:1]
-        worst = max(float((exported(each) - model(each)).abs().max()) for each in (whole, one))
+        exported = program.module()
+        worst = max(float((exported(x) - model(x)).abs().max()) for x in (images, images[:1]))
     if not worst < TOLERANCE:
         raise InputError(f"{path}: not written: the program's probabilities are {worst:.2g} off")
     try:
         with atomic_write(path) as file:
-            file.write(archive.getbuffer())
+            names = {"classes.json": json.dumps(model.classes)}
+            torch.export.save(program, file, extra_files=names)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     print(
         f"exported {path}: uint8 [batch, {model.side}, {model.side}, 3] to probabilities of "
-        f"{len(model.classes)} classes; on {len(images[0])} images at most {worst:.1e} off"
+        f"{len(model.classes)} classes; on {len(images)} images at most {worst:.1e} off"
     )
 
 

@@ -1,6 +1,5 @@
 """A real browser for tests: Chromium, driven by chromedriver over the WebDriver protocol."""
 
-import base64
 import json
 import re
 import shutil
@@ -73,10 +72,6 @@ class Browser:
     def emulate(self, command: str, **parameters) -> None:
         """A command of Chromium's own, such as another width."""
         self.call("/goog/cdp/execute", {"cmd": command, "params": parameters})
-
-    def screenshot(self, path: Path) -> None:
-        """Write what is shown as PNG."""
-        path.write_bytes(base64.b64decode(self.call("/screenshot")))
 
     def close(self) -> None:
         """End the browser and its driver."""

@@ -1,5 +1,6 @@
 """What the tests share: tiny data in the official layout, small networks, scripts as users run."""
 
+import json
 import os
 import pickle
 import struct
@@ -7,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ import smr
 from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.flags import parse
+from smr.label_issues import report
+from smr.label_issues.scores import LabelIssues
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -249,3 +253,31 @@ def stand_in_run(script: str, config: smr.Config, loader, pair: smr.Pair, rows=(
     method = smr.new_method(config, pair, loader)
     parts = {"script": script, "config": config, "loader": loader, "pair": pair, "method": method}
     return SimpleNamespace(**parts, data_sha256="labels", rows=list(rows))
+
+
+def refused(main, capsys, *arguments) -> str:
+    """The one line with which a script's main refuses these arguments."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and text.count("\n") == 1, text
+    return text
+
+
+def finish_by_hand(
+    loader, folder: Path, root, suggested: dict[int, int], dataset: str = "folder"
+) -> Path:
+    """Write what a run leaves in its folder that suggests these classes: position → class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given, classes = loader.noisy_labels.numpy(), len(loader.class_names)
+    probability = np.eye(classes, dtype=np.float32)[given] * 0.8 + 0.02
+    p_clean = np.full((2, len(given)), 0.9)
+    for rank, (row, label) in enumerate(suggested.items()):
+        probability[row] = 0.02
+        probability[row, label] = 0.9
+        p_clean[:, row] = 0.1 * rank  # the first has the lowest quality
+    issues = LabelIssues(np.arange(len(given)), given, probability, p_clean)
+    report.write_list(issues, loader, folder, root)
+    config = {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
+    (folder / "config.json").write_text(json.dumps(config | asdict(loader.info)))
+    return folder

@@ -1,17 +1,17 @@
 """correct_labels.py as a user runs it: what moves, what is refused, and that all comes back."""
 
-import contextlib
 import csv
-import io
 import json
 import os
-import sys
 import tempfile
-from dataclasses import asdict
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
+from helpers import finish_by_hand
 from photo_sets import write_clothing, write_webvision
 from photos import write_animals, write_photos
 
@@ -21,29 +21,16 @@ from dataloader_cifar import cifar_dataloader
 from dataloader_clothing1M import clothing_dataloader
 from dataloader_folder import folder_dataloader
 from dataloader_webvision import webvision_dataloader
+from smr.data.fingerprint import checksum
 from smr.data.image_file_dataset import Frame
-from smr.label_issues import report as labels
-from smr.label_issues.scores import LabelIssues
 
 CLASSES = {"cat": 4, "dog": 4, "fox": 3}
 
 
-def finish_by_hand(
-    loader, folder, root, suggested: dict[int, int], dataset="folder", **config
-) -> None:
-    """What a run leaves in its folder that suggests these classes: position → class."""
-    folder.mkdir(parents=True)
-    given, classes = loader.noisy_labels.numpy(), len(loader.class_names)
-    probability = np.eye(classes, dtype=np.float32)[given] * 0.8 + 0.02
-    p_clean = np.full((2, len(given)), 0.9)
-    for rank, (row, label) in enumerate(suggested.items()):
-        probability[row] = 0.02
-        probability[row, label] = 0.9
-        p_clean[:, row] = 0.1 * rank  # the first has the lowest quality
-    issues = LabelIssues(np.arange(len(given)), given, probability, p_clean)
-    labels.write_list(issues, loader, folder, root)
-    config |= {"dataset": dataset, "data_path": str(root), "class_names": loader.class_names}
-    (folder / "config.json").write_text(json.dumps(config | asdict(loader.info)))
+def folder_run(photos, tmp_path, suggested) -> tuple:
+    """A run on a folder of photos; its loader, opened anew by `again`."""
+    again = partial(folder_dataloader, photos, 8, 1, Frame(37, 32, square=True))
+    return finish_by_hand(again(), tmp_path / "run", photos, suggested), again
 
 
 @pytest.fixture
@@ -55,15 +42,25 @@ def photos(tmp_path):
 @pytest.fixture
 def run(photos, tmp_path):
     """A run's folder that suggests: cat/1 is a dog, dog/0 a fox, fox/2 a cat."""
-    write_photos(photos, {"cat": 1, "dog": 1, "fox": 1}, "testing")
-    loader = folder_dataloader(photos, 8, 1, Frame(37, 32, square=True))
-    finish_by_hand(loader, tmp_path / "run", photos, {1: 1, 4: 2, 10: 0})
-    return tmp_path / "run"
+    write_photos(photos, dict.fromkeys(CLASSES, 1), "testing")
+    return folder_run(photos, tmp_path, {1: 1, 4: 2, 10: 0})[0]
 
 
 def write_corrections(path, *rows: str):
     path.write_text("\n".join(["index,file,given,corrected,action", *rows, ""]), encoding="utf-8")
     return path
+
+
+def corrections_of(run, names: dict[int, str]):
+    """corrections.csv: position → the new class, "" to drop the image."""
+    lists = json.loads((run / "labels.json").read_text())
+    rows = []
+    for index, name in names.items():
+        place = lists["index"].index(index)
+        file = lists["files"][place] if lists["files"] else ""
+        given = lists["class_names"][lists["labels"][place]]
+        rows.append(f'{index},"{file}",{given},{name},{"other" if name else "drop"}')
+    return write_corrections(run / "c.csv", *rows)
 
 
 @pytest.fixture
@@ -91,14 +88,7 @@ def call(*arguments) -> int:
     return correct_labels.main([str(argument) for argument in arguments])
 
 
-def refused(capsys, *arguments) -> str:
-    """The one line of a refusal."""
-    with pytest.raises(SystemExit) as stop:
-        call(*arguments)
-    text = capsys.readouterr().err
-    assert stop.value.code == 2 and text.count("\n") == 1, text
-    return text
-
+refused = partial(helpers.refused, correct_labels.main)
 
 MOVED = {
     "training/cat/0.png": "training/fox/0_2.png",
@@ -181,6 +171,9 @@ def test_undo_overwrites_no_file_that_took_the_old_place(run, photos, correction
     moved = contents(photos)
     assert "training/cat/1.png: another file is there" in refused(capsys, run, "--undo")
     assert contents(photos) == moved
+    photos.rename(photos.with_name("elsewhere"))
+    said = refused(capsys, run, corrections)
+    assert f"{photos}: there is no such folder from here; --data_path DIR" in said
 
 
 ROW = "1,training/cat/1.png,cat,dog,take"
@@ -214,18 +207,12 @@ def test_a_file_that_changed_or_went_since_the_run_is_refused(run, photos, corre
     content = image.read_bytes()
     image.write_bytes(content[:-1] + b"x")
     before = contents(photos)
-    assert "training/dog/0.png: changed since the run" in refused(capsys, run, corrections)
+    assert "training/dog/0.png: moved or changed since the run" in refused(capsys, run, corrections)
     image.unlink()
-    assert "training/dog/0.png: No such file" in refused(capsys, run, corrections)
+    assert "training/dog/0.png: moved or changed since the run" in refused(capsys, run, corrections)
     image.write_bytes(content)
     assert contents(photos).keys() == before.keys()
     assert not (photos / "dropped").exists()
-
-
-def test_a_data_folder_that_is_not_there_is_asked_for(run, photos, corrections, capsys):
-    photos.rename(photos.with_name("elsewhere"))
-    said = refused(capsys, run, corrections)
-    assert f"{photos}: there is no such folder from here; --data_path DIR" in said
 
 
 def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_path, capsys):
@@ -236,6 +223,7 @@ def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_pat
     assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
     lists = json.loads((run / "labels.json").read_text())
     lists["files"][4] = "training/../../outside/0.png"
+    lists["crc32"][4] = checksum(outside / "0.png")
     (run / "labels.json").write_text(json.dumps(lists))
     row = "4,training/../../outside/0.png,dog,cat,take"
     assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
@@ -268,10 +256,10 @@ def test_a_list_edited_in_a_spreadsheet_by_number_or_by_name_is_taken(run, photo
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        (("3", "cat"), "given '3': expected a number from 0 to 2"),
-        (("", "cat"), "given '': expected a number"),
+        (("3", "cat"), "class '3': expected 0 to 2"),
+        (("", "cat"), "class '': expected 0 to 2"),
         (("0", "cow"), "'cow': the run has no such class"),
-        (("1", "fox"), "given 1 and given_name 'fox' are two classes"),
+        (("1", "fox"), "class 1 and 'fox' are two classes"),
     ],
 )
 def test_an_edited_row_that_means_no_class_is_named(run, capsys, cells, words):
@@ -315,24 +303,13 @@ def test_animal10n_s_files_get_the_new_label_in_their_name_or_their_class_s_fold
     assert not (root / old).exists() and (root / new).exists()
 
 
-def folder_run(photos, tmp_path, suggested):
-    """A run on a folder of photos; its loader, opened anew by `again`."""
-
-    def again():
-        return folder_dataloader(photos, 8, 1, Frame(37, 32, square=True))
-
-    finish_by_hand(again(), tmp_path / "run", photos, suggested)
-    return again
-
-
 def test_classes_without_a_folder_above_are_corrected_and_trained_on_again(tmp_path):
     photos = write_photos(tmp_path / "photos", CLASSES, part="")
-    again = folder_run(photos, tmp_path, {})
+    run, again = folder_run(photos, tmp_path, {})
     before, first = contents(photos), again()
     kept, dropped = first.files[0], first.files[1]
     assert kept.startswith("cat/") and dropped.startswith("cat/")
-    rows = f"0,{kept},cat,fox,other", f"1,{dropped},cat,,drop"
-    assert call(tmp_path / "run", write_corrections(tmp_path / "c.csv", *rows)) == 0
+    assert call(run, corrections_of(run, {0: "fox", 1: ""})) == 0
     after = contents(photos)
     assert after[f"dropped/{dropped}"] == before[dropped]
     ours = {"dropped", "dropped/cat", f"dropped/{dropped}", ".corrections_run.log"}
@@ -340,18 +317,8 @@ def test_classes_without_a_folder_above_are_corrected_and_trained_on_again(tmp_p
     assert moved.startswith("fox/") and after[moved] == before[kept]
     assert again().class_names == ["cat", "dog", "fox"]
     assert len(again().noisy_labels) == len(first.noisy_labels) - 1
-    assert call(tmp_path / "run", "--undo") == 0
+    assert call(run, "--undo") == 0
     assert contents(photos) == before
-
-
-def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path):
-    photos = write_photos(tmp_path / "photos", {"2023": 3}, part="train/cat")
-    write_photos(photos, {"dog": 3, "fox": 1}, part="train")
-    write_photos(photos, {"cat": 1}, part="test")
-    run = tmp_path / "run"
-    folder_run(photos, tmp_path, {3: 0, 4: 2})
-    assert call(run, "--accept", 2) == 0
-    assert (photos / "train/cat/0.png").exists() and (photos / "train/fox/1.png").exists()
 
 
 def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_path):
@@ -364,22 +331,21 @@ def test_a_list_s_labels_are_not_those_of_the_folders_that_photos_lie_in(tmp_pat
     assert not listed.info.labels_in_paths
 
 
-def test_animal10n_s_binaries_take_the_list_and_leave_the_dropped_out(tmp_path):
-    root = write_animals(tmp_path, "binary")
-    first, run = animal_dataloader(root, 8, 1), tmp_path / "run"
-    finish_by_hand(first, run, root, {0: 7}, "animal10N")
-    given, files = first.noisy_labels.tolist(), first.files
-    rows = f"0,{files[0]},cat,orangutan,take", f"2,{files[2]},cat,,drop"
-    assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
-    second = animal_dataloader(root, 8, 1, noise_file=run / "corrected_labels.json")
-    assert second.noisy_labels.tolist() == [7, given[1], *given[3:]]
-    assert second.files == [files[0], files[1], *files[3:]]
-    kept = [0, 1, *range(3, len(given))]
-    np.testing.assert_array_equal(
-        second.thumbnails(np.arange(len(kept))), first.thumbnails(np.array(kept))
-    )
-    assert second.info.dropped_images == [2]
-    assert "--noise_file drops 1 training images" in second.info.data_notes
+def test_a_photo_goes_to_its_class_s_own_folder_not_one_inside_another(tmp_path):
+    photos = write_photos(tmp_path / "photos", {"2023": 3}, part="train/cat")
+    write_photos(photos, {"dog": 3, "fox": 1}, part="train")
+    write_photos(photos, {"cat": 1}, part="test")
+    run, _ = folder_run(photos, tmp_path, {3: 0, 4: 2})
+    assert call(run, "--accept", 2) == 0
+    assert (photos / "train/cat/0.png").exists() and (photos / "train/fox/1.png").exists()
+
+
+def write_binary(root):
+    return write_animals(root, "binary")
+
+
+def animals(root, noise_file=""):
+    return animal_dataloader(root, 8, 1, noise_file=noise_file)
 
 
 def webvision(root, noise_file=""):
@@ -392,7 +358,11 @@ def clothing(root, noise_file=""):
 
 @pytest.mark.parametrize(
     ("dataset", "write", "loader_of"),
-    [("webvision", write_webvision, webvision), ("clothing1M", write_clothing, clothing)],
+    [
+        ("webvision", write_webvision, webvision),
+        ("clothing1M", write_clothing, clothing),
+        ("animal10N", write_binary, animals),
+    ],
 )
 def test_photos_with_lists_stay_and_training_takes_the_new_list(
     tmp_path, dataset, write, loader_of
@@ -403,64 +373,45 @@ def test_photos_with_lists_stay_and_training_takes_the_new_list(
     finish_by_hand(first, run, root, {1: 2, 4: 1}, dataset)
     assert call(run, "--accept", 1) == 0
     assert contents(root) == before
-    path, names = run / "corrected_labels.json", first.class_names
-    given, files = first.noisy_labels.tolist(), first.files
+    given = first.noisy_labels.tolist()
+    path = run / "corrected_labels.json"
     assert json.loads(path.read_text()) == [given[0], 2, *given[2:]]
-    rows = [f'0,"{files[0]}",{names[given[0]]},,drop']
-    rows += [f'1,"{files[1]}",{names[given[1]]},{names[2]},take']
-    assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
+    assert call(run, corrections_of(run, {0: "", 1: first.class_names[2]})) == 0
     second = loader_of(root, run / "corrected_labels_2.json")
     assert second.noisy_labels.tolist() == [2, *given[2:]]
-    assert second.files == files[1:] and second.info.dropped_images == [0]
-
-
-def test_a_photo_that_could_not_be_lists_is_dropped_from_the_list_of_labels(tmp_path):
-    root, run = write_webvision(tmp_path / "data"), tmp_path / "run"
-    first = webvision(root)
-    given = first.noisy_labels.tolist()
-    finish_by_hand(first, run, root, {}, "webvision")
-    lists = json.loads((run / "labels.json").read_text())
-    for name in ("index", "labels", "files"):
-        del lists[name][5]  # as if it could not be decoded in the scoring pass
-    (run / "labels.json").write_text(json.dumps(lists))
-    row = f"7,{first.files[7]},{first.class_names[given[7]]},,drop"
-    assert call(run, write_corrections(tmp_path / "c.csv", row)) == 0
-    found = json.loads((run / "corrected_labels.json").read_text())
-    assert found == [*given[:5], None, given[6], None, *given[8:]]
+    assert second.files == first.files[1:] and second.info.dropped_images == [0]
+    assert "--noise_file drops 1 training images" in second.info.data_notes
+    one, other = second.thumbnails(np.arange(9)), first.thumbnails(np.arange(1, 10))
+    np.testing.assert_array_equal(one, other)
 
 
 def digits(noise_file="") -> cifar_dataloader:
     return cifar_dataloader("digits", 0.5, "sym", 64, 0, "", None, noise_file, seed=1)
 
 
-def test_digits_get_a_label_file_that_training_takes_without_the_dropped(tmp_path):
-    first, run = digits(), tmp_path / "run"
-    finish_by_hand(first, run, "", {}, "digits")
+def test_digits_get_a_label_file_that_training_takes_and_a_second_round_keeps_its_drops(tmp_path):
+    first, run = digits(), finish_by_hand(digits(), tmp_path / "1", "", {}, "digits")
     given = first.noisy_labels.tolist()
     wrong = (given[7] + 1) % 10
-    rows = [f"3,,{given[3]},,drop", f"7,,{given[7]},{wrong},other", f"8,,{given[8]},,drop"]
-    assert call(run, write_corrections(tmp_path / "c.csv", *rows)) == 0
+    assert call(run, corrections_of(run, {3: "", 7: str(wrong), 8: ""})) == 0
     second = digits(run / "corrected_labels.json")
-    expected = [*given[:3], *given[4:7], wrong, *given[9:]]
-    assert second.noisy_labels.tolist() == expected
+    assert second.noisy_labels.tolist() == [*given[:3], *given[4:7], wrong, *given[9:]]
     assert second.info.dropped_images == [3, 8]
     kept = np.delete(np.arange(1437), [3, 8])
     np.testing.assert_array_equal(second.thumbnails(np.arange(1435)), first.thumbnails(kept))
     np.testing.assert_array_equal(second.clean_labels, first.clean_labels[kept])
 
-
-def test_a_second_round_keeps_what_the_first_dropped_and_overwrites_no_label_file(tmp_path):
-    labels_file = tmp_path / "first.json"
-    given = digits().noisy_labels.tolist()
-    labels_file.write_text(json.dumps([None, *given[1:5], None, *given[6:]]))
-    run = tmp_path / "run"
-    finish_by_hand(digits(labels_file), run, "", {}, "digits")
-    (run / "corrected_labels.json").write_text("[]")
-    path = write_corrections(tmp_path / "c.csv", f"0,,{given[1]},,drop", f"4,,{given[6]},0,other")
-    assert call(run, path) == 0
+    run = finish_by_hand(second, tmp_path / "2", "", {}, "digits")
+    lists = json.loads((run / "labels.json").read_text())
+    for name in ("index", "labels"):
+        del lists[name][9]  # as if image 11 could not be decoded in the scoring pass
+    (run / "labels.json").write_text(json.dumps(lists))
+    (run / "corrected_labels.json").write_text("[]")  # stays
+    assert call(run, corrections_of(run, {0: "", 4: "0"})) == 0
     assert (run / "corrected_labels.json").read_text() == "[]"
     found = json.loads((run / "corrected_labels_2.json").read_text())
-    assert found == [None, None, *given[2:5], None, 0, *given[7:]]
+    expected = [None, *given[1:3], None, given[4], 0, given[6], wrong, None, *given[9:]]
+    assert found == [*expected[:11], None, *expected[12:]]
 
 
 def test_a_folder_without_a_finished_run_and_two_ways_to_decide_are_refused(run, tmp_path, capsys):
@@ -494,61 +445,40 @@ def test_relative_links_point_to_their_files_wherever_they_are_moved(run, photos
 @pytest.mark.parametrize("part", ["", "train"])
 def test_a_class_may_be_called_dropped(tmp_path, part):
     photos = write_photos(tmp_path / "photos", {"cat": 4, "dropped": 4}, part)
-    again = folder_run(photos, tmp_path, {})
+    run, again = folder_run(photos, tmp_path, {})
     assert again().class_names == ["cat", "dropped"]
     before, dropped = contents(photos), again().files[0]
-    row = f"0,{dropped},cat,,drop"
-    assert call(tmp_path / "run", write_corrections(tmp_path / "c.csv", row)) == 0
+    assert call(run, corrections_of(run, {0: ""})) == 0
     folder = photos / ("dropped" if part else "dropped_2")  # which no class has
     assert (folder / "cat" / dropped.split("/")[-1]).exists()
     assert again().class_names == ["cat", "dropped"]
-    assert call(tmp_path / "run", "--undo") == 0
+    assert call(run, "--undo") == 0
     assert contents(photos) == before
 
 
-def test_a_name_that_becomes_too_long_is_found_before_anything_moves(photos, tmp_path, capsys):
-    write_photos(photos, dict.fromkeys(CLASSES, 1), "testing")
-    long = "x" * 251 + ".png"
-    for name in ("cat", "dog"):
-        (photos / f"training/{name}/0.png").rename(photos / f"training/{name}/{long}")
-    folder_run(photos, tmp_path, {})
-    files = json.loads((tmp_path / "run" / "labels.json").read_text())["files"]
-    names = "training/cat/1.png", f"training/cat/{long}"
-    rows = [f"{files.index(name)},{name},cat,dog,take" for name in names]
-    before = contents(photos)
-    said = refused(capsys, tmp_path / "run", write_corrections(tmp_path / "c.csv", *rows))
-    assert f"training/dog/{long}" in said and "255 bytes" in said
-    assert contents(photos) == before
-
-
-def as_nobody(main, *arguments) -> str:
-    """What a user who is not root reads on standard error."""
-    with tempfile.TemporaryFile("w+") as said:
-        child = os.fork()
-        if not child:
-            with contextlib.suppress(BaseException):
-                if os.getuid() == 0:
-                    os.setuid(65534)
-                with contextlib.redirect_stderr(said):
-                    main([str(argument) for argument in arguments])
-            said.flush()
-            os._exit(0)
-        os.waitpid(child, 0)
-        said.seek(0)
-        return said.read()
+@contextmanager
+def access_of_nobody():
+    """os.access, which asks for the real user, answers as for one who is not root."""
+    user = os.getuid()
+    os.setreuid(user or 65534, -1)
+    try:
+        yield
+    finally:
+        os.setreuid(user, -1)
 
 
 @pytest.mark.parametrize("locked", ["training/dog", "training/fox", "."])
-def test_a_read_only_folder_is_named_before_anything_moves(locked):
+def test_a_read_only_folder_is_named_before_anything_moves(locked, capsys):
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         photos = write_photos(root / "photos", CLASSES)
-        folder_run(photos, root, {1: 1, 4: 2})
+        run, _ = folder_run(photos, root, {1: 1, 4: 2})
         for path in (root, *root.rglob("*")):
             path.chmod(0o777)
         (photos / locked).chmod(0o555)
         before = contents(photos)
-        said = as_nobody(correct_labels.main, root / "run", "--accept", 2)
+        with access_of_nobody():
+            said = refused(capsys, run, "--accept", 2)
         assert f"{photos / locked}: this folder is read-only" in said
         assert contents(photos) == before
 
@@ -570,28 +500,9 @@ def test_labels_from_a_csv_are_corrected_in_a_new_one(run, photos, tmp_path, hea
     config |= {"labels_csv": str(tmp_path / "labels.csv"), "labels_in_paths": False}
     (run / "config.json").write_text(json.dumps(config))
     before = contents(photos)
-    decided = "1,training/cat/1.png,cat,dog,take", "2,training/cat/2.png,cat,,drop"
-    assert call(run, write_corrections(tmp_path / "c.csv", *decided)) == 0
+    assert call(run, corrections_of(run, {1: "dog", 2: ""})) == 0
     assert contents(photos) == before
     table[1] = files[1], "dog"
     del table[2]
     with open(run / "corrected_labels.csv", encoding="utf-8-sig", newline="") as file:
         assert list(csv.reader(file)) == written(table)
-
-
-def test_a_console_s_encoding_and_a_closed_pipe_end_in_no_traceback(photos, tmp_path, monkeypatch):
-    write_photos(photos, dict.fromkeys(CLASSES, 1), "testing")
-    for part in ("training", "testing"):
-        (photos / part / "cat").rename(photos / part / "熊")
-    folder_run(photos, tmp_path, {})
-    path = write_corrections(tmp_path / "c.csv", "7,training/熊/0.png,熊,dog,take")
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "cp1252"))
-    assert call(tmp_path / "run", path, "--dry_run") == 0
-    assert rb"training/\u718a/0.png -> training/dog/0_2.png" in written.getvalue()
-    read, write = os.pipe()
-    os.close(read)
-    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
-    assert call(tmp_path / "run", path) == 0
-    sys.stdout.close()  # as Python does at its exit
-    assert (photos / "training/dog/0_2.png").exists()  # the reader's end stops no work

@@ -1,18 +1,22 @@
 """Label issues: scores on arrays, labels.csv, the log, and what a run leaves of them."""
 
+import contextlib
 import csv
+import io
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, plain_images, run_script, tiny_config, tiny_loader, tiny_pair
+from helpers import TinyNet, plain_images, tiny_config, tiny_loader, tiny_pair
+from runs import SHORT_RUN
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import smr
+import train_cifar
 from smr.data.augment import Views
 from smr.data.fingerprint import content_fingerprint
 from smr.data.memory_dataset import ImageData, MemoryLoader
@@ -84,18 +88,26 @@ def items_of(folder) -> list[dict]:
 # --- scores ---
 
 
-@pytest.mark.parametrize("shape", [(40,), (2, 40)])
+@pytest.mark.parametrize("shape", [(40,), (2, 40), None])
 def test_scores_are_functions_on_arrays(shape):
     source = np.random.default_rng(3)
     pred_probs = source.dirichlet(np.ones(4), 40)
-    given, clean_probability = source.integers(0, 4, 40), source.random(shape)
-    mean = clean_probability if len(shape) == 1 else clean_probability.sum(axis=0) / 2
+    given, clean_probability = source.integers(0, 4, 40), source.random(shape or 40)
+    p_given = pred_probs[range(40), given]
+    mean = clean_probability.sum(axis=0) / 2 if shape == (2, 40) else clean_probability
+    quality = mean + p_given / pred_probs.max(axis=1)
+    is_issue = (pred_probs.argmax(axis=1) != given) & (mean < 0.5)
     arrays = given, pred_probs, clean_probability
-    quality = [mean[i] + pred_probs[i, given[i]] / pred_probs[i].max() for i in range(40)]
+    issues = LabelIssues(np.arange(40), *arrays, frozen=not shape)
+    if not shape:  # heads on frozen features
+        arrays, quality, is_issue = arrays[:2], p_given, p_given < pred_probs.max(axis=1) / 2
     np.testing.assert_allclose(scores.label_quality_scores(*arrays), quality)
-    assert scores.rank_label_issues(*arrays).tolist() == sorted(range(40), key=quality.__getitem__)
-    is_issue = [pred_probs[i].argmax() != given[i] and mean[i] < 0.5 for i in range(40)]
-    assert scores.find_label_issues(*arrays).tolist() == is_issue
+    np.testing.assert_array_equal(scores.find_label_issues(*arrays), is_issue)
+    np.testing.assert_allclose(issues.quality, quality)
+    np.testing.assert_array_equal(issues.is_issue, is_issue)
+    assert 0 < is_issue.sum() < 40
+    assert issues.order.tolist() == sorted(range(40), key=quality.__getitem__)
+    assert issues.rank[issues.order].tolist() == list(range(1, 41))
 
 
 def test_label_issues_are_of_the_networks_mean_and_of_each_ones_gmm(pair, noisy):
@@ -128,22 +140,6 @@ def test_networks_that_are_not_finite_have_no_label_issues(pair, noisy):
         issues_by(pair, noisy)
 
 
-def test_label_quality_is_clean_probability_plus_the_share_of_the_label():
-    issues = issues_of(
-        [0, 0, 0, 0], [1, 0, 1, 1], [0.1, 0.9, 0.01, 0.2], [[0.2, 0.9, 0.1, 0.8], [0.2, 1, 0, 0.9]]
-    )
-    assert issues.order.tolist() == [2, 0, 3, 1] and issues.rank.tolist() == [2, 4, 1, 3]
-    issues = issues_of([0, 0], [1, 1], [0.3, 0.3], [[0.5, 0.5]] * 2, [0.35, 0.7])
-    assert issues.order.tolist() == [1, 0]  # another class fits better
-    np.testing.assert_allclose(issues.quality, [0.5 + 0.3 / 0.35, 0.5 + 0.3 / 0.7])
-
-
-def test_a_label_issue_has_another_predicted_class_and_a_low_mean_clean_probability():
-    p_clean = [[0.9, 0.9, 0.4, 0.5, 0.2, 0], [0.05, 0.2, 0.56, 0.5, 0.4, 0]]
-    issues = issues_of([0] * 6, [1, 1, 1, 1, 1, 0], [0.1] * 6, p_clean)
-    assert issues.is_issue.tolist() == [True, False, True, False, True, False]
-
-
 # --- the log ---
 
 
@@ -165,13 +161,8 @@ def test_the_log_counts_label_issues_and_names_the_most_frequent_confusions():
     )
     three = words(issues_of([0] * 4, [1, 2, 3, 4], [0] * 4, [[0] * 4] * 2))[0].split("often ")[1]
     assert three == ", ".join(f"class 0 predicted as class {label} (1)" for label in (1, 2, 3))
-    one = words(issues_of([0, 1], [1, 1], [0, 0.9], [[0, 1]] * 2), np.array([1, 1]))[-1]
-    assert "of 1 noisy labels 1 are among them (precision 1.000, recall 1.000)" in one
-
-
-def test_without_true_labels_the_log_has_no_precision():
-    said = words(issues_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2))
-    assert said == ["label issues: 0 of 2 training labels (0.0 %)"]
+    unknown = words(issues_of([0, 1], [0, 1], [1, 1], [[1, 1]] * 2))
+    assert unknown == ["label issues: 0 of 2 training labels (0.0 %)"]
 
 
 def probable(given, predicted, p_predicted=0.9) -> LabelIssues:
@@ -234,22 +225,15 @@ def test_labels_csv_has_a_row_for_each_image_with_names_file_and_truth(pair, noi
     assert row["file"] == "" and row["true"] == ""
 
 
-def test_a_folder_that_takes_no_file_is_named_and_the_pictures_are_drawn_all_the_same(
-    pair, noisy, tmp_path
-):
-    lines, issues = [], issues_by(pair, noisy)
-    pictures = labels.report(issues, noisy, tmp_path / "missing", lines.append, None, 0)
-    assert lines[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
-    assert set(pictures) == {"label_issues/top", "label_issues/noise_transitions"}
-
-
-def test_the_pictures_show_the_lowest_quality_first_with_label_and_predicted_class(noisy):
+def test_pictures_show_the_lowest_quality_first_even_if_no_file_can_be_written(noisy, tmp_path):
     """Another ranking, another picture; each is that of its images, labels and captions."""
     given, predicted = np.arange(50) % 10, (np.arange(50) + 1) % 10
     p_clean = [np.linspace(0.9, 0.1, 50)] * 2
-    files, tags = labels.draw(
-        issues_of(given, predicted, np.linspace(0.9, 0.01, 50), p_clean), noisy
-    )
+    issues = issues_of(given, predicted, np.linspace(0.9, 0.01, 50), p_clean)
+    lines, files = [], labels.draw(issues, noisy)[0]
+    tags = labels.report(issues, noisy, tmp_path / "missing", lines.append, None, 0)
+    assert lines[-1].startswith(f"labels.csv was not written to {tmp_path / 'missing'} (No such")
+    assert set(tags) == {"label_issues/top", "label_issues/noise_transitions"}
     first = np.arange(49, -1, -1)
     captions = [f"image {i}.png" for i in first]
     shown = noisy.thumbnails(first), captions, given[first], predicted[first], NAMES
@@ -258,68 +242,56 @@ def test_the_pictures_show_the_lowest_quality_first_with_label_and_predicted_cla
     np.testing.assert_array_equal(tags["label_issues/top"], top)
 
 
-def train_a_little(pair) -> None:
-    """Have the networks predict other classes than before."""
-    for network in pair.networks:
-        network.linear.weight.data.mul_(-1)
+@pytest.fixture
+def write_list(tmp_path):
+    """Write the list of these labels, all predicted as class 0, to tmp_path; its name."""
+
+    def write(*given: int) -> str:
+        given = np.array(given)
+        issues = issues_of(given, given * 0, [0.1] * len(given), [given * 0.1] * 2)
+        return labels.write_list(issues, loader_of(given, None), tmp_path, None).name
+
+    return write
 
 
-def test_a_list_that_nobody_edited_is_written_anew(pair, tmp_path):
-    report(pair, tmp_path)
-    before = (tmp_path / "labels.csv").read_bytes()
-    train_a_little(pair)
-    report(pair, tmp_path)
-    assert (tmp_path / "labels.csv").read_bytes() != before
-    assert not (tmp_path / "labels_2.csv").exists()
+def test_a_list_that_nobody_edited_is_written_anew_and_an_edited_one_stays(write_list, tmp_path):
+    path, second = tmp_path / "labels.csv", tmp_path / "labels_2.csv"
+    assert write_list(0, 1, 2) == "labels.csv"
+    before = path.read_bytes()
+    assert write_list(0, 1, 3) == "labels.csv"
+    assert path.read_bytes() != before
+    edited = before.replace(b"\n", b"\r\n")
+    path.write_bytes(edited)
+    assert [write_list(0, 1, 2), write_list(0, 1, 3)] == ["labels_2.csv", "labels_2.csv"]
+    second.write_bytes(b"mine, too")
+    assert write_list(0, 1, 2) == "labels_3.csv"
+    assert (path.read_bytes(), second.read_bytes()) == (edited, b"mine, too")
 
 
-def test_an_edited_list_stays_and_the_new_one_gets_another_name(pair, tmp_path):
-    report(pair, tmp_path)
-    edited = (tmp_path / "labels.csv").read_bytes().replace(b"\n", b"\r\n")
-    (tmp_path / "labels.csv").write_bytes(edited)
-    first = report(pair, tmp_path)
-    assert "labels.csv was edited and stays as it is; the new list is labels_2.csv" in first
-    train_a_little(pair)
-    report(pair, tmp_path)
-    assert (tmp_path / "labels.csv").read_bytes() == edited
-    (tmp_path / "labels_2.csv").write_bytes(b"mine, too")
-    report(pair, tmp_path)
-    assert (tmp_path / "labels_2.csv").read_bytes() == b"mine, too"
-    assert sorted(path.name for path in tmp_path.glob("labels*.csv")) == [
-        *("labels.csv", "labels_2.csv", "labels_3.csv")
-    ]
-
-
-def test_an_edited_list_of_a_run_without_a_record_of_it_stays_too(pair, tmp_path):
-    report(pair, tmp_path)
-    (tmp_path / "labels.json").write_text("{")
-    kept = (tmp_path / "labels.csv").read_bytes()
-    report(pair, tmp_path)
-    assert not (tmp_path / "labels_2.csv").exists()  # it is what would be written
-    (tmp_path / "labels.json").unlink()
-    (tmp_path / "labels.csv").write_bytes(kept + b"0,")
-    report(pair, tmp_path)
-    assert (tmp_path / "labels.csv").read_bytes() == kept + b"0,"
-    assert (tmp_path / "labels_2.csv").read_bytes() == kept
+def test_an_edited_list_of_a_run_without_a_record_of_it_stays_too(write_list, tmp_path):
+    write_list(0, 1, 2)
+    path, record = tmp_path / "labels.csv", tmp_path / "labels.json"
+    record.write_text("{")
+    assert write_list(0, 1, 2) == "labels.csv"  # it is what would be written
+    record.unlink()
+    path.write_bytes(b"mine")
+    assert write_list(0, 1, 2) == "labels_2.csv" and path.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_what_a_person_edited_or_corrected_is_never_deleted(pair, tmp_path, resume):
-    report(pair, tmp_path)
+def test_what_a_person_edited_or_corrected_is_never_deleted(write_list, tmp_path, resume):
+    write_list(0, 1, 2)
     flags = Action(resume=resume, overwrite=not resume)
     run_dir.refuse_to_lose(tmp_path, flags)
-    for name in ("corrections.csv", "corrected_labels.json"):
+    for name in ("corrections.csv", "corrected_labels.json", "labels.csv"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(InputError, match=f"{name} was edited by a person"):
             run_dir.refuse_to_lose(tmp_path, flags)
         (tmp_path / name).unlink()
-    (tmp_path / "labels.csv").write_text("mine")
-    with pytest.raises(InputError, match=r"labels\.csv was edited by a person"):
-        run_dir.refuse_to_lose(tmp_path, flags)
 
 
-def test_a_new_run_starts_beside_a_list_of_which_no_run_is_left(pair, tmp_path):
-    report(pair, tmp_path)
+def test_a_new_run_starts_beside_a_list_of_which_no_run_is_left(write_list, tmp_path):
+    write_list(0, 1, 2)
     (tmp_path / "labels.json").unlink()
     run_dir.refuse_to_lose(tmp_path, Action(resume=None, overwrite=False))
     run_dir.clear(tmp_path)
@@ -338,25 +310,20 @@ def test_resume_without_checkpoints_refuses_to_delete_epochs_that_were_trained(t
         (tmp_path / name).unlink()
 
 
-def test_pred_probs_are_the_networks_probabilities_in_the_order_of_labels_csv(pair, tmp_path):
+def test_a_report_has_the_probabilities_and_a_page_of_the_first_so_many(pair, tmp_path):
     loader = tiny_loader()
-    report(pair, tmp_path, loader)
-    found = np.load(tmp_path / "pred_probs.npy")
-    assert found.dtype == np.float32 and found.shape == (40, 10)
+    (tmp_path / "labels.csv").write_text("mine")
+    lines = report(pair, tmp_path, loader, review=3)
+    assert "labels.csv was edited and stays as it is; the new list is labels_2.csv" in lines
     issues = issues_by(pair, loader)
-    np.testing.assert_array_equal(found, issues.pred_probs)
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
-    rows = (tmp_path / "labels.csv").read_text("utf-8-sig").splitlines()[1:]
-    seen = [int(row.split(",")[4]) for row in rows]
-    assert found.argmax(axis=1).tolist() == seen
-
-
-def test_the_page_shows_the_first_so_many_of_the_ranking(pair, tmp_path):
-    loader = tiny_loader()
-    report(pair, tmp_path, loader, review=3)
-    first = issues_by(pair, loader).order[:3]
-    assert [item["index"] for item in items_of(tmp_path)] == first.tolist()
-    assert [item["label"] for item in items_of(tmp_path)] == loader.noisy_labels[first].tolist()
+    pred_probs = np.load(tmp_path / "pred_probs.npy")
+    assert pred_probs.dtype == np.float32
+    np.testing.assert_array_equal(pred_probs, issues.pred_probs)
+    rows = rows_of((tmp_path / "labels_2.csv").read_bytes())
+    assert pred_probs.argmax(axis=1).tolist() == [int(row["predicted"]) for row in rows]
+    first, items = issues.order[:3], items_of(tmp_path)
+    assert [item["index"] for item in items] == first.tolist()
+    assert [item["label"] for item in items] == loader.noisy_labels[first].tolist()
     (tmp_path / "labels.html").unlink()
     report(pair, tmp_path, loader)
     assert not (tmp_path / "labels.html").exists()
@@ -417,42 +384,34 @@ def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
-    """The folder and output of a short run on digits: two warm-up epochs, one of each other."""
-    root = tmp_path_factory.mktemp("run")
-    arguments = ["--dataset", "digits", "--width", "2", "--warm_up", "1", "--num_epochs", "2"]
-    done = run_script("train_cifar.py", *arguments, "--output", "out", cwd=root, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return root / "out" / "digits_0.5_sym_smr_seed123", done.stdout
+    """The folder and output of a short run on digits: no recalibration."""
+    root, output = tmp_path_factory.mktemp("run"), io.StringIO()
+    flags = ["--output", str(root), "--num_epochs", "2", "--recalibrate_every", "9"]
+    with contextlib.redirect_stdout(output):
+        assert train_cifar.main([*SHORT_RUN, *flags]) == 0
+    return root / "digits_0.5_sym_smr_seed123", output.getvalue()
 
 
-def test_a_run_ends_with_labels_csv_and_says_in_words_what_it_found(finished_run):
+def test_a_run_ends_with_labels_csv_which_evaluate_writes_again(finished_run):
     folder, output = finished_run
-    rows = rows_of((folder / "labels.csv").read_bytes())
-    assert len(rows) == 1437
+    content = (folder / "labels.csv").read_bytes()
+    rows = rows_of(content)
     noisy = json.loads((folder / "noisy_labels.json").read_text())
-    assert [int(row["given"]) for row in rows] == noisy
+    assert [int(row["given"]) for row in rows] == noisy and len(rows) == 200
     wrong = [row["given"] != row["true"] for row in rows]
-    assert sum(wrong) / 1437 == pytest.approx(0.4502, abs=1e-4)
+    assert sum(wrong) == 88
     precision = average_precision_score(wrong, [-int(row["rank"]) for row in rows])
     assert f"average precision of the ranking {precision:.3f}" in output
-    assert " of 1,437 training labels (" in output
-    assert str(folder.relative_to(folder.parent.parent) / "labels.csv") in output
+    assert " of 200 training labels (" in output and str(folder / "labels.csv") in output
     assert (folder / "label_issues.png").is_file() and (folder / "transitions.png").is_file()
-
-
-def test_evaluate_writes_the_same_labels_csv_again(finished_run):
-    folder, _ = finished_run
-    before = (folder / "labels.csv").read_text()
     (folder / "labels.csv").unlink()
-    done = run_script("train_cifar.py", "--evaluate", str(folder / "last.pt"), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "labels.csv").read_text() == before
+    assert train_cifar.main(["--evaluate", str(folder / "last.pt")]) == 0
+    assert (folder / "labels.csv").read_bytes() == content
     assert len(list(folder.glob("events*"))) == 1  # TensorBoard follows one file at a time
 
 
 def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finished_run):
     folder, _ = finished_run
-    assert len(list(folder.glob("events*"))) == 1
     events = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
     tags = events.Tags()
@@ -474,11 +433,6 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
     best = [max(m["test/accuracy"] for m in metrics[: epoch + 1]) for epoch in range(3)]
     assert [e.value for e in events.Scalars("test/best_accuracy")] == pytest.approx(best)
 
-
-def test_the_table_of_runs_sorts_by_method_noise_and_final_accuracies(finished_run):
-    folder, _ = finished_run
-    events = EventAccumulator(str(folder))
-    events.Reload()
     table, start = (
         plugin_data_pb2.HParamsPluginData.FromString(
             events.SummaryMetadata(f"_hparams_/{part}").plugin_data.content

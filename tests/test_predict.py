@@ -1,12 +1,13 @@
 """predict.py and smr.load: photos get the run's probabilities, also by the exported program."""
 
 import csv
+import json
 import os
 import resource
-import signal
-import subprocess
 import sys
+from functools import partial
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -71,13 +72,7 @@ def call(*arguments) -> int:
     return predict.main([str(argument) for argument in arguments])
 
 
-def refused(capsys, *arguments) -> str:
-    """The one line of a refusal."""
-    with pytest.raises(SystemExit) as stop:
-        call(*arguments)
-    text = capsys.readouterr().err
-    assert stop.value.code == 2 and text.count("\n") == 1, text
-    return text
+refused = partial(helpers.refused, predict.main)
 
 
 def read_table(path) -> list[dict]:
@@ -128,27 +123,17 @@ def test_the_table_has_the_two_likeliest_classes_of_each_photo_in_order(
 def test_the_exported_program_needs_none_of_this_code_and_gives_the_same(
     loader, photos, checkpoint, tmp_path
 ):
-    program, images, found = tmp_path / "model.pt2", tmp_path / "in.pt", tmp_path / "out.pt"
+    program, names = tmp_path / "model.pt2", {"classes.json": ""}
     call(checkpoint, photos / "training/2", "--export", program)
+    loaded = torch.export.load(program, extra_files=names).module()
+    assert json.loads(names["classes.json"]) == ["2", "10", "Bär, <b>"]
+    operators = [node.target for node in loaded.graph.nodes if node.op == "call_function"]
+    assert {str(each).split(".")[0] for each in operators} == {"aten"}
     model = smr.load(checkpoint)
     batch = torch.from_numpy(np.stack([model.read(photos / file) for file in loader.files]))
-    torch.save(batch, images)
-    code = (
-        "import sys, json, torch\n"
-        "_, program, images, found = sys.argv\n"
-        "names = {'classes.json': ''}\n"
-        "loaded = torch.export.load(program, extra_files=names).module()\n"
-        "batch = torch.load(images)\n"
-        "torch.save([loaded(batch), loaded(batch[:1])], found)\n"
-        "print(json.loads(names['classes.json']), 'smr' in sys.modules)\n"
-    )
-    arguments = [sys.executable, "-c", code, program, images, found]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert done.stdout == "['2', '10', 'Bär, <b>'] False\n", done.stderr
     expected = seen_in_training(loader, model.networks)
-    whole, one = torch.load(found)
-    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(one, expected[:1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(batch), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(batch[:1]), expected[:1], atol=1e-5, rtol=1e-5)
 
 
 def test_without_output_the_table_goes_to_standard_output(photos, checkpoint, capsys):
@@ -159,42 +144,26 @@ def test_without_output_the_table_goes_to_standard_output(photos, checkpoint, ca
     assert row.startswith(str(photo)) and not rest
 
 
-def test_what_is_no_image_is_left_out_and_named_and_hidden_files_are_not_looked_at(
+def test_linked_folders_are_searched_and_what_is_no_image_is_left_out_and_named(
     photos, checkpoint, tmp_path, capsys
 ):
-    folder = photos / "testing" / "2"
-    (folder / "notes.txt").write_text("no image")
-    (folder / ".hidden").mkdir()
-    (folder / ".hidden" / "x.png").write_text("no image")
+    folder = tmp_path / "mixed"
+    (folder / ".hidden").mkdir(parents=True)
+    for name in ("notes.txt", ".hidden/x.png"):  # hidden files are not looked at
+        (folder / name).write_text("no image")
     Image.new("LA", (50, 20)).save(folder / "gray.webp", lossless=True)
-    assert call(checkpoint, folder, "--output", tmp_path / "p.csv") == 0
-    assert "1 of 4 files cannot be read as images" in capsys.readouterr().err
-    names = [os.path.basename(row["file"]) for row in read_table(tmp_path / "p.csv")]
-    assert names == ["0.png", "1.png", "gray.webp"]
-
-
-def test_the_output_is_checked_before_the_checkpoint_is_read(photos, tmp_path, capsys):
-    for flag in ("--output", "--export"):
-        missing = tmp_path / "missing" / "p.csv"
-        said = refused(capsys, tmp_path / "no checkpoint", photos, flag, missing)
-        assert f"{missing}: there is no folder {missing.parent}" in said
-
-
-def test_linked_folders_are_searched_and_what_cannot_be_read_is_named(
-    photos, checkpoint, tmp_path, capsys
-):
-    folder = tmp_path / "links"
-    folder.mkdir()
     (folder / "linked").symlink_to(photos / "testing" / "2")
     (folder / "again").symlink_to(photos / "testing" / "2")  # no loop
     (folder / "loop").symlink_to(folder)
     (folder / "dangling.png").symlink_to("missing.png")
     assert call(checkpoint, folder, "--output", tmp_path / "p.csv") == 0
-    names = [str(folder / part / f"{i}.png") for part in ("again", "linked") for i in range(2)]
-    assert [row["file"] for row in read_table(tmp_path / "p.csv")] == names
+    names = ["again/0.png", "again/1.png", "gray.webp", "linked/0.png", "linked/1.png"]
+    files = [row["file"] for row in read_table(tmp_path / "p.csv")]
+    assert files == [str(folder / name) for name in names]
     said = capsys.readouterr().err
+    assert "3 of 8 files cannot be read as images" in said
     assert f"{folder / 'loop'} (a link to a folder that it lies in)" in said
-    assert f"{folder / 'dangling.png'} (no file)" in said and "2 of 6 files" in said
+    assert f"{folder / 'dangling.png'} (no file)" in said and f"{folder / 'notes.txt'} (" in said
 
 
 def test_a_folder_that_cannot_be_read_is_named(photos, checkpoint, tmp_path, capsys, monkeypatch):
@@ -229,25 +198,6 @@ def test_a_closed_pipe_ends_it_quietly(photos, checkpoint, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_rows_so_far_are_kept_if_it_is_interrupted(photos, checkpoint, tmp_path, capsys):
-    output = tmp_path / "p.csv"
-    model, paths = smr.load(checkpoint), predict.files_of([photos / "training"], {})
-    written = []
-
-    def stop(*_):  # at the second batch
-        written.append(1)
-        if len(written) == 2:
-            signal.raise_signal(signal.SIGINT)
-
-    model.register_forward_hook(stop)
-    with pytest.raises(KeyboardInterrupt), predict.table_file(output) as file:
-        predict.predict(model, paths, 3, file, {})
-    assert "the rows so far are in" in capsys.readouterr().err
-    rows = read_table(tmp_path / "p.csv.part")
-    assert [row["file"] for row in rows] == paths[:3]
-    assert not output.exists()
-
-
 def test_a_full_disk_names_the_output_and_keeps_the_rows_so_far(
     photos, checkpoint, tmp_path, capsys
 ):
@@ -264,8 +214,10 @@ def test_a_full_disk_names_the_output_and_keeps_the_rows_so_far(
 
 def test_refusals_are_one_line(photos, checkpoint, tmp_path, capsys):
     (tmp_path / "p.csv").write_text("mine")
+    (tmp_path / "empty").mkdir()
     for arguments, words in (
         ((checkpoint,), "give PHOTOS, --export FILE"),
+        ((checkpoint, tmp_path / "empty"), "empty: no file in it"),
         ((checkpoint, tmp_path / "missing.png"), "there is no such file or folder"),
         ((checkpoint, photos, "--output", tmp_path / "p.csv"), "exists already"),
         ((tmp_path / "p.csv", photos), "no checkpoint"),
@@ -273,6 +225,10 @@ def test_refusals_are_one_line(photos, checkpoint, tmp_path, capsys):
     ):
         assert words in refused(capsys, *arguments)
     assert (tmp_path / "p.csv").read_text() == "mine"
+    for flag in ("--output", "--export"):  # before the checkpoint is read
+        missing = tmp_path / "missing" / "p.csv"
+        said = refused(capsys, tmp_path / "no checkpoint", photos, flag, missing)
+        assert f"{missing}: there is no folder {missing.parent}" in said
     state = checkpoints.load(checkpoint)
     state["config"]["num_class"] = 4
     checkpoints.save(state, tmp_path / "other.pt")

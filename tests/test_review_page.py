@@ -121,6 +121,12 @@ def test_names_with_markup_quotes_and_other_scripts_show_as_they_are_and_run_not
     assert texts(shown, "#classes option") == NAMES
     assert texts(shown, "h1") == ["run 1"] and texts(shown, "#run") == ["checkpoint/run 1"]
     assert shown.js("return window.ran === undefined && !document.querySelector('b')")
+    # A card shows the two likeliest classes beside the given one.
+    assert texts(shown, "article:nth-child(1) dt") == ["label", "suggested", "or"]
+    first, third, fourth = (texts(shown, f"article:nth-child({k}) dd") for k in (1, 3, 4))
+    assert first == ["cat", "1 %", 'dog "big", <b>', "70 %", "cow", "20 %"]
+    assert third == ["cat", "<1 %", 'dog "big", <b>', "60 %", "Bär 熊", "40 %"]
+    assert fourth == ["cat", "70 %", "cow", "20 %"]  # the likeliest itself: the next class
 
 
 def test_the_page_fetches_nothing_and_runs_no_script_but_its_own(shown):
@@ -132,14 +138,6 @@ def test_the_page_fetches_nothing_and_runs_no_script_but_its_own(shown):
     shown.js("document.body.insertAdjacentHTML('beforeend', arguments[0])", image)
     time.sleep(0.2)
     assert shown.js("return window.ran === undefined")
-
-
-def test_a_card_shows_the_two_likeliest_classes_beside_the_given_one(shown):
-    assert texts(shown, "article:nth-child(1) dt") == ["label", "suggested", "or"]
-    first, third, fourth = (texts(shown, f"article:nth-child({k}) dd") for k in (1, 3, 4))
-    assert first == ["cat", "1 %", 'dog "big", <b>', "70 %", "cow", "20 %"]
-    assert third == ["cat", "<1 %", 'dog "big", <b>', "60 %", "Bär 熊", "40 %"]
-    assert fourth == ["cat", "70 %", "cow", "20 %"]  # the likeliest itself: the next class
 
 
 def test_a_duplicate_is_first_and_marked_with_the_other_file(shown, tmp_path):
@@ -181,14 +179,11 @@ def test_another_class_is_typed_with_completion_and_an_unknown_one_is_refused(sh
     assert actions(shown)[:2] == ["other", None]
     assert focused_rank(shown) == 2
     shown.press("acow" + ESCAPE + "a" + "ca" + ENTER + "a" + "<im" + ENTER)
-    assert actions(shown)[:4] == ["other", "other", "other", None]
-    decided = [[*pair, "other"] for pair in (("cat", NAMES[3]), (NAMES[3], "cat"), ("cat", "crow"))]
+    shown.press("a" + NAMES[0] + ENTER)  # the given class: the label is right
+    assert actions(shown)[:5] == ["other", "other", "other", "keep", None]
+    decided = [["cat", NAMES[3], "other"], ["cat", "cat", "keep"]]
+    decided += [[NAMES[3], "cat", "other"], ["cat", "crow", "other"]]
     assert [row[2:5] for row in saved(shown)[1:]] == decided
-
-
-def test_typing_the_given_class_means_that_it_is_right(shown):
-    shown.press("aacat" + ENTER)
-    assert saved(shown)[1][2:5] == ["cat", "cat", "keep"]
 
 
 def test_arrows_move_and_u_makes_undecided(shown):
@@ -283,25 +278,23 @@ def test_a_hundred_thumbnails_of_any_images_are_less_than_1_mb():
     assert len(text.encode()) < 1_000_000
 
 
-def test_thumbnails_of_files_show_the_whole_photo_upright_larger_than_the_network_sees(tmp_path):
-    wide = Image.new("RGB", (400, 100), (255, 0, 0))
-    turned = wide.getexif()
-    turned[0x0112] = 6  # to be shown turned by 90 degrees
-    wide.save(tmp_path / "a.jpg", exif=turned)
-    loader = loader_of([0, 1], files=["a.jpg", "missing.jpg"])
-    photo, stored = (shown_of(review.thumbnail(i, loader, tmp_path)) for i in range(2))
-    assert photo.shape == (160, 40, 3) and photo[80, 20, 0] > 240
-    assert stored.shape == (8, 8, 3)
-
-
 def shown_of(jpeg: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(jpeg)))
 
 
-def test_a_small_saturated_image_is_shown_within_a_few_levels():
-    loader = loader_of([0, 1], side=32)  # pixels of any color side by side
-    pixels = loader.thumbnails(np.array([0]))[0].astype(int)
-    assert np.abs(shown_of(review.thumbnail(0, loader, None)) - pixels).max() <= 6
+def test_thumbnails_show_the_whole_photo_upright_or_else_the_stored_pixels_or_gray(tmp_path):
+    wide = Image.new("RGB", (400, 100), (255, 0, 0))
+    turned = wide.getexif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees
+    wide.save(tmp_path / "a.jpg", exif=turned)
+    loader = loader_of([0, 1], files=["a.jpg", "missing.jpg"], side=32)
+    photo, stored = (shown_of(review.thumbnail(i, loader, tmp_path)) for i in range(2))
+    assert photo.shape == (160, 40, 3) and photo[80, 20, 0] > 240
+    pixels = loader.thumbnails(np.array([1]))[0].astype(int)  # of any color side by side
+    assert np.abs(stored - pixels).max() <= 6
+    loader.train_images = None  # and no pixels in memory
+    photo, gray = (shown_of(review.thumbnail(i, loader, tmp_path)) for i in range(2))
+    assert photo[80, 20, 0] > 240 and np.ptp(gray) < 3
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png"])
@@ -313,12 +306,3 @@ def test_a_comment_of_any_length_is_not_in_a_thumbnail(tmp_path, name):
     jpeg = review.thumbnail(0, loader_of([0, 1], files=[name, name]), tmp_path)
     assert len(jpeg) < 2000 and shown_of(jpeg).shape == (107, 160, 3)
     assert b"xxxx" not in jpeg
-
-
-def test_a_picture_that_cannot_be_shown_costs_only_itself(tmp_path):
-    loader = loader_of([0, 1], files=["a.png", "b.png"])
-    Image.new("RGB", (20, 20), (0, 200, 0)).save(tmp_path / "b.png")
-    loader.train_images = None  # and no pixels in memory
-    pictures = [shown_of(review.thumbnail(i, loader, tmp_path)) for i in (0, 1)]
-    gray, green = (picture.mean(axis=(0, 1)) for picture in pictures)
-    assert np.ptp(gray) < 3 and abs(green - [0, 200, 0]).max() < 4

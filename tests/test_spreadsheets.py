@@ -2,22 +2,20 @@
 
 import csv
 import io
-import json
 
 import numpy as np
 import pytest
+from helpers import finish_by_hand
 
 from smr.data.augment import Views
 from smr.data.memory_dataset import ImageData, MemoryLoader
 from smr.errors import InputError
-from smr.label_issues import report
 from smr.label_issues.corrections import ClassNames, read_corrections, read_run
-from smr.label_issues.scores import LabelIssues
-from smr.label_issues.spreadsheet import may_be
 
-NAMES = ["5.1", "5.10", "00000", "1-2", "Käse", "NA", "true"]
+NAMES = ["5.1", "5.10", "00000", "1-2", "Käse", "NA", "true", "123456789012", "-x", "1,000"]
 # What Excel makes of such cells in English and in German, where ; separates.
-ENGLISH = {"5.10": "5.1", "00000": "0", "1-2": "02-Jan", "true": "TRUE"}
+ENGLISH = {"5.10": "5.1", "00000": "0", "1-2": "02-Jan", "true": "TRUE", "1,000": "1000"}
+ENGLISH |= {"123456789012": "1.23457E+11", "-x": "#NAME?"}
 GERMAN = {"5.1": "05. Jan", "5.10": "05. Okt", "00000": "0", "1-2": "01. Feb", "true": "WAHR"}
 PER_CLASS = 11
 
@@ -30,21 +28,23 @@ def run(tmp_path):
     files = [f"training/{NAMES[label]}/{i}.png" for i, label in enumerate(labels)]
     data = ImageData(images, labels, images[:2], labels[:2], NAMES, None, files)
     loader = MemoryLoader(data, Views((0.5,) * 3, (0.5,) * 3), 8, seed=0)
-    pred_probs = np.eye(len(NAMES), dtype=np.float32)[labels]
-    issues = LabelIssues(np.arange(len(labels)), labels, pred_probs, np.ones((2, len(labels))))
-    report.write_list(issues, loader, tmp_path, None)
-    (tmp_path / "config.json").write_text(json.dumps({"train_images": len(labels)}))
-    return read_run(tmp_path)
+    return read_run(finish_by_hand(loader, tmp_path, None, {}))
 
 
-def rewritten(run, forms: dict[str, str], changes: dict[int, tuple[int, str]], **form) -> dict:
-    """The corrections of labels.csv after a spreadsheet: index → (column, text) were typed."""
+def rewritten(
+    run, forms: dict[str, str], changes: dict[int, tuple[int, str]], only=False, **form
+) -> dict:
+    """The corrections of labels.csv after a spreadsheet: index → (column, text) were typed.
+
+    Args: only, whether the list has no other rows.
+    """
     raw = (run.folder / "labels.csv").read_bytes()
     assert raw.startswith(b"\xef\xbb\xbf")  # without which Excel shows KÃ¤se
     header, *rows = csv.reader(io.StringIO(raw.decode("utf-8-sig")))
     rows = [[forms.get(cell, cell) for cell in row] for row in rows]
     for index, (column, text) in changes.items():
         rows[index][column] = text
+    rows = [rows[index] for index in changes] if only else rows
     text = io.StringIO()
     csv.writer(text, delimiter=form.get("delimiter", ",")).writerows([header, *rows])
     raw = text.getvalue().encode(form.get("encoding", "utf-8-sig"))
@@ -61,8 +61,15 @@ def rewritten(run, forms: dict[str, str], changes: dict[int, tuple[int, str]], *
 )
 def test_one_edit_is_one_correction_whatever_a_spreadsheet_does_to_the_others(run, forms, form):
     assert rewritten(run, forms, {}, **form) == {}
-    changes = {0: (2, "4"), 12: (3, "Käse"), 23: (3, forms.get("1-2", "1-2"))}
+    changes = {0: (2, "4"), 12: (3, "Käse"), 23: (3, forms.get("1-2", "1-2")), 44: (3, "KÄSE ")}
     assert rewritten(run, forms, changes, **form) == {0: 4, 12: 4, 23: 3}
+
+
+def test_a_list_of_edited_rows_alone_has_their_corrections_and_no_unknown_class(run):
+    changes = {0: (3, "Käse"), 12: (3, "1-2"), 44: (2, "0")}
+    assert rewritten(run, {}, changes, only=True) == {0: 4, 12: 3, 44: 0}
+    with pytest.raises(InputError, match=r"row 2: 'cow': the run has no such class"):
+        rewritten(run, {}, {44: (3, "cow")}, only=True)
 
 
 def test_a_name_that_may_be_two_classes_is_asked_for_and_a_verbatim_one_is_taken(run):
@@ -71,10 +78,11 @@ def test_a_name_that_may_be_two_classes_is_asked_for_and_a_verbatim_one_is_taken
     assert rewritten(run, {}, {40: (3, "5.1"), 12: (3, "5.1")}) == {12: 0, 40: 0}
 
 
-def test_a_name_rewritten_as_another_class_is_named_in_a_note(run):
+def test_names_rewritten_are_named_in_notes(run):
     rewritten(run, ENGLISH, {})
-    _, (note,) = read_corrections(run.folder / "edited.csv", run)
-    assert "'5.1' for '5.10' in 11 rows" in note
+    _, notes = read_corrections(run.folder / "edited.csv", run)
+    assert len(notes) == len(ENGLISH)
+    assert notes[0].startswith("note: '5.1' in 11 rows is taken as a spreadsheet's form of '5.10'")
 
 
 def test_pandas_writes_back_what_is_read_as_unchanged(run):
@@ -85,8 +93,7 @@ def test_pandas_writes_back_what_is_read_as_unchanged(run):
     assert read_corrections(run.folder / "edited.csv", run)[0] == {3: 4}
     rows = range(PER_CLASS, 3 * PER_CLASS)  # numbers alone: 5.10 becomes 5.1, 00000 becomes 0.0
     table = pandas.read_csv(run.folder / "labels.csv").iloc[rows]
-    table["given_name"] = table["given_name"].astype(float)
-    table["given"] = table["given"].astype(float)
+    table[["given_name", "given"]] = table[["given_name", "given"]].astype(float)
     table.to_csv(run.folder / "edited.csv", index=False)
     assert read_corrections(run.folder / "edited.csv", run)[0] == {}
 
@@ -110,30 +117,8 @@ def test_the_pages_corrections_are_read_by_number_where_excel_rewrote_names(run)
         page_rows(
             run, "44,training/Käse/44.png,Käse,5.1,other,", "11,training/5.10/11.png,5.1,,drop,"
         )
-
-
-SAME = [
-    *(("5.10", "5.1"), ("00000", "0"), ("1e3", "1.00E+03"), ("1,000", "1000"), ("7", "7.0")),
-    *(
-        ("123456789012", "1.23457E+11"),
-        ("1-2", "02-Jan"),
-        ("1/2", "2026-01-02"),
-        ("3/4", "03/04/26"),
-        ("Cat ", "cat"),
-    ),
-    *(("MARCH1", "01. Mrz"), ("Jan 2020", "Jan-20"), ("10:30", "10:30:00"), ("5.10", "05. Okt")),
-    *(("None", ""), ("true", "WAHR"), ("-x", "#NAME?")),
-]
-OTHERS = [
-    *(("5.1", "5.2"), ("1-2", "2-1"), ("1-2", "03-Jan"), ("100001", "100002"), ("cat", "")),
-    *(("cat", "dog"), ("car 2", "cat 2"), ("1-2", "1-2-3-4-5-6-7"), ("cat", "#NAME?")),
-    *(("5.1", "frog 5"), ("2001", "2101"), ("1-2", ""), ("12", "12-12-2012"), ("true", "FALSCH")),
-]
-
-
-def test_what_spreadsheets_make_of_names():
-    assert [pair for pair in SAME if not may_be(*pair)] == []
-    assert [pair for pair in OTHERS if may_be(*pair)] == []
+    with pytest.raises(InputError, match=r"class 0 and 'NA' are two classes"):
+        page_rows(run, "46,training/Käse/46.png,Käse,NA,other,0")
 
 
 def test_an_edit_from_true_to_false_is_one_where_a_spreadsheet_translated_both():

@@ -1,73 +1,90 @@
 """Corrections of a run's labels: corrections.csv of the page, an edited labels.csv, suggestions.
 
-Corrections are a dict: a place in the run's lists → the new class, or None to drop the image.
+Corrections are a dict: a place in the run's lists → the new class, or None to drop the image. Data
+that stays as it is gets a new list of labels in the run's folder; smr/label_issues/moves.py moves
+photos.
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from smr.data.label_table import read_table
+from smr.data.image_folder import files_inside, first_ten, same_name
+from smr.data.label_table import find_columns, find_file, places_of, read_table
+from smr.data.noise_file import label_list
 from smr.errors import InputError
-from smr.label_issues.report import digest, read_run_labels
-from smr.label_issues.spreadsheet import may_be, whole_number
+from smr.files import atomic_write
+from smr.label_issues.report import Line, free_path, is_edited, read_run_labels, to_csv
 
 Corrections = dict[int, int | None]
 ACTIONS = ("keep", "take", "other", "drop")
 CORRECTIONS = ("index", "file", "given", "corrected", "action")
 EDITED = ("index", "file", "given", "given_name")
+# Names that a spreadsheet may rewrite: with a digit, formulas, truth values, missing values.
+REWRITTEN = re.compile(r"\d|^\W|^(true|false|n/?a|nan|none|null)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class FinishedRun:
     """A finished run and the training images that its lists are about.
 
-    rows: position in the training set → place in the lists `labels`, `files` (relative to the
-    data's folder, or None) and `checksums` (or None). written: the digests of the run's own lists.
+    index: their positions in the training set. files: relative to the data's folder, or None.
+    crc32: the files' checksums, or None. written: the digests of the run's own lists.
     """
 
     folder: Path
     config: dict
-    class_names: list[str]
-    rows: dict[int, int]
-    labels: list[int]
-    files: list[str] | None
-    checksums: list[int] | None
     written: list[str]
+    class_names: list[str]
+    files: list[str] | None
+    index: list[int]
+    labels: list[int]
+    crc32: list[int] | None
+
+    @cached_property
+    def rows(self) -> dict[int, int]:
+        """Position in the training set → place in the lists."""
+        return {index: row for row, index in enumerate(self.index)}
 
 
 def read_run(folder: Path) -> FinishedRun:
     """The run in this folder. Raises InputError."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lists = read_run_labels(folder)
-        rows = {index: row for row, index in enumerate(lists["index"])}
-        return FinishedRun(
-            folder=folder,
-            config=config,
-            class_names=lists["class_names"],
-            rows=rows,
-            labels=lists["labels"],
-            files=lists["files"],
-            checksums=lists["crc32"],
-            written=lists["written"],
-        )
+        return FinishedRun(folder, config, **read_run_labels(folder))
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; expected a run folder") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise InputError(
             f"{folder}: no complete labels.json, which a run writes at its end; --evaluate of the "
             "training script writes it again"
         ) from error
 
 
+def whole_number(cell: str) -> int | None:
+    """3 of '3', '3.0' or '3,0'; None of anything else."""
+    match = re.fullmatch(r" *(\d+)([.,]0*)? *", cell)
+    return int(match[1]) if match else None
+
+
+def is_same(name: str, cell: str) -> bool:
+    """Whether a cell is this name but for case and spaces, or the same number: 5.10 and 5.1."""
+    with suppress(ValueError):
+        if float(name.replace(",", ".")) == float(cell.replace(",", ".")):
+            return True
+    return same_name(name) == same_name(cell)
+
+
 class ClassNames:
     """The class that a cell names, in a table that a spreadsheet may have rewritten.
 
-    forms: label → the cell in the rows of its images, if the class's name is in none of them and
-    a spreadsheet may have made the cell of the name. notes: on forms that are other classes' names.
+    A spreadsheet rewrites a name in all its rows. forms: label → the most frequent cell in the
+    rows of its images, if the class's name is in none of them. notes: on these forms.
 
     Args: cells, (label, cell) of each row.
     """
@@ -78,23 +95,26 @@ class ClassNames:
         for label, cell in cells:
             by_label[label][cell] += 1
         for label, counts in by_label.items():
-            forms = [cell for cell, _ in counts.most_common() if may_be(names[label], cell)]
-            if names[label] in counts or not forms:
-                continue
-            self.forms[label] = forms[0]
-            if forms[0] in names:
+            forms = [cell for cell, _ in counts.most_common() if self.may_be(label, cell)]
+            if forms and names[label] not in counts:
+                self.forms[label] = forms[0]
                 self.notes.append(
-                    f"note: '{forms[0]}' for '{names[label]}' in {counts[forms[0]]:,} rows is "
-                    "taken as a spreadsheet's form of it; to correct such a label edit the number "
-                    "in `given`"
+                    f"note: '{forms[0]}' in {counts[forms[0]]:,} rows is taken as a spreadsheet's "
+                    f"form of '{names[label]}'; to correct such a label edit its number"
                 )
+
+    def may_be(self, label: int, cell: str) -> bool:
+        """Whether a spreadsheet may have written a class's name as this cell."""
+        name = self.names[label]
+        is_rewritten = REWRITTEN.search(name) and cell not in self.names
+        return is_same(name, cell) or bool(is_rewritten)
 
     def label_of(self, cell: str, label: int) -> int:
         """The class that a cell names in a row of this label. Raises InputError."""
         if cell in (self.names[label], self.forms.get(label)):
             return label
         labels = [c for c, name in enumerate(self.names) if cell in (name, self.forms.get(c))]
-        labels = labels or [c for c, name in enumerate(self.names) if may_be(name, cell)]
+        labels = labels or [c for c, name in enumerate(self.names) if is_same(name, cell)]
         if not labels:
             raise InputError(f"'{cell}': the run has no such class")
         if len(labels) > 1:
@@ -109,29 +129,30 @@ def read_corrections(path: Path, run: FinishedRun) -> tuple[Corrections, list[st
     Raises InputError, which names the row.
     """
     columns, table = read_table(path)
-    page = "action" in columns
-    expected, name_column = (CORRECTIONS, "given") if page else (EDITED, "given_name")
+    is_page = "action" in columns
+    expected, name_column = (CORRECTIONS, "given") if is_page else (EDITED, "given_name")
     if missing := [name for name in expected if name not in columns]:
         raise InputError(
             f"{path}: no column {', '.join(missing)}; expected {', '.join(CORRECTIONS)} of "
             "corrections.csv, or all of the run's own labels.csv; nothing was done"
         )
-    corrections: Corrections = {}
-    line, rows = 1, []
+    corrections, rows = {}, {}
     try:
         for line, cells in table:
-            rows.append((line, row_of(cells, run), cells))
-        names = ClassNames(run.class_names, [(run.labels[r], c[name_column]) for _, r, c in rows])
-        for number, row, cells in rows:
-            line = number
-            if row in corrections:
+            row = row_of(cells, run)
+            if row in rows:
                 raise InputError(f"a second row of index {cells['index']}")
-            label_of = label_of_page if page else label_of_edited
-            corrections[row] = label_of(cells, run.labels[row], names)
+            rows[row] = line, cells
+        named = [(run.labels[row], cells[name_column]) for row, (_, cells) in rows.items()]
+        classes = ClassNames(run.class_names, named)
+        for row in rows:
+            line, cells = rows[row]
+            label = new_label(cells, run.labels[row], classes)
+            if label != run.labels[row]:
+                corrections[row] = label
     except InputError as error:
         raise InputError(f"{path}, row {line}: {error}; nothing was done") from error
-    changed = {row: label for row, label in corrections.items() if label != run.labels[row]}
-    return changed, names.notes
+    return corrections, classes.notes
 
 
 def row_of(cells: dict[str, str], run: FinishedRun) -> int:
@@ -141,43 +162,37 @@ def row_of(cells: dict[str, str], run: FinishedRun) -> int:
         raise InputError(f"index '{cells['index']}': the run has no such training image")
     row = run.rows[index]
     file = run.files[row] if run.files else ""
-    if not may_be(file, cells["file"]):
+    if not is_same(file, cells["file"]):
         raise InputError(f"file '{cells['file']}': image {index} of the run is '{file}'")
     return row
 
 
-def label_of_page(cells: dict[str, str], label: int, classes: ClassNames) -> int | None:
-    """The class by a row of corrections.csv, None to drop the image. Raises InputError.
+def new_label(cells: dict[str, str], label: int, classes: ClassNames) -> int | None:
+    """The class by a row of either table, None to drop the image. Raises InputError.
 
-    The page also gives the class's number, in the column `label`.
+    Both give the class's number and its name; one that was edited counts.
     """
-    action, name, corrected = cells["action"], classes.names[label], cells["corrected"]
-    if action not in ACTIONS:
-        raise InputError(f"action '{action}': expected one of {', '.join(ACTIONS)}")
-    if not may_be(name, cells["given"]):
-        raise InputError(f"given '{cells['given']}': the run's label was '{name}'")
-    if action == "drop":
-        return None
-    number = whole_number(cells.get("label", ""))
-    if number not in range(len(classes.names)) or not may_be(classes.names[number], corrected):
-        number = classes.label_of(corrected, label)
-    if action == "keep" and number != label:
-        raise InputError(f"corrected '{corrected}' of a label to keep, which is '{name}'")
-    return number
-
-
-def label_of_edited(cells: dict[str, str], label: int, classes: ClassNames) -> int:
-    """The class by a row of labels.csv: of number and name the changed one. Raises InputError."""
-    number, name = whole_number(cells["given"]), cells["given_name"]
+    action, number_cell, name = cells.get("action"), cells["given"], cells.get("given_name")
+    if action is not None:
+        if action not in ACTIONS:
+            raise InputError(f"action '{action}': expected one of {', '.join(ACTIONS)}")
+        if not classes.may_be(label, cells["given"]):
+            before = classes.names[label]
+            raise InputError(f"given '{cells['given']}': the run's label was '{before}'")
+        if action == "drop":
+            return None
+        number_cell, name = cells.get("label") or str(label), cells["corrected"]
+    number = whole_number(number_cell)
     if number not in range(len(classes.names)):
-        last = len(classes.names) - 1
-        raise InputError(f"given '{cells['given']}': expected a number from 0 to {last}")
-    by_name = classes.label_of(name, label)
-    if label not in (number, by_name) and number != by_name:
-        raise InputError(
-            f"given {number} and given_name '{name}' are two classes; edit one of them"
-        )
-    return by_name if number == label else number
+        raise InputError(f"class '{number_cell}': expected 0 to {len(classes.names) - 1}")
+    if number == label or not classes.may_be(number, name):
+        by_name = classes.label_of(name, label)
+        if label not in (number, by_name):
+            raise InputError(f"class {number} and '{name}' are two classes; edit one of them")
+        number = by_name if number == label else number
+    if action == "keep" and number != label:
+        raise InputError(f"corrected '{name}' of a label to keep, '{classes.names[label]}'")
+    return number
 
 
 def suggestions(run: FinishedRun, first: int | None, below: float | None) -> Corrections:
@@ -186,7 +201,7 @@ def suggestions(run: FinishedRun, first: int | None, below: float | None) -> Cor
     Args: first, how many; or below, those with a lower p_clean. Raises InputError.
     """
     lists = sorted(run.folder.glob("labels*.csv"))
-    own = [path for path in lists if digest(path.read_bytes()) in run.written]
+    own = [path for path in lists if not is_edited(path, run.written)]
     if not own:
         raise InputError(f"{run.folder}: no labels.csv as the run wrote it; --evaluate writes one")
     rows = [cells for _, cells in read_table(own[-1])[1] if cells["predicted"] != cells["given"]]
@@ -205,3 +220,57 @@ def summary(corrections: Corrections, run: FinishedRun) -> list[str]:
         target = "dropped" if label is None else run.class_names[label]
         lines.append(f"{times:6,}  {run.class_names[before]} -> {target}")
     return lines
+
+
+def write_label_list(
+    run: FinishedRun, corrections: Corrections, root: Path, dry_run: bool, line: Line
+) -> None:
+    """Write corrected_labels.json, or .csv for a run on --labels. Raises InputError."""
+    if run.config.get("labels_csv"):
+        name, flag, raw = "corrected_labels.csv", "--labels", csv_of(run, corrections, root)
+    else:
+        name, flag, raw = "corrected_labels.json", "--noise_file", json_of(run, corrections)
+    path = free_path(run.folder / name, lambda path: path.exists() and path.read_bytes() != raw)
+    if dry_run:
+        line(f"{path} would be written; nothing was done (--dry_run)")
+        return
+    try:
+        with atomic_write(path) as file:
+            file.write(raw)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    line(f"wrote {path}; train again with {flag} {path} and another --id")
+
+
+def json_of(run: FinishedRun, corrections: Corrections) -> bytes:
+    """A label for each training image, null for each dropped one."""
+    # null, too, for a photo that could not be decoded, for which the run has no prediction.
+    labels: list[int | None] = [None] * run.config["train_images"]
+    for index, row in run.rows.items():
+        labels[index] = corrections.get(row, run.labels[row])
+    return json.dumps(label_list(labels, run.config.get("dropped_images", []))).encode()
+
+
+def csv_of(run: FinishedRun, corrections: Corrections, root: Path) -> bytes:
+    """The run's own table with the changed labels.
+
+    Rows of test images stay; those of dropped images go. Raises InputError.
+    """
+    path = Path(run.config["labels_csv"])
+    columns, table = read_table(path)
+    file_column, label_column = find_columns(path, columns)
+    places = places_of(list(files_inside(root, {}, "")))
+    changes = {run.files[row]: label for row, label in corrections.items()}
+    missing, rows = set(changes), []
+    for _, cells in table:
+        file = "".join(find_file(cells[file_column].strip(), places)[:1])
+        missing.discard(file)
+        label = changes.get(file)
+        if label is not None:
+            cells[label_column] = run.class_names[label]
+        if label is not None or file not in changes:
+            rows.append([cells[column] for column in columns])
+    if missing:
+        names = first_ten(sorted(missing))
+        raise InputError(f"{path}: no row for {names} (in {root}); nothing was done")
+    return to_csv(columns, rows)

@@ -1,24 +1,27 @@
-"""Corrections of photos in class folders: files move, with a log that can undo it."""
+"""Corrections of photos in class folders: files move, with a log that can undo it.
+
+The log has a line for each move. It is written before the first file moves, so that --undo knows of
+every move; it reads the log backwards, and skips the moves that were not done.
+"""
 
 import errno
 import json
 import os
 import re
-import zlib
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path, PurePosixPath
 
 from smr.data.corrections_log import Move, dropped_folders, log_path, read_log
+from smr.data.fingerprint import checksum
 from smr.data.image_folder import same_name
 from smr.errors import InputError
 from smr.files import write_text
 from smr.label_issues.corrections import Corrections, FinishedRun
-from smr.label_issues.report import Line
+from smr.label_issues.report import Line, free_path
 
 DROPPED_FOLDER = "dropped"
-NAME_BYTES = 255
 
 
 def move_files(
@@ -35,9 +38,7 @@ def move_files(
     moves = plan(run, corrections, root, logged)
     if not moves:
         line(f"nothing to move in {root}: each file is where it should be")
-    # First: --undo must know of each move, and skips those that were not done.
-    text = "".join(f"{json.dumps(astuple(move))}\n" for move in logged + moves)
-    if moves and carry_out(moves, root, dry_run, line, log, text):
+    elif carry_out(moves, root, dry_run, line, log, logged + moves):
         line(f"--undo puts them back, by {log}; train again with the same command and another --id")
 
 
@@ -47,21 +48,23 @@ def undo(run: FinishedRun, root: Path, dry_run: bool, line: Line) -> None:
     if not log.is_file():
         raise InputError(f"{log}: there is no such log; this run's corrections moved nothing")
     logged = read_log(log)
-    moves = moves_back([move.reversed for move in reversed(logged)], root)
-    if not carry_out(moves, root, dry_run, line, log, None):
+    if not carry_out(moves_back(logged, root), root, dry_run, line, log, logged):
         return
     log.unlink()
-    for folder in {root / PurePosixPath(move.target).parts[0] for move in logged if move.dropped}:
-        for inside in sorted([folder, *folder.rglob("*")], reverse=True):
-            with suppress(OSError):  # it holds something
-                inside.rmdir()
+    for move in logged:
+        if move.dropped:
+            with suppress(OSError):  # the folder is not empty, or gone already
+                os.removedirs((root / move.target).parent)
 
 
 def carry_out(
-    moves: list[Move], root: Path, dry_run: bool, line: Line, log: Path, text: str | None
+    moves: Sequence[Move], root: Path, dry_run: bool, line: Line, log: Path, logged: Iterable[Move]
 ) -> bool:
-    """Write text to the log and move the files; False if dry_run. Raises InputError."""
-    check_folders(root, moves)
+    """Check all folders, write the log and move the files; False if dry_run. Raises InputError."""
+    check_folder(root, root)
+    for move in moves:
+        check_folder(root, (root / move.source).parent)
+        check_folder(root, (root / move.target).parent)
     for move in moves:
         line(f"{move.source} -> {move.target}")
     if dry_run:
@@ -69,10 +72,9 @@ def carry_out(
         return False
     done = 0
     try:
-        if text is not None:
-            write_text(log, text)
+        write_text(log, "".join(f"{json.dumps(astuple(move))}\n" for move in logged))
         for move in moves:
-            rename(root, move)
+            move_file(root, move)
             done += 1
     except OSError as error:
         raise InputError(
@@ -83,18 +85,17 @@ def carry_out(
     return True
 
 
-def rename(root: Path, move: Move) -> None:
+def move_file(root: Path, move: Move) -> None:
     """Move a file to a place where there is none. Raises OSError."""
     source, target = root / move.source, root / move.target
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "a file of this name is there by now", str(target))
-    os.rename(source, target)
-    if move.new_link is not None:
-        temporary = target.with_name(".link.new")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(move.new_link)
-        os.replace(temporary, target)
+    if move.new_link is None:
+        os.rename(source, target)
+    else:
+        target.symlink_to(move.new_link)
+        source.unlink()
 
 
 def plan(
@@ -105,9 +106,10 @@ def plan(
     Args: logged, the moves of earlier corrections.
     """
     depth, folders = layout_of(run)
-    done = {move.source: move.target for move in logged}
-    dropped = min(dropped_folders(root), default=None) or free_place(root, DROPPED_FOLDER, ())
-    moves: dict[str, Move] = {}  # by target
+    moved_to = {move.source: move.target for move in logged}
+    dropped = min(dropped_folders(root), default=None)
+    dropped = dropped or free_path(root / DROPPED_FOLDER, os.path.lexists).name
+    moves: dict[Path, Move] = {}  # by target
     for row, label in corrections.items():
         file, path = run.files[row], PurePosixPath(run.files[row])
         if label is None:
@@ -117,13 +119,17 @@ def plan(
         else:
             place = folders[label] / path.name
         # An earlier attempt may have moved it there, or to a free place beside.
-        moved_to, stem = done.get(file, ""), str(place.with_suffix(""))
-        is_done = moved_to.startswith(stem) and not os.path.lexists(root / file)
-        check_file(root, moved_to if is_done else file, run.checksums[row])
-        if not is_done:
-            target = free_place(root, str(place), moves)
-            check_inside(root, target)
-            moves[target] = Move(file, target, *links(root, file, target), label is None)
+        is_done = moved_to.get(file, "").startswith(str(place.with_suffix("")))
+        if is_done and not os.path.lexists(root / file):
+            continue
+        if checksum(root / file) != run.crc32[row]:
+            raise InputError(
+                f"{root / file}: moved or changed since the run; put it back (--undo, if a "
+                "correction moved it), or train again; nothing was done"
+            )
+        free = free_path(root / place, lambda path: path in moves or os.path.lexists(path))
+        target = free.relative_to(root).as_posix()
+        moves[free] = Move(file, target, *links(root, file, target), label is None)
     return list(moves.values())
 
 
@@ -134,28 +140,15 @@ def layout_of(run: FinishedRun) -> tuple[int, dict[int, PurePosixPath]]:
     """
     paths = [PurePosixPath(file).parts for file in run.files]
     names = [same_name(run.class_names[label]) for label in run.labels]
-    depth = 0 if any(len(parts) == 2 for parts in paths) else 2
     if [same_name(parts[0]) for parts in paths] == names:
         depth = 1
+    else:
+        depth = 0 if any(len(parts) == 2 for parts in paths) else 2
     above = paths[0][: depth - 1]
     folders = {label: PurePosixPath(*above, name) for label, name in enumerate(run.class_names)}
     for label, parts in zip(run.labels, paths, strict=True):
         folders[label] = PurePosixPath(*parts[:depth])
     return depth, folders
-
-
-def free_place(root: Path, place: str, taken: Container[str]) -> str:
-    """The place, or the next with _2, _3, … if a file is there or will be. Raises InputError."""
-    path, free, number = PurePosixPath(place), place, 1
-    while free in taken or os.path.lexists(root / free):
-        number += 1
-        free = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
-    if len(os.fsencode(PurePosixPath(free).name)) > NAME_BYTES:
-        raise InputError(
-            f"{root / place}: this name is taken, and with _{number} it is longer than "
-            f"{NAME_BYTES} bytes; rename one of the two files and train again; nothing was done"
-        )
-    return free
 
 
 def links(root: Path, source: str, target: str) -> tuple[str | None, str | None]:
@@ -167,52 +160,29 @@ def links(root: Path, source: str, target: str) -> tuple[str | None, str | None]
     return old, os.path.relpath(file, os.path.realpath((root / target).parent))
 
 
-def check_folders(root: Path, moves: Sequence[Move]) -> None:
-    """Raise InputError if a folder from or to which files move cannot be changed."""
-    folders = {root, *((root / move.source).parent for move in moves)}
-    for move in moves:
-        folder = (root / move.target).parent
-        folders.add(next(each for each in (folder, *folder.parents) if each.exists()))
-    for folder in sorted(folders):
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"{folder}: this folder is read-only; nothing was done")
+def check_folder(root: Path, folder: Path) -> None:
+    """Raise InputError if a folder, or the one to make it in, is elsewhere or read-only."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{folder}: leads out of {root}; nothing was done")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there}: this folder is read-only; nothing was done")
 
 
-def check_file(root: Path, file: str, checksum: int) -> None:
-    """Raise InputError if a file is not the one of the run."""
-    check_inside(root, file)
-    try:
-        current = zlib.crc32((root / file).read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{root / file}: {error.strerror}; it was there in training: put it back (--undo, if a "
-            "correction moved it), or train again; nothing was done"
-        ) from error
-    if current != checksum:
-        raise InputError(f"{root / file}: changed since the run; train again; nothing was done")
-
-
-def check_inside(root: Path, file: str) -> None:
-    """Raise InputError if a path leads out of the data's folder."""
-    if not (root / file).parent.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{file}: leads out of {root}; nothing was done")
-
-
-def moves_back(backward: Sequence[Move], root: Path) -> list[Move]:
+def moves_back(logged: Sequence[Move], root: Path) -> list[Move]:
     """Those moves that are not undone yet. Raises InputError if files are not as they were left."""
-    moves, there = [], {}
-    for move in backward:
-        for place in (move.source, move.target):
-            check_inside(root, place)
-            there.setdefault(place, os.path.lexists(root / place))
-        if there[move.source] and there[move.target]:
-            raise InputError(f"{root / move.target}: another file is there; move it away first")
-        if there[move.source]:
-            moves.append(move)
-            there |= {move.source: False, move.target: True}
-        elif not there[move.target]:
+    places = {place for move in logged for place in (move.source, move.target)}
+    there = {place for place in places if os.path.lexists(root / place)}
+    moves = []
+    for move in reversed(logged):
+        if move.target in there and move.source in there:
+            raise InputError(f"{root / move.source}: another file is there; move it away first")
+        if move.target in there:
+            moves.append(move.reversed)
+            there ^= {move.source, move.target}
+        elif move.source not in there:
             raise InputError(
-                f"{root / move.source}: not there any more; undo the corrections that moved it, or "
+                f"{root / move.target}: not there any more; undo the corrections that moved it, or "
                 "put it back; nothing was done"
             )
     return moves

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Container, Iterable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
 
@@ -94,6 +94,13 @@ def labels_csv(issues: LabelIssues, loader: Loader) -> bytes:
     index, labels, predicted = issues.index, issues.labels, issues.predicted
     names, files = np.asarray(loader.class_names, dtype=object), loader.files
     unknown = loader.clean_labels is None
+    probabilities = {
+        "p_predicted": issues.pred_probs.max(axis=1),
+        "p_given": self_confidence(labels, issues.pred_probs),
+        "p_clean_net1": issues.clean_probability[0],
+        "p_clean_net2": issues.clean_probability[-1],
+        "p_clean": issues.clean_probability.mean(axis=0),
+    }
     columns = {
         "index": index,
         "file": [files[i] if files else "" for i in index],
@@ -101,32 +108,24 @@ def labels_csv(issues: LabelIssues, loader: Loader) -> bytes:
         "given_name": names[labels],
         "predicted": predicted,
         "predicted_name": names[predicted],
-        "p_predicted": issues.pred_probs.max(axis=1),
-        "p_given": self_confidence(labels, issues.pred_probs),
-        "p_clean_net1": issues.clean_probability[0],
-        "p_clean_net2": issues.clean_probability[-1],
-        "p_clean": issues.clean_probability.mean(axis=0),
+        **{name: [f"{p:.6g}" for p in values] for name, values in probabilities.items()},
         "rank": issues.rank,
         "true": [""] * len(index) if unknown else loader.clean_labels[index],
     }
-    for name in columns:
-        if name.startswith("p_"):
-            columns[name] = [f"{p:.6g}" for p in columns[name]]
     return to_csv(columns, zip(*columns.values(), strict=True))
 
 
 def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
     """Lines for the log: how many label issues, of which classes, and how reliable they are."""
     names, chosen, labels = loader.class_names, issues.is_issue, issues.labels
-    count = int(chosen.sum())
-    share = f"{100 * chosen.mean():.1f} %"
+    count, share = int(chosen.sum()), f"{100 * chosen.mean():.1f} %"
     lines = [f"label issues: {count:,} of {len(labels):,} training labels ({share})"]
     pairs = Counter(zip(labels[chosen].tolist(), issues.predicted[chosen].tolist(), strict=True))
-    if pairs:
-        confusions = [
-            f"{names[label]} predicted as {names[predicted]} ({times:,})"
-            for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
-        ]
+    confusions = [
+        f"{names[label]} predicted as {names[predicted]} ({times:,})"
+        for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
+    ]
+    if confusions:
         lines[0] += ", most often " + ", ".join(confusions)
     if reason := why_unreliable(labels, issues.pred_probs, names):
         lines.append(f"the networks have not learned enough to find label issues: {reason}")
@@ -136,8 +135,8 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
         least = self_confidence(labels, issues.pred_probs)[chosen].sum()
         most = (1 - issues.pred_probs.max(axis=1)[chosen]).sum()
         lines.append(
-            f"review before you change any: an estimated {round(float(least)):,} to "
-            f"{round(float(most)):,} of these {count:,} labels are correct"
+            f"review before you change any: an estimated {least:,.0f} to {most:,.0f} of these "
+            f"{count:,} labels are correct"
         )
     is_noisy = None if loader.is_clean is None else ~loader.is_clean[issues.index]
     if is_noisy is not None and is_noisy.any():
@@ -152,17 +151,18 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
 
 def draw(issues: LabelIssues, loader: Loader) -> tuple[dict, dict]:
     """The first label issues and the noise transitions: by file name, and by TensorBoard's tag."""
-    names, clean = loader.class_names, loader.clean_labels
+    names, true, labels, predicted = loader.class_names, None, issues.labels, issues.predicted
+    if loader.clean_labels is not None:
+        true = loader.clean_labels[issues.index]
+    transitions = figures.noise_transitions(labels, predicted, true, names)
 
     def gallery(count: int, columns: int, side: int) -> np.ndarray:
         rows = issues.order[:count]
-        index, labels, predicted = issues.index[rows], issues.labels[rows], issues.predicted[rows]
+        index = issues.index[rows]
         captions = [Path(loader.files[i]).name if loader.files else f"image {i}" for i in index]
-        images = loader.thumbnails(index)
-        return figures.label_issues(images, captions, labels, predicted, names, columns, side)
+        shown = loader.thumbnails(index), captions, labels[rows], predicted[rows]
+        return figures.label_issues(*shown, names, columns, side)
 
-    true = None if clean is None else clean[issues.index]
-    transitions = figures.noise_transitions(issues.labels, issues.predicted, true, names)
     files = {"label_issues.png": gallery(*FOLDER_GALLERY), "transitions.png": transitions}
     top = gallery(*TENSORBOARD_GALLERY)
     return files, {"label_issues/top": top, "label_issues/noise_transitions": transitions}
@@ -180,11 +180,25 @@ def read_run_labels(folder: Path) -> dict:
     return {"written": []}
 
 
+def is_edited(path: Path, written: Container[str]) -> bool:
+    """Whether there is a list that the run did not write. Args: written, the digests of its own."""
+    return path.exists() and digest(path.read_bytes()) not in written
+
+
+def free_path(path: Path, is_taken: Callable[[Path], bool]) -> Path:
+    """The path, or the next with _2, _3, … that is not taken."""
+    free, number = path, 1
+    while is_taken(free):
+        number += 1
+        free = path.with_stem(f"{path.stem}_{number}")
+    return free
+
+
 def edited(folder: Path) -> list[Path]:
     """The run folder's lists that a person edited, and the corrections that are kept there."""
-    written, lists = read_run_labels(folder)["written"], sorted(folder.glob("labels*.csv"))
-    by_hand = [path for path in lists if digest(path.read_bytes()) not in written]
-    return by_hand + sorted(folder.glob("correct*"))
+    written = read_run_labels(folder)["written"]
+    lists = [path for path in sorted(folder.glob("labels*.csv")) if is_edited(path, written)]
+    return lists + sorted(folder.glob("correct*"))
 
 
 def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | None) -> Path:
@@ -193,17 +207,14 @@ def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | N
     `labels.json` tells correct_labels.py the run's labels, class names and files, and the checksums
     of files that it may move. Raises OSError.
     """
-    raw, written = labels_csv(issues, loader), read_run_labels(folder)["written"]
-    written = [each for each in written if each != digest(raw)] + [digest(raw)]
+    raw = labels_csv(issues, loader)
+    written = sorted({*read_run_labels(folder)["written"], digest(raw)})
     files = [loader.files[i] for i in issues.index] if loader.files else None
     may_move = root and loader.info.labels_in_paths
     crc32 = [checksum(root / file) for file in files] if may_move else None
     content = {"written": written, "class_names": loader.class_names, "files": files}
     content |= {"index": issues.index.tolist(), "labels": issues.labels.tolist(), "crc32": crc32}
-    path, number = folder / "labels.csv", 1
-    while path.exists() and digest(path.read_bytes()) not in written:
-        number += 1
-        path = folder / f"labels_{number}.csv"
+    path = free_path(folder / "labels.csv", lambda path: is_edited(path, written))
     # First: a list whose digest is not there would be taken for an edited one.
     write_text(folder / "labels.json", json.dumps(content) + "\n")
     with atomic_write(path) as file:
@@ -218,16 +229,14 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
 
     Without duplicates there is no such file. Raises OSError.
     """
-    pairs, others = loader.info.duplicates, {}
-    if not pairs:
-        path.unlink(missing_ok=True)
-        return {}
-    with atomic_write(path) as file:
-        file.write(to_csv(("file", "duplicate", "problem"), pairs))
-    for one, other, problem in pairs:
+    others = {}
+    path.unlink(missing_ok=True)
+    if loader.info.duplicates:
+        path.write_bytes(to_csv(("file", "duplicate", "problem"), loader.info.duplicates))
+    for one, other, problem in loader.info.duplicates:
         if problem != IN_BOTH_PARTS:
             others |= {one: other, other: one}
-    return {i: others[file] for i, file in enumerate(loader.files) if file in others}
+    return {i: others[file] for i, file in enumerate(loader.files or ()) if file in others}
 
 
 def report(
