@@ -30,7 +30,7 @@ from runs import (
     without_times,
 )
 from test_device_waits import Served
-from test_docs import blocks_of, text_of
+from test_docs import TEXTS, blocks_of
 from test_image_file_dataset import loader_of, write
 from torch import Tensor
 from torch.testing import assert_close
@@ -496,7 +496,7 @@ def test_a_flag_is_refused_once_by_rank_0(monkeypatch, capsys, rank):
 
 
 def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
-    (script,) = (b for b in blocks_of(text_of("docs/reproduce.md"), "bash") if "#SBATCH" in b)
+    (script,) = (b for b in blocks_of(TEXTS["docs/reproduce.md"], "bash") if "#SBATCH" in b)
     commands = []
     for task in range(15):
         printed = subprocess.run(
