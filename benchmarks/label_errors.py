@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -146,7 +146,7 @@ def measured(loader, true: np.ndarray, args, path: Path) -> Iterator[dict]:
     truth = loader.tests["test"][1].numpy()
     for name, train in {"": values[:, 0], ", mean of the views": values.mean(dim=1)}.items():
         data = standardized(train, labels, tests, truth)
-        for row in regressions(data, issue):
+        for row in regressions(data, issue, GRID):
             yield row | {"way": row["way"] + name}
     datalab = partial(cleanlab, *data, 1.0, lab=True)
     yield timed("cleanlab's Datalab, C = 1, mean of the views", issue, datalab)
@@ -160,9 +160,9 @@ def standardized(train: Tensor, labels: np.ndarray, tests: Tensor, truth: np.nda
     return (train - mean) / scale, labels, (tests - mean) / scale, truth
 
 
-def regressions(data: tuple, issue: np.ndarray) -> list[dict]:
-    """cleanlab's rows on `standardized` features: C = 1, and the C with the best AP."""
-    rows = [timed("", issue, partial(cleanlab, *data, c)) | {"C": c} for c in GRID]
+def regressions(data: tuple, issue: np.ndarray, grid: Sequence[float]) -> list[dict]:
+    """cleanlab's rows on `standardized` features: C = 1, and the C of the grid with the best AP."""
+    rows = [timed("", issue, partial(cleanlab, *data, c)) | {"C": c} for c in grid]
     best = max(rows, key=lambda row: row["ap"])
     return [
         rows[0] | {"way": "cleanlab, C = 1"},
