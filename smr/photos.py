@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from joblib import cpu_count
 from torch import nn
 
 from smr import networks
 from smr.config import Config
 from smr.data.image_file_dataset import Frame
+from smr.devices import cpu_count
 from smr.errors import InputError
 from smr.flags import DATA, FREE, GROWS, flag
 
@@ -87,7 +87,7 @@ class PhotoConfig(Config):
     def hyperparameters(self, device: torch.device) -> dict:
         values = super().hyperparameters(device)
         defaults = {
-            "num_workers": cpu_count(),  # which heeds affinity and a container's quota
+            "num_workers": cpu_count(),
             "pretrained": False,
             "resize": resize_of(self.image_size or values["image_size"]),
             "lambda_u": 0.0,

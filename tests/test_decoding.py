@@ -15,7 +15,6 @@ from PIL import Image, ImageOps, PngImagePlugin
 from smr.data.decoding import formats, open_image, read_files, reason_of, upright
 from smr.data.image_file_dataset import Frame, scaled
 from smr.data.image_folder import Listing
-from smr.errors import InputError
 from smr.logging.console import Terminal
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -28,8 +27,8 @@ def decode(path, size=64) -> np.ndarray:
 
 def read(root, names, size=64, threads=2, broken=None):
     """(images, Listing) of the files that are images; each is labeled with its position."""
-    listing = Listing(list(names), np.arange(len(names)), broken or {})
-    return read_files(root, listing, partial(decode, size=size), threads, "decoding")
+    listing = Listing(root, list(names), np.arange(len(names)), broken or {})
+    return read_files(listing, partial(decode, size=size), threads)
 
 
 def save(tmp_path, image, name, **options):
@@ -187,8 +186,8 @@ def test_files_that_are_no_images_are_told_apart_and_left_out(tmp_path, monkeypa
         "empty.jpg": "an empty file",
         "gone.png": "No such file or directory",
     }
-    headers = Listing(["cut.jpg"], np.zeros(1, dtype=int))
-    assert read_files(tmp_path, headers, open_image, 1, "looking at")[1].files == ["cut.jpg"]
+    headers = Listing(tmp_path, ["cut.jpg"], np.zeros(1, dtype=int))
+    assert read_files(headers, open_image, 1)[1].files == ["cut.jpg"]
 
 
 def test_reasons_are_of_one_line_even_if_the_error_has_no_words(tmp_path):
@@ -206,7 +205,7 @@ def test_images_are_in_the_order_of_their_files_and_progress_counts_them(
     images, listing = read(tmp_path, names, threads=4, size=2)
     assert [image[0, 0, 0] for image in images] == listing.labels.tolist() == list(range(250))
     assert listing.files == names
-    assert capsys.readouterr().out.splitlines()[-1] == "decoding: 250 of 250 images"
+    assert capsys.readouterr().out.splitlines()[-1] == "reading: 250 of 250 images"
     assert read(tmp_path, [])[0] == []
 
 
@@ -218,9 +217,9 @@ def test_an_error_of_the_machine_stops_the_decoding_threads(tmp_path):
         time.sleep(0.05)
         raise MemoryError
 
-    listing = Listing([f"{i}.png" for i in range(2000)], np.zeros(2000))
-    with pytest.raises(InputError, match="lower --num_workers"):
-        read_files(tmp_path, listing, fail, 1, "decoding")
+    listing = Listing(tmp_path, [f"{i}.png" for i in range(2000)], np.zeros(2000))
+    with pytest.raises(MemoryError):
+        read_files(listing, fail, 1)
     assert len(calls) < 5
     time.sleep(0.2)
     assert threading.active_count() == before

@@ -211,15 +211,6 @@ def test_another_spelling_of_a_class_is_the_same_class_and_refused_in_training(t
     assert "'Cat' and 'cat'" in refusal(tmp_path)
 
 
-def test_uneven_classes_are_noted_with_their_counts(tmp_path):
-    write_photos(tmp_path, {"few": 2, "many": 22, "some": 5}, shape=(4, 4))
-    write_tiny(tmp_path, ("few",), "testing")
-    words = "from 2 images of few to 22 of many"
-    assert any(words in note for note in read(tmp_path).notes)
-    write_tiny(tmp_path, ("few",), "training", 3)
-    assert not any("22 of many" in note for note in read(tmp_path).notes)
-
-
 # --- refusals ---
 
 

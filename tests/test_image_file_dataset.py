@@ -1,6 +1,5 @@
 """Photos streamed from disk, held against a plain and slow implementation."""
 
-import errno
 import threading
 from collections import Counter
 from pathlib import Path
@@ -56,11 +55,10 @@ def folder(tmp_path):
 def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> ImageFileLoader:
     """Photo i of the folder has the label i % 3; the first three are the test set too."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name[:-4]))
-    train = Listing(names, np.arange(len(names)) % 3)
+    train = Listing(folder, names, np.arange(len(names)) % 3)
     return ImageFileLoader(
-        folder,
         train,
-        {"test": (folder, train.only(np.arange(len(names)) < 3))},
+        {"test": train.only(np.arange(len(names)) < 3)},
         Views(MEAN, STD),
         frame,
         DatasetInfo(list("abc")),
@@ -290,20 +288,15 @@ def test_a_broken_photo_stops_the_run_otherwise(folder):
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (MemoryError(), "MemoryError; lower --num_workers, --batch_size or --image_size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAlloc"),
-        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; lower --num_workers"),
-    ],
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
-def test_a_machine_at_its_limits_ends_the_run_in_a_line(folder, monkeypatch, error, words):
+def test_a_photo_for_which_memory_ran_out_is_not_left_out(folder, monkeypatch, error):
     def fail(path, formats):
         raise error
 
     loader = loader_of(folder, workers=2, skip_broken=True)
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(InputError, match=f"photos cannot be decoded: {words}"):
+    with pytest.raises(type(error)):
         list(loader.run("warmup"))
 
 

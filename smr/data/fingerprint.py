@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from smr.data.image_folder import Listing
 from smr.data.loader import Loader
 
 # Of more files than this only names and sizes are compared: reading a million takes an hour.
@@ -24,32 +24,25 @@ def checksum(path: Path) -> int | None:
         return None
 
 
-def content_fingerprint(loader: Loader, root: str | Path | None) -> str:
+def content_fingerprint(loader: Loader) -> str:
     """SHA-256 over the class names, the training images and the photos of the first test set.
 
-    Of files: names, sizes and contents. Images that are no files below `root` count with their
-    pixels.
+    Of photos: names, sizes and contents. Of images in memory: pixels.
     """
-    digest = hashlib.sha256(json.dumps(loader.class_names).encode())
-    count, files = len(loader.noisy_labels), loader.files
-    read = count <= READ_AT_MOST
+    digest = hashlib.sha256(json.dumps([loader.class_names, loader.files]).encode())
+    count, (photos, labels) = len(loader.noisy_labels), loader.tests[loader.test_sets[0]]
 
-    def describe(path: Path) -> list | None:
-        try:
-            return [os.stat(path).st_size, checksum(path) if read else None]
-        except OSError:
-            return None
+    def describe(path: Path) -> list:
+        return [path.stat().st_size, checksum(path) if count <= READ_AT_MOST else None]
 
-    with ThreadPoolExecutor(8) as threads:
-        paths = [Path(root, file) for file in files] if files and root else []
-        described = list(threads.map(describe, paths)) or [None] * count
-        photos, labels = loader.tests[loader.test_sets[0]]
-        if test_files := list(getattr(photos, "files", [])):
-            tests = list(threads.map(describe, [Path(photos.root, file) for file in test_files]))
-            digest.update(json.dumps([test_files, tests, labels.tolist()]).encode())
-    digest.update(json.dumps([files, described]).encode())
-    pixels = [i for i, one in enumerate(described) if one is None]
-    for start in range(0, len(pixels), CHUNK):
-        chunk = loader.thumbnails(np.array(pixels[start : start + CHUNK]))
-        digest.update(np.ascontiguousarray(chunk).data)
+    if isinstance(photos, Listing):
+        parts = loader.train_images, photos
+        paths = [part.root / file for part in parts for file in part.files]
+        with ThreadPoolExecutor(8) as threads:
+            described = list(threads.map(describe, paths))
+        digest.update(json.dumps([described, photos.files, labels.tolist()]).encode())
+        return digest.hexdigest()
+    for start in range(0, count, CHUNK):
+        images = loader.thumbnails(np.arange(start, min(start + CHUNK, count)))
+        digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
