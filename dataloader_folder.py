@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from smr.data.corrections_log import dropped_folders
-from smr.data.duplicates import add_duplicates
+from smr.data.fingerprint import add_duplicates
 from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader
 from smr.data.image_folder import (
     Listing,

@@ -112,19 +112,20 @@ def read_files(
     Returns also the Listing of these files; those for which it raises are among its broken ones.
     """
 
-    def read_one(file: str) -> tuple[T | None, str]:
+    def read_one(path: Path) -> tuple[T | None, str]:
         try:
-            return read(listing.root / file), ""
+            return read(path), ""
         except Exception as error:  # Pillow's decoders raise many types
-            return None, reason_of(error, listing.root / file)
+            return None, reason_of(error, path)
 
-    results, terminal, files = [], Terminal(), listing.files
+    values, broken, terminal, count = [], {}, Terminal(), len(listing)
+    good = np.ones(count, dtype=bool)
     with ThreadPool(max(1, threads)) as pool:
-        for result in pool.imap(read_one, files, chunksize=100):
-            results.append(result)
+        for i, (value, reason) in enumerate(pool.imap(read_one, listing.paths, chunksize=100)):
+            if reason:
+                good[i], broken[listing.files[i]] = False, reason
+            else:
+                values.append(value)
             if terminal.due():
-                terminal.progress(f"reading: {len(results)} of {len(files)} images")
-    values = [value for value, reason in results if not reason]
-    good = np.array([not reason for _, reason in results], dtype=bool)
-    broken = {file: reason for file, (_, reason) in zip(files, results, strict=True) if reason}
+                terminal.progress(f"reading: {i + 1} of {count} images")
     return values, replace(listing, broken=listing.broken | broken).only(good)

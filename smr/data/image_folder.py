@@ -40,6 +40,11 @@ class Listing:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files with their folder."""
+        return [self.root / file for file in self.files]
+
     def only(self, chosen: np.ndarray) -> "Listing":
         """The files of bool `chosen` [n]."""
         files = [self.files[i] for i in np.flatnonzero(chosen)]
@@ -95,14 +100,10 @@ def entries(folder: Path) -> list[os.DirEntry]:
     return sorted(shown, key=lambda entry: natural_order(entry.name))
 
 
-def is_readable(name: str) -> bool:
-    """Whether a name is text: valid UTF-8 without control characters."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
-
-
 def printable(name: str) -> str:
-    """The name, with escapes for what is not readable."""
-    return name if is_readable(name) else ascii(name)[1:-1]
+    """The name, with escapes if it has control characters or is not valid UTF-8."""
+    is_text = not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    return name if is_text else ascii(name)[1:-1]
 
 
 def natural_order(name: str) -> tuple:
@@ -150,7 +151,7 @@ def files_inside(
         return
     for entry in content:
         name = posixpath.join(prefix, entry.name)
-        if not (lenient or is_readable(entry.name)):
+        if not lenient and name != printable(name):
             broken[printable(name)] = "its name is not readable"
         elif entry.is_dir():
             if os.path.realpath(entry.path) in above:
