@@ -267,7 +267,7 @@ def test_a_run_has_no_figures_that_only_the_true_labels_could_tell(tmp_path, cap
     folder = write_animals(tmp_path, "binary", 16, 4)
     flags = (
         "--network preact_resnet18 --width 2 --batch_size 8 --review 0 --num_workers 1 "
-        "--num_epochs 2 --warm_up 1 --recalibrate_every 2"
+        "--num_epochs 2 --warm_up 1 --recalibrate_every 3"
     )
     paths = ("--data_path", str(folder), "--output", str(tmp_path))
     assert train_animal10N.main([*paths, *flags.split()]) == 0
