@@ -4,13 +4,12 @@ loader = animal_dataloader("./data/Animal-10N", 128, 4)
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
-import re
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from smr.data.augment import Views
 from smr.data.decoding import read_files
@@ -63,8 +62,7 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool) -> ImageData:
         form = f"binaries {', '.join(names)} and test_batch.bin"
         parts = [read_binaries(root, part) for part in (names, ["test_batch.bin"])]
     (images, train), (test_images, test) = parts
-    notes = [f"form: {form}", *refuse_broken(root, train, test, skip_broken=skip_broken)]
-    notes += class_notes(root, train, test, ANIMALS)
+    notes = [f"form: {form}", *refuse_broken(train, test, skip_broken=skip_broken)]
     return ImageData(
         train_images=images,
         train_labels=train.labels,
@@ -72,7 +70,7 @@ def read_animal10n(root: Path, threads: int, skip_broken: bool) -> ImageData:
         test_labels=test.labels,
         class_names=list(ANIMALS),
         files=train.files,
-        notes=notes,
+        notes=notes + class_notes(train, test, ANIMALS),
         labels_in_paths=in_folders,
     )
 
@@ -82,25 +80,16 @@ def read_images(root: Path, part: str, threads: int) -> tuple[np.ndarray, Listin
 
     By ascending label and natural order of the rest. Raises InputError if a file has no label.
     """
-    rows, broken, unlabeled = [], {}, []
+    rows, broken = [], {}
     for name in files_inside(root / part, broken, part):
         inside = name.removeprefix(f"{part}/")
         animal, _, rest = inside.partition("/" if "/" in inside else "_")
-        label = SPELLINGS.get(animal.casefold())
-        if label is None:
-            unlabeled.append(name)
-        else:
-            rows.append((label, natural_order(rest), name))
-    refuse_unlabeled(root, unlabeled, len(rows) + len(unlabeled))
-    listing = sorted_listing(rows, broken)
-    images, listing = read_files(root, listing, read_image, threads, "decoding")
-    shape = (-1, ANIMAL_SIZE, ANIMAL_SIZE, 3)
-    return np.array(images, dtype=np.uint8).reshape(shape), listing
-
-
-def read_image(path: Path) -> np.ndarray:
-    """uint8 [64, 64, 3]. Raises whatever Pillow raises."""
-    return scaled(path, Frame(ANIMAL_SIZE, ANIMAL_SIZE, square=True)).numpy()
+        rows.append((SPELLINGS.get(animal.casefold(), -1), natural_order(rest), name))
+    refuse_unlabeled(root, [name for label, _, name in rows if label < 0], len(rows))
+    frame = Frame(ANIMAL_SIZE, ANIMAL_SIZE, square=True)
+    listing = sorted_listing(root, rows, broken)
+    images, listing = read_files(listing, lambda path: scaled(path, frame).numpy(), threads)
+    return np.array(images, dtype=np.uint8).reshape(-1, ANIMAL_SIZE, ANIMAL_SIZE, 3), listing
 
 
 def refuse_unlabeled(root: Path, unlabeled: list[str], count: int) -> None:
@@ -115,9 +104,8 @@ def refuse_unlabeled(root: Path, unlabeled: list[str], count: int) -> None:
 def find_binaries(root: Path) -> list[str]:
     """The names of the training binaries. Raises InputError where the data is in no known form."""
     content = [entry.name for entry in entries(root)]
-    names = [name for name in content if re.fullmatch(r"data_batch_[0-9]+\.bin", name)]
-    names = names or [name for name in content if name == "training_batch.bin"]
-    if not names or "test_batch.bin" not in content:
+    names = fnmatch.filter(content, "data_batch_*.bin") or ["training_batch.bin"]
+    if not {names[0], "test_batch.bin"} <= set(content):
         raise InputError(
             f"{root}: no Animal-10N: expected folders training/ and testing/, or data_batch_1.bin "
             f"and test_batch.bin; found {first_ten(content) or 'nothing'}; {OWN_PHOTOS}"
@@ -130,23 +118,23 @@ def read_binaries(root: Path, names: Sequence[str]) -> tuple[np.ndarray, Listing
 
     Raises InputError.
     """
-    parts = [np.fromfile(root / name, RECORD) for name in names]
-    files = []
-    for name, part in zip(names, parts, strict=True):
+    parts, files = [], []
+    for name in names:
         length = (root / name).stat().st_size
         if not length or length % RECORD.itemsize:
             raise InputError(
                 f"{root / name}: {length} bytes, expected a multiple of {RECORD.itemsize}, the "
                 "length of a record; fetch it again"
             )
-        files += [f"{name}:{i}" for i in range(len(part))]
+        parts.append(np.fromfile(root / name, RECORD))
+        files += [f"{name}:{i}" for i in range(len(parts[-1]))]
     records = np.concatenate(parts)
     labels = records["label"].astype(np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= len(ANIMALS)))
     refuse_unlabeled(root, [f"{files[i]} ({labels[i]})" for i in outside], len(labels))
     order = np.lexsort((records["id"], labels))
     images = np.ascontiguousarray(records["pixels"][order].transpose(0, 2, 3, 1))
-    return images, Listing([files[i] for i in order], labels[order])
+    return images, Listing(root, [files[i] for i in order], labels[order])
 
 
 class animal_dataloader(MemoryLoader):
@@ -157,8 +145,8 @@ class animal_dataloader(MemoryLoader):
         num_workers: threads that decode images.
         paths: not used; an argument of DivideMix's loaders.
         skip_broken: exclude files that are no images instead of refusing them.
-        log: an open text file for a line about each split, or None.
         noise_file: a file of labels instead of the dataset's own, or "".
+    The others are those of MemoryLoader. Raises InputError.
     """
 
     def __init__(
@@ -169,13 +157,11 @@ class animal_dataloader(MemoryLoader):
         paths: Sequence[str] = (),
         skip_broken: bool = False,
         seed: int = 123,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        log=None,
         noise_file: str | Path = "",
+        **options,
     ):
         data = read_animal10n(Path(root), num_workers, skip_broken)
         if noise_file:
             labels = read_label_list(noise_file, len(data.train_labels), len(ANIMALS))
             data = replace(with_labels(data, labels), labels_in_paths=False)
-        super().__init__(data, ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)
+        super().__init__(data, ANIMAL_VIEWS, batch_size, seed, **options)

@@ -68,7 +68,7 @@ def read_part(lists: Path, kind: str, keys: str, root: Path) -> Listing:
     # The data's folder is that above images/, or images/ itself.
     prefix = "" if (root / "images").is_dir() else "images/"
     labels = np.array([label_of[name] for name in names], dtype=np.int64)
-    return Listing([name.removeprefix(prefix) for name in names], labels)
+    return Listing(root, [name.removeprefix(prefix) for name in names], labels)
 
 
 class clothing_dataloader(ImageFileLoader):
@@ -94,9 +94,8 @@ class clothing_dataloader(ImageFileLoader):
         val = read_part(lists, "clean", "clean_val_key_list.txt", root)
         test = read_part(lists, "clean", "clean_test_key_list.txt", root)
         super().__init__(
-            root,
             train,
-            {"val": (root, val), "test": (root, test)},
+            {"val": val, "test": test},
             VIEWS,
             frame,
             DatasetInfo(list(CLASSES)),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from smr.data.corrections_log import dropped_folders
-from smr.data.duplicates import add_duplicates
+from smr.data.fingerprint import add_duplicates
 from smr.data.image_file_dataset import IMAGENET_VIEWS, Frame, ImageFileLoader
 from smr.data.image_folder import (
     Listing,
@@ -22,7 +22,6 @@ from smr.data.image_folder import (
     first_ten,
     is_photo,
     natural_order,
-    printable,
     same_name,
     sorted_listing,
     subfolders,
@@ -84,12 +83,13 @@ def read_class_folders(root: Path) -> tuple[Listing, Listing | None, list[str], 
             f"found {first_ten(folders)}"
         )
     part, dropped = "".join(training[:1]), dropped_folders(root)
-    inside = [file.split("/") for file in files_inside(root / part, {}, "")]
-    names = dict.fromkeys(name for name, *rest in inside if rest)
+    inside = [file.partition("/") for file in files_inside(root / part, {})]
+    names = dict.fromkeys(name for name, folder, _ in inside if folder)
     classes = [name for name in names if part or name not in dropped]
     check_classes(root / part, classes)
     if part:
-        refuse_photos_beside(root, part, set(folders) - {part, *testing, *dropped})
+        others = [name for name in folders if name not in {part, *testing, *dropped}]
+        refuse_photos_beside(root, part, others)
         unused = [name for name in folders if name not in (part, *testing[:1])]
         unused += [f"{part}/{name}" for name in subfolders(root / part) if name not in classes]
     else:
@@ -119,23 +119,22 @@ def list_part(root: Path, part: str, classes: Sequence[str]) -> Listing:
     labels = {same_name(name): label for label, name in enumerate(classes)}
     for file in files_inside(root / part, broken, part):
         name, folder, rest = file.removeprefix(f"{part}/").partition("/")
-        label = labels.get(same_name(name))
         if not folder:
             broken[file] = "in no class folder"
-        elif label is not None:
+        elif (label := labels.get(same_name(name))) is not None:
             rows.append((label, natural_order(rest), file))
         elif part:
             raise InputError(
                 f"{root / part / name}: no class has this name, only {first_ten(classes)}; rename "
                 "or remove it"
             )
-    return sorted_listing(rows, broken)
+    return sorted_listing(root, rows, broken)
 
 
 def check_classes(folder: Path, names: list[str]) -> None:
     """Raise InputError if these folders are no two classes or more."""
     if len(names) < 2:
-        content = [printable(entry.name) for entry in entries(folder)]
+        content = [entry.name for entry in entries(folder)]
         only = f"only the class '{names[0]}'" if names else "no class folders"
         raise InputError(
             f"{folder}: {only}; expected {folder / '<class>' / '<images>'}, at least 2 folders, "
@@ -147,13 +146,9 @@ def check_classes(folder: Path, names: list[str]) -> None:
             raise InputError(f"{folder}: are '{other}' and '{name}' one class? Rename one of them")
 
 
-def refuse_photos_beside(root: Path, part: str, folders: set[str]) -> None:
+def refuse_photos_beside(root: Path, part: str, folders: list[str]) -> None:
     """Raise InputError if photos lie in root or these folders, beside the training part."""
-    strange = [
-        f"{name}/"
-        for name in sorted(folders)
-        if any(is_photo(file) for file in files_inside(root / name, {}, ""))
-    ]
+    strange = [f"{name}/" for name in folders if any(map(is_photo, files_inside(root / name, {})))]
     strange += [entry.name for entry in entries(root) if entry.is_file() and is_photo(entry.name)]
     if strange:
         raise InputError(
@@ -164,7 +159,12 @@ def refuse_photos_beside(root: Path, part: str, folders: set[str]) -> None:
 
 def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
     """Raise InputError if two folders hold the same folders: parts of a dataset, not classes."""
-    inside = {name: subfolders(unwrapped(root / name)) for name in names}
+    inside = {}
+    for name in names:
+        folder = root / name
+        while len(subfolders(folder)) == 1 == len(entries(folder)):
+            folder /= subfolders(folder)[0]
+        inside[name] = subfolders(folder)
     for one, other in combinations(names, 2):
         shared = [name for name in inside[other] if name in inside[one]]
         if len(shared) > 1:
@@ -173,13 +173,6 @@ def refuse_parts_as_classes(root: Path, names: list[str]) -> None:
                 "classes? Name the parts training/ and testing/, or put each class's photos into "
                 "one folder"
             )
-
-
-def unwrapped(folder: Path) -> Path:
-    """The folder, or the one inside if that is all it contains."""
-    while len(content := entries(folder)) == 1 and content[0].is_dir(follow_symlinks=False):
-        folder = Path(content[0].path)
-    return folder
 
 
 def validation_split(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -215,9 +208,8 @@ def folder_dataloader(
     """
     train, test, info = list_folder(root, val_fraction, seed, labels_csv)
     loader = ImageFileLoader(
-        Path(root),
         train,
-        {"test": (Path(root), test)},
+        {"test": test},
         IMAGENET_VIEWS,
         frame,
         info,

@@ -21,8 +21,9 @@ WHERE = (
 VALIDATION_FOLDERS = ("val_images_256", "val_images")
 
 
-def listed(path: Path, num_class: int, prefix: str = "") -> Listing:
+def listed(root: Path, name: str, num_class: int, prefix: str = "") -> Listing:
     """The photos of a list whose label is below `num_class`, in its order. Raises InputError."""
+    path = root / "info" / name
     rows = [(name, label) for name, label in names_and_labels(path, WHERE) if label < num_class]
     labels = np.array([label for _, label in rows], dtype=np.int64)
     if absent := sorted(set(range(num_class)) - set(labels.tolist())):
@@ -30,16 +31,16 @@ def listed(path: Path, num_class: int, prefix: str = "") -> Listing:
             f"{path}: lists no photo of {len(absent)} classes, such as {absent[0]}, of --num_class "
             f"{num_class}"
         )
-    return Listing([prefix + name for name, _ in rows], labels)
+    return Listing(root, [prefix + name for name, _ in rows], labels)
 
 
 def read_webvision(root: Path, num_class: int) -> tuple[Listing, Listing]:
     """The training and the validation photos, relative to `root`. Raises InputError."""
-    train = listed(root / "info" / "train_filelist_google.txt", num_class)
+    train = listed(root, "train_filelist_google.txt", num_class)
     folder = next((name for name in VALIDATION_FOLDERS if (root / name).is_dir()), None)
     if folder is None:
         raise InputError(f"{root / VALIDATION_FOLDERS[0]}: there is no such folder; {WHERE}")
-    return train, listed(root / "info" / "val_filelist.txt", num_class, f"{folder}/")
+    return train, listed(root, "val_filelist.txt", num_class, f"{folder}/")
 
 
 def read_classes(root: Path, num_class: int) -> list[tuple[str, str]]:
@@ -77,7 +78,7 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
             "validation images (ILSVRC2012) in folders named by synset, such as "
             f"{synsets[0]}, or by class number, 0, 1, …"
         )
-    return Listing(files, np.array(labels))
+    return Listing(root, files, np.array(labels))
 
 
 class webvision_dataloader(ImageFileLoader):
@@ -102,13 +103,12 @@ class webvision_dataloader(ImageFileLoader):
         root, imagenet = Path(root), imagenet and Path(imagenet)
         synsets, names = zip(*read_classes(root, num_class), strict=True)
         train, val = read_webvision(root, num_class)
-        tests, notes = {"test": (root, val)}, []
+        tests, notes = {"test": val}, []
         if imagenet:
-            tests["imagenet"] = imagenet, read_imagenet(imagenet, synsets)
+            tests["imagenet"] = read_imagenet(imagenet, synsets)
         else:
             notes = ["no ImageNet: WebVision's validation images are the only test set"]
         super().__init__(
-            root,
             train,
             tests,
             IMAGENET_VIEWS,

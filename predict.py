@@ -21,12 +21,11 @@ from typing import TextIO
 
 import numpy as np
 import torch
-from joblib import cpu_count
 
 import smr
 from smr.data.decoding import reason_of
 from smr.data.image_folder import files_inside, first_ten
-from smr.devices import find_device
+from smr.devices import cpu_count, find_device
 from smr.errors import InputError
 from smr.files import atomic_write
 from smr.flags import Parser, number

@@ -84,15 +84,13 @@ class FolderConfig(PhotoConfig):
         train, _, info = list_folder(self.data_path, self.val_fraction, self.seed, self.labels_csv)
         self.set_num_class(len(info.class_names), self.data_path)
         if device.type == "cuda":
-            values["image_size"] = 224
-            values["resize"] = resize_of(self.image_size or 224)
+            values |= {"image_size": 224, "resize": resize_of(self.image_size or 224)}
         # Without pre-trained weights there is nothing to freeze.
-        trained = values["pretrained"] if self.pretrained is None else self.pretrained
-        values["freeze_backbone"] = bool(trained or self.weights)
+        values["freeze_backbone"] = self.pretrained is not False or bool(self.weights)
         frozen = values["freeze_backbone"] if self.freeze_backbone is None else self.freeze_backbone
-        count = len(train.files)
-        heads = FROZEN_FEW if count < FEW_PHOTOS else FROZEN
-        return values | (heads if frozen else whole_hyperparameters(count, self.num_epochs))
+        if not frozen:
+            return values | whole_hyperparameters(len(train), self.num_epochs)
+        return values | (FROZEN_FEW if len(train) < FEW_PHOTOS else FROZEN)
 
     def check(self, device: torch.device) -> None:
         super().check(device)

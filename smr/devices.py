@@ -49,6 +49,11 @@ def find_device(name: str, gpuid: int) -> torch.device:
     return torch.device(name, gpuid)
 
 
+def cpu_count() -> int:
+    """The cores that this process may use; all of them where the system cannot tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch; the loader and the GMM take the seed themselves."""
     random.seed(seed)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from joblib import cpu_count
 from torch import nn
 
 from smr import networks
 from smr.config import Config
 from smr.data.image_file_dataset import Frame
+from smr.devices import cpu_count
 from smr.errors import InputError
-from smr.flags import DATA, FREE, GROWS, flag
+from smr.flags import DATA, FREE, GROWS, ON_OFF, flag
 
 WIDTH = 64
 OWN_LABELS = "these labels come with the photos, and no noise is injected"
@@ -42,9 +42,7 @@ class PhotoConfig(Config):
         "preact_resnet18, a torchvision classification network, or timm/NAME", DATA, metavar="NAME"
     )
     pretrained: bool = flag(
-        "initial weights: torchvision's IMAGENET1K_V1 or timm's default ones",
-        DATA,
-        words=("off", "on"),
+        "initial weights: torchvision's IMAGENET1K_V1 or timm's default ones", DATA, words=ON_OFF
     )
     weights: str = flag(
         "initial weights: a state dict, .pt or .safetensors, with any last layer",
@@ -62,7 +60,7 @@ class PhotoConfig(Config):
     freeze_backbone: bool = flag(
         "compute the features of each photo once; two linear heads train on them",
         DATA,
-        words=("off", "on"),
+        words=ON_OFF,
         shown_default="off",
     )
     feature_views: int = flag(
@@ -87,7 +85,7 @@ class PhotoConfig(Config):
     def hyperparameters(self, device: torch.device) -> dict:
         values = super().hyperparameters(device)
         defaults = {
-            "num_workers": cpu_count(),  # which heeds affinity and a container's quota
+            "num_workers": cpu_count(),
             "pretrained": False,
             "resize": resize_of(self.image_size or values["image_size"]),
             "lambda_u": 0.0,

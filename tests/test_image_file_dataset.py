@@ -1,9 +1,7 @@
 """Photos streamed from disk, held against a plain and slow implementation."""
 
-import errno
 import threading
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,11 +54,10 @@ def folder(tmp_path):
 def loader_of(folder, frame=FRAME, workers=0, seed=3, batch_size=4, **options) -> ImageFileLoader:
     """Photo i of the folder has the label i % 3; the first three are the test set too."""
     names = sorted((path.name for path in folder.iterdir()), key=lambda name: int(name[:-4]))
-    train = Listing(names, np.arange(len(names)) % 3)
+    train = Listing(folder, names, np.arange(len(names)) % 3)
     return ImageFileLoader(
-        folder,
         train,
-        {"test": (folder, train.only(np.arange(len(names)) < 3))},
+        {"test": train.only(np.arange(len(names)) < 3)},
         Views(MEAN, STD),
         frame,
         DatasetInfo(list("abc")),
@@ -142,7 +139,7 @@ def test_training_views_are_the_slow_ones_by_the_numbers_drawn(folder, square, r
             assert (image - wanted).abs().max() < (1 + random_resized) * LEVEL, loader.files[i]
 
 
-@pytest.mark.parametrize("shape", [(320, 480), (320, 3200), (3200, 320)])
+@pytest.mark.parametrize("shape", [(320, 480), (320, 3200)])
 def test_resized_windows_have_torchvision_s_distribution(shape):
     draw, image = np.random.default_rng(0), torch.empty(3, *shape, device="meta")
     torch.manual_seed(0)
@@ -201,40 +198,6 @@ def test_a_view_depends_on_neither_workers_nor_batches_nor_the_other_photos(fold
     assert torch.equal(torch.get_rng_state(), training)
 
 
-def test_a_split_serves_two_views_of_each_side_at_once(folder):
-    loader = loader_of(folder, workers=1, batch_size=2)
-    index = np.array([1, 2, 4, 6, 9])
-    probability = np.array([0.9, 0.2, 0.8, 0.7, 0.1])
-    labeled, unlabeled = loader.run("train", probability > 0.5, probability, index)
-    assert (len(labeled), labeled.batch_size, len(labeled.dataset)) == (2, 2, 3)
-    found, stream = {}, iter(unlabeled)
-    for x1, x2, labels, p in labeled:
-        if unlabeled_pair := next(stream, None):
-            u1, u2 = unlabeled_pair
-            assert len(u1) == len(u2) == 2 and not torch.equal(u1, u2)
-        for i in range(len(x1)):
-            assert not torch.equal(x1[i], x2[i])
-            found[round(float(p[i]), 2)] = int(labels[i])
-    assert found == {0.9: 1, 0.8: 1, 0.7: 0}
-    stream.close()
-    labeled, unlabeled = loader.run("train", [True] * 10, [1.0] * 10)
-    assert (len(labeled), len(unlabeled), list(unlabeled)) == (5, 0, [])
-
-
-def test_strong_views_are_the_weak_ones_distorted_on_any_number_of_workers(folder):
-    def views(workers: int) -> list[torch.Tensor]:
-        loader = loader_of(folder, workers=workers)
-        labeled, _ = loader.run("train", [True] * 10, [1.0] * 10, strong=True)
-        return [torch.cat(column) for column in zip(*labeled, strict=True)]
-
-    x1, x2, s1, s2, *_ = views(0)
-    for weak, strong in ((x1, s1), (x2, s2)):
-        assert 4 <= sum(not torch.equal(*both) for both in zip(weak, strong, strict=True)) <= 10
-    assert not torch.equal(s1, s2)
-    for found, wanted in zip(views(1), views(0), strict=True):
-        assert torch.equal(found, wanted)
-
-
 def test_an_abandoned_pass_leaves_nothing_behind(folder):
     before = threading.active_count()
     loader = loader_of(folder, workers=1, batch_size=1)
@@ -243,33 +206,6 @@ def test_an_abandoned_pass_leaves_nothing_behind(folder):
         break
     assert [index.item() for *_, index in loader.run("test")] == [0, 1, 2]
     assert threading.active_count() <= before + 1
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """(name, size) of each photo that is decoded."""
-    sizes, upright = [], streams.upright
-
-    def noting(path, least):
-        photo = upright(path, least)
-        sizes.append((Path(path).name, photo.size))
-        return photo
-
-    monkeypatch.setattr(streams, "upright", noting)
-    return sizes
-
-
-def test_a_photo_is_decoded_once_for_its_views(folder, decoded):
-    labeled, _ = loader_of(folder).run("train", [True] * 10, [1.0] * 10)
-    assert sum(len(x1) + len(x2) for x1, x2, *_ in labeled) == 20
-    assert len(decoded) == len(set(decoded)) == 10
-
-
-def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_is_large_enough(tmp_path, decoded):
-    Image.new("RGB", (1600, 1200), (9, 80, 200)).save(tmp_path / "0.jpg")
-    for resize in (100, 150, 160, 400):
-        assert min(streams.scaled(tmp_path / "0.jpg", Frame(resize, 32)).shape[:2]) == resize
-    assert [size for _, size in decoded] == [(200, 150), (200, 150), (400, 300), (800, 600)]
 
 
 def test_a_broken_photo_is_named_once_and_missing_if_that_is_allowed(folder, capsys):
@@ -284,26 +220,25 @@ def test_a_broken_photo_is_named_once_and_missing_if_that_is_allowed(folder, cap
 
 def test_a_broken_photo_stops_the_run_otherwise(folder):
     loader = loader_of(folder, workers=1)
+    whole = (folder / "4.jpg").read_bytes()
+    (folder / "4.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"1 of 13 files cannot be read as images: 4\.jpg"):
+        loader_of(folder, check_images=True)
     (folder / "4.jpg").write_text("no picture")
     with pytest.raises(InputError, match=r"4\.jpg: cannot be decoded \(no image\).*--skip_broken"):
         list(loader.run("warmup"))
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (MemoryError(), "MemoryError; lower --num_workers, --batch_size or --image_size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAlloc"),
-        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; lower --num_workers"),
-    ],
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
-def test_a_machine_at_its_limits_ends_the_run_in_a_line(folder, monkeypatch, error, words):
+def test_a_photo_for_which_memory_ran_out_is_not_left_out(folder, monkeypatch, error):
     def fail(path, formats):
         raise error
 
     loader = loader_of(folder, workers=2, skip_broken=True)
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(InputError, match=f"photos cannot be decoded: {words}"):
+    with pytest.raises(type(error)):
         list(loader.run("warmup"))
 
 

@@ -1,6 +1,5 @@
 """Decoding image files of any kind, each as RGB and upright."""
 
-import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +14,6 @@ import PIL
 from PIL import Image, ImageOps, PngImagePlugin
 
 from smr.data.image_folder import Listing
-from smr.errors import InputError
 from smr.logging.console import Terminal
 
 T = TypeVar("T")
@@ -27,8 +25,6 @@ FORMATS = (
 )
 # Gray values are stretched if they would become fewer levels of 256.
 FEW_LEVELS = 16
-# The machine is at its limits, in messages of the C library and of torch.
-EXHAUSTED = re.compile("Too many open files|can't allocate memory")
 
 # Text in a PNG, such as the XMP of an editor, is no reason to refuse the picture.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
@@ -92,47 +88,44 @@ def gray_levels(values: np.ndarray) -> np.ndarray:
 
 
 def reason_of(error: Exception, path: str | Path) -> str:
-    """Why a file is no image, in a few words. Raises InputError if memory or file handles ran out.
+    """Why a file is no image, in a few words, by the error that was raised when it was decoded.
 
-    Args: error, any that was raised when the file was decoded.
+    Raises the error if it is one of the machine: memory ran out.
     """
-    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[
-        0
-    ]
-    if isinstance(error, MemoryError) or EXHAUSTED.search(reason):
-        flags = "lower --num_workers, --batch_size or --image_size"
-        raise InputError(f"photos cannot be decoded: {reason}; {flags}") from error
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, MemoryError) or "can't allocate memory" in reason:
+        raise error
     if isinstance(error, PIL.UnidentifiedImageError):
         with open(path, "rb") as file:
             start = file.read(12)
         is_heic = start[4:].startswith((b"ftyphe", b"ftypmi"))
         hint = "a HEIC photo; pip install pillow-heif" if is_heic else "no image"
         return hint if start else "an empty file"
-    return reason
+    return reason.splitlines()[0]
 
 
 def read_files(
-    root: Path, listing: Listing, read: Callable[[Path], T], threads: int, doing: str
+    listing: Listing, read: Callable[[Path], T], threads: int
 ) -> tuple[list[T], Listing]:
     """What `read` returns for each path, in threads: Pillow's decoders leave the GIL.
 
     Returns also the Listing of these files; those for which it raises are among its broken ones.
-    Args: doing, for the progress line. Raises InputError.
     """
 
-    def read_one(file: str) -> tuple[T | None, str]:
+    def read_one(path: Path) -> tuple[T | None, str]:
         try:
-            return read(root / file), ""
+            return read(path), ""
         except Exception as error:  # Pillow's decoders raise many types
-            return None, reason_of(error, root / file)
+            return None, reason_of(error, path)
 
-    results, terminal, files = [], Terminal(), listing.files
+    values, broken, terminal, count = [], {}, Terminal(), len(listing)
+    good = np.ones(count, dtype=bool)
     with ThreadPool(max(1, threads)) as pool:
-        for result in pool.imap(read_one, files, chunksize=100):
-            results.append(result)
+        for i, (value, reason) in enumerate(pool.imap(read_one, listing.paths, chunksize=100)):
+            if reason:
+                good[i], broken[listing.files[i]] = False, reason
+            else:
+                values.append(value)
             if terminal.due():
-                terminal.progress(f"{doing}: {len(results)} of {len(files)} images")
-    values = [value for value, reason in results if not reason]
-    good = np.array([not reason for _, reason in results], dtype=bool)
-    broken = {file: reason for file, (_, reason) in zip(files, results, strict=True) if reason}
+                terminal.progress(f"reading: {i + 1} of {count} images")
     return values, replace(listing, broken=listing.broken | broken).only(good)

@@ -1,19 +1,20 @@
-"""Checksums of a dataset's files, by which a run knows its data again."""
+"""Checksums of a dataset's files, by which a run knows its data again; duplicates among them."""
 
 import hashlib
 import json
-import os
 import zlib
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
+from smr.data.image_folder import Listing, first_ten
 from smr.data.loader import Loader
 
 # Of more files than this only names and sizes are compared: reading a million takes an hour.
 READ_AT_MOST = 100_000
-CHUNK = 1000
+# The problem of two identical photos of one class.
+IN_BOTH_PARTS = "in training and test"
 
 
 def checksum(path: Path) -> int | None:
@@ -24,32 +25,51 @@ def checksum(path: Path) -> int | None:
         return None
 
 
-def content_fingerprint(loader: Loader, root: str | Path | None) -> str:
+def content_fingerprint(loader: Loader) -> str:
     """SHA-256 over the class names, the training images and the photos of the first test set.
 
-    Of files: names, sizes and contents. Images that are no files below `root` count with their
-    pixels.
+    Of photos: names, sizes and contents. Of images in memory: pixels.
     """
-    digest = hashlib.sha256(json.dumps(loader.class_names).encode())
-    count, files = len(loader.noisy_labels), loader.files
-    read = count <= READ_AT_MOST
+    digest = hashlib.sha256(json.dumps([loader.class_names, loader.files]).encode())
+    count, (photos, labels) = len(loader.noisy_labels), loader.tests[loader.test_sets[0]]
 
-    def describe(path: Path) -> list | None:
-        try:
-            return [os.stat(path).st_size, checksum(path) if read else None]
-        except OSError:
-            return None
+    def describe(path: Path) -> list:
+        return [path.stat().st_size, checksum(path) if count <= READ_AT_MOST else None]
 
-    with ThreadPoolExecutor(8) as threads:
-        paths = [Path(root, file) for file in files] if files and root else []
-        described = list(threads.map(describe, paths)) or [None] * count
-        photos, labels = loader.tests[loader.test_sets[0]]
-        if test_files := list(getattr(photos, "files", [])):
-            tests = list(threads.map(describe, [Path(photos.root, file) for file in test_files]))
-            digest.update(json.dumps([test_files, tests, labels.tolist()]).encode())
-    digest.update(json.dumps([files, described]).encode())
-    pixels = [i for i, one in enumerate(described) if one is None]
-    for start in range(0, len(pixels), CHUNK):
-        chunk = loader.thumbnails(np.array(pixels[start : start + CHUNK]))
-        digest.update(np.ascontiguousarray(chunk).data)
+    if isinstance(photos, Listing):
+        parts = loader.train_images, photos
+        with ThreadPoolExecutor(8) as threads:
+            described = threads.map(describe, [path for part in parts for path in part.paths])
+            digest.update(json.dumps([*described, photos.files, labels.tolist()]).encode())
+    else:
+        for index in loader.train_index.split(1000):
+            digest.update(loader.thumbnails(index).tobytes())
     return digest.hexdigest()
+
+
+def add_duplicates(loader: Loader) -> None:
+    """Add [file, file, problem] of byte-identical photos to a loader's description, and a note.
+
+    They are in two classes, or in training and test: one of two labels is wrong.
+    """
+    images, (test_images, test_labels) = loader.train_images, loader.tests["test"]
+    files = [*images.files, *test_images.files]
+    labels = [*loader.noisy_labels.tolist(), *test_labels.tolist()]
+    paths = [*images.paths, *test_images.paths]
+    sizes = [path.stat().st_size for path in paths]
+    times, same = Counter(sizes), defaultdict(list)
+    for i, path in enumerate(paths):
+        if times[sizes[i]] > 1:
+            same[hashlib.sha256(path.read_bytes()).digest()].append(i)
+    for one, other in (pair for group in same.values() for pair in pairwise(group)):
+        if labels[one] != labels[other]:
+            names = [loader.class_names[labels[i]] for i in (one, other)]
+            problem = f"in {' and '.join(names)}"
+        elif one < len(images) <= other:
+            problem = IN_BOTH_PARTS
+        else:
+            continue
+        loader.info.duplicates.append([files[one], files[other], problem])
+    pairs = [f"{one} = {other} ({problem})" for one, other, problem in loader.info.duplicates]
+    if pairs:
+        loader.info.data_notes.append(f"{len(pairs)} pairs of identical photos: {first_ten(pairs)}")

@@ -6,9 +6,9 @@ next of the loader's generator: neither the number of threads nor a resume chang
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +43,6 @@ class Frame:
     crop: int
     square: bool = False
     random_resized: bool = False
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files relative to `root`."""
-
-    root: Path
-    files: Sequence[str]
-    frame: Frame
-
-    def __len__(self) -> int:
-        return len(self.files)
 
 
 def scaled(path: str | Path, frame: Frame) -> Tensor:
@@ -124,26 +112,18 @@ def view_of(photo: Tensor, frame: Frame, numbers: np.ndarray | None) -> Tensor:
 
 
 def decode_batch(
-    images: ImageFiles,
-    index: np.ndarray,
-    views: int = 0,
-    seed: int = 0,
-    spare: int = 0,
-    pin: bool = False,
+    images: Listing, frame: Frame, index: np.ndarray, pixels: Tensor, seed: int | None = None
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """`views` views of each photo, which is decoded once; without views its middle.
+    """Decode each photo at `index` once, into pixels uint8 [b, views, crop, crop, 3].
 
-    Returns the positions of the photos, int64 [m]; their views, uint8 [m, views, crop, crop, 3];
-    by path, why a photo is missing. The last `spare` positions of `index` [b + spare] are used only
-    if no other photo can be decoded: a rank without an image would leave the others waiting. pin:
-    in pinned memory, from which a GPU copies in the background.
+    Args: seed, of augmented views; None for the photo's middle. What `index` has beyond b is used
+    only if no other photo can be decoded: a rank without an image would leave the others waiting.
+    Returns the positions of the photos, int64 [m]; the first m rows of `pixels`; by path, why a
+    photo is missing.
     """
-    frame, count = images.frame, len(index) - spare
-    shape = (count, max(1, views), frame.crop, frame.crop, 3)
-    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
     rows, broken = [], {}
     for number, position in enumerate(index.tolist()):
-        if number >= count and rows:
+        if number >= len(pixels) and rows:
             break
         path = f"{images.root}/{images.files[position]}"
         try:
@@ -152,7 +132,7 @@ def decode_batch(
             broken[path] = reason_of(error, path)
             continue
         for view in range(pixels.shape[1]):
-            numbers = random_numbers(seed, position, view) if views else None
+            numbers = None if seed is None else random_numbers(seed, position, view)
             pixels[len(rows), view] = view_of(photo, frame, numbers)
         rows.append(position)
     return torch.tensor(rows, dtype=torch.int64), pixels[: len(rows)], broken
@@ -162,8 +142,7 @@ class ImageFileLoader(Loader):
     """A `Loader` of image files, those of the listings that are images.
 
     Args:
-        root, train: the training photos and their folder.
-        tests: test set → its folder and photos.
+        train, tests: the training photos; test set → its photos.
         frame: how photos become images.
         info: the classes and what the dataset tells; completed here.
         num_workers: threads that decode.
@@ -175,9 +154,8 @@ class ImageFileLoader(Loader):
 
     def __init__(
         self,
-        root: Path,
         train: Listing,
-        tests: Mapping[str, tuple[Path, Listing]],
+        tests: Mapping[str, Listing],
         views: Views,
         frame: Frame,
         info: DatasetInfo,
@@ -193,44 +171,32 @@ class ImageFileLoader(Loader):
             else:
                 open_image(path).close()
 
-        parts = {
-            name: (folder, read_files(folder, part, look, num_workers, "looking at")[1])
-            for name, (folder, part) in {"": (root, train), **tests}.items()
-        }
-        notes = info.data_notes
-        for folder in dict.fromkeys(folder for folder, _ in parts.values()):
-            inside = [part for other, part in parts.values() if other == folder]
-            notes += refuse_broken(folder, *inside, skip_broken=skip_broken)
-        _, train = parts.pop("")
-        train, info.dropped_images = relabeled(train, noise_file, len(info.class_names))
-        notes += train.notes
-        notes += class_notes(root, train, parts["test"][1], info.class_names)
+        parts = [read_files(part, look, num_workers)[1] for part in (train, *tests.values())]
+        for root in dict.fromkeys(part.root for part in parts):
+            of_root = [part for part in parts if part.root == root]
+            info.data_notes += refuse_broken(*of_root, skip_broken=skip_broken)
+        train, info.dropped_images = relabeled(parts[0], noise_file, len(info.class_names))
+        tests = dict(zip(tests, parts[1:], strict=True))
+        info.data_notes += train.notes + class_notes(train, tests["test"], info.class_names)
         info.image_size = [frame.crop, frame.crop]
         info.frame = [frame.resize, frame.crop, frame.square]  # of photos that are not augmented
-        super().__init__(
-            ImageFiles(root, train.files, frame),
-            train.labels,
-            {
-                name: (ImageFiles(folder, part.files, frame), part.labels)
-                for name, (folder, part) in parts.items()
-            },
-            views,
-            info,
-            files=train.files,
-            **options,
-        )
+        labeled = {name: (part, part.labels) for name, part in tests.items()}
+        super().__init__(train, train.labels, labeled, views, info, files=train.files, **options)
+        self.frame, self.skip_broken = frame, skip_broken
         self.workers = max(1, distributed.rank_workers(num_workers))
-        self.on_gpu = self.device.type == "cuda"
-        set_device = partial(torch.cuda.set_device, self.device) if self.on_gpu else None
-        self.threads = ThreadPoolExecutor(self.workers, "decode", initializer=set_device)
-        self.skip_broken = skip_broken
+        self.threads = ThreadPoolExecutor(self.workers, "decode")
         self.named: set[str] = set()
+
+    def new_batch(self, photos: int, views: int = 1) -> Tensor:
+        """uint8 [photos, views, crop, crop, 3], from which a GPU copies in the background."""
+        shape, pin = (photos, views, *self.info.image_size, 3), self.device.type == "cuda"
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
 
     def thumbnails(self, index: np.ndarray) -> np.ndarray:
         """The middle of the training photos at these positions, uint8 [k, crop, crop, 3]."""
-        side = self.train_images.frame.crop
-        shown = np.zeros((len(index), side, side, 3), dtype=np.uint8)
-        rows, pixels, _ = decode_batch(self.train_images, index)
+        pixels = self.new_batch(len(index))
+        rows, pixels, _ = decode_batch(self.train_images, self.frame, index, pixels)
+        shown = np.zeros((len(index), *pixels.shape[2:]), dtype=np.uint8)
         shown[np.isin(index, rows)] = pixels[:, 0]
         return shown
 
@@ -255,35 +221,33 @@ class ImageFileLoader(Loader):
         Some batches are decoded ahead. A photo that cannot be decoded is missing in its batch.
         Raises InputError.
         """
-        started: deque[Future] = deque()
+        requests = self.requests(batches, order, seed)
+        submitted = (self.threads.submit(decode_batch, *request) for request in requests)
+        started = deque(islice(submitted, AHEAD * self.workers))
         try:
-            for request in self.requests(batches, order, seed):
-                started.append(self.threads.submit(decode_batch, *request))
-                if len(started) > AHEAD * self.workers:
-                    yield from self.served(*started.popleft().result())
             while started:
-                yield from self.served(*started.popleft().result())
+                started.extend(islice(submitted, 1))
+                rows, pixels, broken = started.popleft().result()
+                self.report_broken(broken)
+                if len(rows):
+                    pixels = pixels.to(self.device, non_blocking=True)
+                    yield rows.to(self.device), list(pixels.unbind(1))
         finally:
             for future in started:
                 future.cancel()
 
     def requests(self, batches: Batches, order: np.ndarray, seed: int) -> Iterator[tuple]:
         """The arguments of `decode_batch`; of several ranks each decodes its part."""
-        starts, images = range(0, len(order), batches.batch_size), batches.images
+        starts = range(0, len(order), batches.batch_size)
         for start in starts if batches.split_rows else distributed.rank_batches(starts):
             batch = order[start : start + batches.batch_size]
             own = batch[distributed.rank_rows(len(batch))] if batches.split_rows else batch
-            spare = np.setdiff1d(batch, own)
-            index = np.concatenate([own, spare])
-            yield images, index, batches.views, seed, len(spare), self.on_gpu
+            index = np.concatenate([own, np.setdiff1d(batch, own)])
+            pixels = self.new_batch(len(own), max(1, batches.views))
+            yield batches.images, self.frame, index, pixels, seed if batches.views else None
 
-    def served(
-        self, rows: Tensor, pixels: Tensor, broken: dict[str, str]
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """What `decode_batch` returns on the device, unless it has no photo.
-
-        Names each broken photo once. Raises InputError unless skip_broken.
-        """
+    def report_broken(self, broken: dict[str, str]) -> None:
+        """Name each broken photo once. Raises InputError unless skip_broken."""
         for path, reason in broken.items():
             if not self.skip_broken:
                 raise InputError(
@@ -293,6 +257,3 @@ class ImageFileLoader(Loader):
             if path not in self.named:
                 Terminal().line(f"note: {path} is left out: it cannot be decoded ({reason})")
         self.named |= broken.keys()
-        if len(rows):
-            pixels = pixels.to(self.device, non_blocking=True)
-            yield rows.to(self.device), list(pixels.unbind(1))

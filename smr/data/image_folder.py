@@ -22,21 +22,28 @@ PHOTO_SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"),
     *(".heif", ".jp2", ".ppm", ".pgm"),
 }
-# A note tells if one class is so many times larger than another.
-UNEVEN = 10
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files relative to the data's root, [n], with their labels, int64 [n].
+    """Image files relative to `root`, [n], with their labels, int64 [n].
 
     broken: file → why it is no image or has no label. notes: lines for the log.
     """
 
+    root: Path
     files: list[str]
     labels: np.ndarray
     broken: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files with their folder."""
+        return [self.root / file for file in self.files]
 
     def only(self, chosen: np.ndarray) -> "Listing":
         """The files of bool `chosen` [n]."""
@@ -44,11 +51,13 @@ class Listing:
         return replace(self, files=files, labels=self.labels[chosen])
 
 
-def sorted_listing(rows: list[tuple[int, tuple, str]], broken: dict[str, str]) -> Listing:
+def sorted_listing(
+    root: Path, rows: list[tuple[int, tuple, str]], broken: dict[str, str]
+) -> Listing:
     """The Listing of these (label, sort key, name), in ascending order."""
     rows = sorted(rows)
     labels = np.array([label for label, *_ in rows], dtype=np.int64)
-    return Listing([name for *_, name in rows], labels, broken)
+    return Listing(root, [name for *_, name in rows], labels, broken)
 
 
 def read_text(path: Path, about: str) -> str:
@@ -84,25 +93,17 @@ def entries(folder: Path) -> list[os.DirEntry]:
     """A folder's content without hidden files and junk, in natural order. Raises InputError."""
     try:
         with os.scandir(folder) as content:
-            shown = [entry for entry in content if not is_ignored(entry.name)]
+            visible = [entry for entry in content if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    shown = [entry for entry in visible if entry.name.casefold() not in JUNK]
     return sorted(shown, key=lambda entry: natural_order(entry.name))
 
 
-def is_ignored(name: str) -> bool:
-    """Whether a name is hidden or junk."""
-    return name.startswith(".") or name.casefold() in JUNK
-
-
-def is_readable(name: str) -> bool:
-    """Whether a name is text: valid UTF-8 without control characters."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
-
-
 def printable(name: str) -> str:
-    """The name, with escapes for what is not readable."""
-    return name if is_readable(name) else ascii(name)[1:-1]
+    """The name, with escapes if it has control characters or is not valid UTF-8."""
+    is_text = not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    return name if is_text else ascii(name)[1:-1]
 
 
 def natural_order(name: str) -> tuple:
@@ -134,7 +135,7 @@ def is_photo(name: str) -> bool:
 def files_inside(
     folder: Path,
     broken: dict[str, str],
-    prefix: str,
+    prefix: str = "",
     above: frozenset[str] = frozenset(),
     lenient: bool = False,
 ) -> Iterator[str]:
@@ -150,7 +151,7 @@ def files_inside(
         return
     for entry in content:
         name = posixpath.join(prefix, entry.name)
-        if not (lenient or is_readable(entry.name)):
+        if not lenient and name != printable(name):
             broken[printable(name)] = "its name is not readable"
         elif entry.is_dir():
             if os.path.realpath(entry.path) in above:
@@ -163,35 +164,23 @@ def files_inside(
             broken[name] = "no file"
 
 
-def refuse_broken(root: Path, *parts: Listing, skip_broken: bool) -> list[str]:
-    """A note on the files that are excluded. Raises InputError unless skip_broken."""
+def refuse_broken(*parts: Listing, skip_broken: bool) -> list[str]:
+    """A note on the files of one root that are excluded. Raises InputError unless skip_broken."""
     broken = [f"{name} ({why})" for part in parts for name, why in part.broken.items()]
-    count = f"{len(broken)} of {len(broken) + sum(len(part.files) for part in parts)} files"
+    count = f"{len(broken)} of {len(broken) + sum(map(len, parts))} files"
     if broken and not skip_broken:
         raise InputError(
-            f"{root}: {count} cannot be read as images: {first_ten(broken)}; repair or remove "
-            "them, or exclude them with --skip_broken"
+            f"{parts[0].root}: {count} cannot be read as images: {first_ten(broken)}; repair or "
+            "remove them, or exclude them with --skip_broken"
         )
     about = f"left out {count}, which cannot be read as images: {first_ten(broken)}"
     return [about] if broken else []
 
 
-def class_notes(root: Path, train: Listing, test: Listing, classes: Sequence[str]) -> list[str]:
-    """Notes on classes without a training image, and on uneven ones.
-
-    Raises InputError on an empty part.
-    """
+def class_notes(train: Listing, test: Listing, classes: Sequence[str]) -> list[str]:
+    """A note on classes without a training image. Raises InputError on an empty part."""
     for name, part in (("training", train), ("test", test)):
         if not part.files:
-            raise InputError(f"{root}: no {name} image")
-    counts = np.bincount(train.labels, minlength=len(classes))
-    empty = [classes[label] for label in np.flatnonzero(counts == 0)]
-    notes = [f"classes without a training image: {', '.join(empty)}"] if empty else []
-    filled = np.flatnonzero(counts)
-    least, most = filled[counts[filled].argmin()], counts.argmax()
-    if counts[most] > UNEVEN * counts[least]:
-        notes.append(
-            f"classes are uneven, from {counts[least]:,} images of {classes[least]} to "
-            f"{counts[most]:,} of {classes[most]}: label issues of a small class are less reliable"
-        )
-    return notes
+            raise InputError(f"{part.root}: no {name} image")
+    empty = [name for label, name in enumerate(classes) if label not in train.labels]
+    return [f"classes without a training image: {', '.join(empty)}"] if empty else []

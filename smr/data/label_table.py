@@ -66,7 +66,7 @@ def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str], list[s
         notes.append(f"{len(extra)} images without a label in {path.name}: {first_ten(extra)}")
     numbers = {name: number for number, name in enumerate(classes)}
     labeled = [(numbers[label], natural_order(file), file) for file, label in labels.items()]
-    return sorted_listing(labeled, broken), classes, notes
+    return sorted_listing(root, labeled, broken), classes, notes
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

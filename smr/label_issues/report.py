@@ -19,8 +19,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from smr import distributed
-from smr.data.duplicates import IN_BOTH_PARTS
-from smr.data.fingerprint import checksum
+from smr.data.fingerprint import IN_BOTH_PARTS, checksum
 from smr.data.loader import Loader
 from smr.errors import NonFiniteLoss
 from smr.evaluate import predict_batches

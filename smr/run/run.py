@@ -106,7 +106,7 @@ class Run:
     def load(self, make_loader: Callable[[Config, torch.device], Loader]) -> Loader:
         """The loader of the configuration. Seeds Python, NumPy and torch, for the networks."""
         self.loader = distributed.one_by_one(partial(make_loader, self.config, self.device))
-        fingerprint = content_fingerprint(self.loader, self.config.data_path)
+        fingerprint = content_fingerprint(self.loader)
         self.data_sha256 = f"{self.loader.info.noise_sha256} {fingerprint}"
         if len(set(distributed.all_gather(self.data_sha256))) > 1:
             raise InputError("torchrun: the machines hold different training data")
