@@ -127,7 +127,7 @@ def test_dry_run_says_what_would_move_and_does_nothing(run, photos, corrections,
     output = capsys.readouterr().out
     assert all(f"{source} -> {target}\n" in output for source, target in MOVED.items())
     assert output.startswith("3 labels to change, 1 images to drop\n")
-    assert "     1  cat -> dropped\n" in output and "4 files would move" in output
+    assert "4 files would move" in output
     call(run, corrections)
     capsys.readouterr()
     moved = contents(photos)
@@ -136,10 +136,10 @@ def test_dry_run_says_what_would_move_and_does_nothing(run, photos, corrections,
     assert contents(photos) == moved != before
 
 
-@pytest.mark.parametrize("undoes", [False, True])
+@pytest.mark.parametrize("continues", [False, True])
 @pytest.mark.parametrize("done", range(4))
 def test_a_half_finished_attempt_is_finished_or_undone(
-    run, photos, corrections, monkeypatch, capsys, done, undoes
+    run, photos, corrections, monkeypatch, capsys, done, continues
 ):
     before, rename, calls = contents(photos), os.rename, []
 
@@ -151,18 +151,15 @@ def test_a_half_finished_attempt_is_finished_or_undone(
 
     monkeypatch.setattr(os, "rename", full_disk)
     assert f"{done} of 4 files were moved" in refused(capsys, run, corrections)
-    if undoes and done > 1:
+    if not continues and done > 1:
         calls[:] = calls[:1] * (done - 1)  # the undoing, too, stops half way
         assert "the same command again continues" in refused(capsys, run, "--undo")
     monkeypatch.undo()
-    if undoes:
-        assert call(run, "--undo") == 0
-        assert contents(photos) == before
-    else:
+    if continues:
         assert call(run, corrections) == 0
         assert_moved(before, contents(photos))
-        assert call(run, "--undo") == 0
-        assert contents(photos) == before
+    assert call(run, "--undo") == 0
+    assert contents(photos) == before
 
 
 def test_undo_overwrites_no_file_that_took_the_old_place(run, photos, corrections, capsys):
@@ -171,9 +168,6 @@ def test_undo_overwrites_no_file_that_took_the_old_place(run, photos, correction
     moved = contents(photos)
     assert "training/cat/1.png: another file is there" in refused(capsys, run, "--undo")
     assert contents(photos) == moved
-    photos.rename(photos.with_name("elsewhere"))
-    said = refused(capsys, run, corrections)
-    assert f"{photos}: there is no such folder from here; --data_path DIR" in said
 
 
 ROW = "1,training/cat/1.png,cat,dog,take"
@@ -185,7 +179,6 @@ ROW = "1,training/cat/1.png,cat,dog,take"
         ([ROW, ROW], "row 3: a second row of index 1"),
         (["1,training/cat/1.png,cat,cow,other"], "row 2: 'cow': the run has no such class"),
         (["1,training/cat/1.png,dog,cat,take"], "row 2: given 'dog': the run's label was 'cat'"),
-        (["1,training/cat/1.png,cat,dog,keep"], "corrected 'dog' of a label to keep"),
         (["1,training/cat/1.png,cat,dog,"], "action '': expected one of keep, take, other, drop"),
         (["99,training/cat/1.png,cat,dog,take"], "index '99': the run has no such training image"),
         (["1,../secret.png,cat,dog,take"], "'../secret.png': image 1 of the run is"),
@@ -212,7 +205,8 @@ def test_a_file_that_changed_or_went_since_the_run_is_refused(run, photos, corre
     assert "training/dog/0.png: moved or changed since the run" in refused(capsys, run, corrections)
     image.write_bytes(content)
     assert contents(photos).keys() == before.keys()
-    assert not (photos / "dropped").exists()
+    photos.rename(photos.with_name("elsewhere"))
+    assert "give the data's folder with --data_path" in refused(capsys, run, corrections)
 
 
 def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_path, capsys):
@@ -230,22 +224,20 @@ def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_pat
     assert sorted(os.listdir(outside)) == ["0.png", "1.png", "2.png"]
 
 
-def edited_list(run, changes: dict[int, tuple[str, str]], delimiter=",", bom=False):
+def edited_list(run, changes: dict[int, tuple[str, str]]):
     """labels.csv as a spreadsheet saves it, sorted by rank: index → (given, given_name)."""
     with open(run / "labels.csv", encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
     for row in rows:
         row[2:4] = changes.get(int(row[0]), row[2:4])
     rows.sort(key=lambda row: int(row[11]))
-    encoding = "utf-8-sig" if bom else "utf-8"
-    with open(run / "labels.csv", "w", encoding=encoding, newline="") as file:
-        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    with open(run / "labels.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
     return run / "labels.csv"
 
 
-@pytest.mark.parametrize(("delimiter", "bom"), [(",", False), (";", True), ("\t", True)])
-def test_a_list_edited_in_a_spreadsheet_by_number_or_by_name_is_taken(run, photos, delimiter, bom):
-    path = edited_list(run, {1: ("0", "dog"), 4: ("2", "dog"), 10: ("0", "cat")}, delimiter, bom)
+def test_a_list_edited_in_a_spreadsheet_by_number_or_by_name_is_taken(run, photos):
+    path = edited_list(run, {1: ("0", "dog"), 4: ("2", "dog"), 10: ("0", "cat")})
     before = contents(photos)
     assert call(run, path) == 0
     after = contents(photos).keys()
@@ -415,9 +407,10 @@ def test_digits_get_a_label_file_that_training_takes_and_a_second_round_keeps_it
 
 
 def test_a_folder_without_a_finished_run_and_two_ways_to_decide_are_refused(run, tmp_path, capsys):
-    assert "expected a run folder" in refused(capsys, tmp_path, "--accept", 1)
-    (tmp_path / "config.json").write_text("{}")
-    assert "--evaluate" in refused(capsys, tmp_path, "--accept", 1)
+    for _ in range(2):
+        said = refused(capsys, tmp_path, "--accept", 1)
+        assert "expected a run folder; --evaluate" in said
+        (tmp_path / "config.json").write_text("{}")
     assert "give one of FILE" in refused(capsys, run)
     assert "give one of FILE" in refused(capsys, run, "--accept", 1, "--undo")
 

@@ -1,16 +1,14 @@
 """Label issues: scores on arrays, labels.csv, the log, and what a run leaves of them."""
 
-import contextlib
 import csv
-import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import TinyNet, plain_images, tiny_config, tiny_loader, tiny_pair
-from runs import SHORT_RUN
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -382,36 +380,27 @@ def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_
 # --- a run ---
 
 
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
-    """The folder and output of a short run on digits: no recalibration."""
-    root, output = tmp_path_factory.mktemp("run"), io.StringIO()
-    flags = ["--output", str(root), "--num_epochs", "2", "--recalibrate_every", "9"]
-    with contextlib.redirect_stdout(output):
-        assert train_cifar.main([*SHORT_RUN, *flags]) == 0
-    return root / "digits_0.5_sym_smr_seed123", output.getvalue()
-
-
-def test_a_run_ends_with_labels_csv_which_evaluate_writes_again(finished_run):
-    folder, output = finished_run
+def test_a_run_ends_with_labels_csv_which_evaluate_writes_again(digits_run, tmp_path, capsys):
+    folder = shutil.copytree(digits_run, tmp_path / digits_run.name)
     content = (folder / "labels.csv").read_bytes()
     rows = rows_of(content)
     noisy = json.loads((folder / "noisy_labels.json").read_text())
-    assert [int(row["given"]) for row in rows] == noisy and len(rows) == 200
+    assert [int(row["given"]) for row in rows] == noisy and len(rows) == 400
     wrong = [row["given"] != row["true"] for row in rows]
-    assert sum(wrong) == 88
-    precision = average_precision_score(wrong, [-int(row["rank"]) for row in rows])
-    assert f"average precision of the ranking {precision:.3f}" in output
-    assert " of 200 training labels (" in output and str(folder / "labels.csv") in output
+    assert sum(wrong) == 179
     assert (folder / "label_issues.png").is_file() and (folder / "transitions.png").is_file()
     (folder / "labels.csv").unlink()
     assert train_cifar.main(["--evaluate", str(folder / "last.pt")]) == 0
+    output = capsys.readouterr().out
+    precision = average_precision_score(wrong, [-int(row["rank"]) for row in rows])
+    assert f"average precision of the ranking {precision:.3f}" in output
+    assert " of 400 training labels (" in output and str(folder / "labels.csv") in output
     assert (folder / "labels.csv").read_bytes() == content
     assert len(list(folder.glob("events*"))) == 1  # TensorBoard follows one file at a time
 
 
-def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finished_run):
-    folder, _ = finished_run
+def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(digits_run):
+    folder = digits_run
     events = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
     tags = events.Tags()
@@ -429,8 +418,8 @@ def test_tensorboard_has_curves_histograms_pictures_and_the_table_of_runs(finish
     histograms = {f"split/net{k}/losses_{group}" for k in (1, 2) for group in ("clean", "noisy")}
     assert some <= curves and set(tags["images"]) == pictures
     assert set(tags["histograms"]) == histograms
-    assert [e.step for e in events.Images("test/confusion")] == [0, 2]
-    best = [max(m["test/accuracy"] for m in metrics[: epoch + 1]) for epoch in range(3)]
+    assert [e.step for e in events.Images("test/confusion")] == [0, 4]
+    best = [max(m["test/accuracy"] for m in metrics[: epoch + 1]) for epoch in range(5)]
     assert [e.value for e in events.Scalars("test/best_accuracy")] == pytest.approx(best)
 
     table, start = (

@@ -91,27 +91,26 @@ def to_csv(columns: Iterable[str], rows: Iterable[Iterable]) -> bytes:
 
 def labels_csv(issues: LabelIssues, loader: Loader) -> bytes:
     """The content of `labels.csv`: a line for each image, in the training set's order."""
-    index, labels, predicted = issues.index, issues.labels, issues.predicted
-    names, files = np.asarray(loader.class_names, dtype=object), loader.files
-    unknown = loader.clean_labels is None
-    probabilities = {
-        "p_predicted": issues.pred_probs.max(axis=1),
-        "p_given": self_confidence(labels, issues.pred_probs),
-        "p_clean_net1": issues.clean_probability[0],
-        "p_clean_net2": issues.clean_probability[-1],
-        "p_clean": issues.clean_probability.mean(axis=0),
-    }
+    index, labels, p_clean = issues.index, issues.labels, issues.clean_probability
+    names, true = np.asarray(loader.class_names, dtype=object), loader.clean_labels
     columns = {
         "index": index,
-        "file": [files[i] if files else "" for i in index],
+        "file": [loader.files[i] if loader.files else "" for i in index],
         "given": labels,
         "given_name": names[labels],
-        "predicted": predicted,
-        "predicted_name": names[predicted],
-        **{name: [f"{p:.6g}" for p in values] for name, values in probabilities.items()},
+        "predicted": issues.predicted,
+        "predicted_name": names[issues.predicted],
+        "p_predicted": issues.pred_probs.max(axis=1),
+        "p_given": self_confidence(labels, issues.pred_probs),
+        "p_clean_net1": p_clean[0],
+        "p_clean_net2": p_clean[-1],
+        "p_clean": p_clean.mean(axis=0),
         "rank": issues.rank,
-        "true": [""] * len(index) if unknown else loader.clean_labels[index],
+        "true": [""] * len(index) if true is None else true[index],
     }
+    for name, values in columns.items():
+        if name.startswith("p_"):
+            columns[name] = [f"{p:.6g}" for p in values]
     return to_csv(columns, zip(*columns.values(), strict=True))
 
 
