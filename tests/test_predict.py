@@ -159,19 +159,6 @@ def test_linked_folders_are_searched_and_what_is_no_image_is_left_out_and_named(
     assert f"{folder / 'dangling.png'} (no file)" in said and f"{folder / 'notes.txt'} (" in said
 
 
-def test_a_folder_that_cannot_be_read_is_named(photos, checkpoint, tmp_path, capsys, monkeypatch):
-    closed, scandir = photos / "testing" / "10", os.scandir
-
-    def refusing(path):
-        if str(path) == str(closed):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)  # root may read every folder
-    assert call(checkpoint, photos / "testing", "--output", tmp_path / "p.csv") == 0
-    assert f"1 of 5 files cannot be read as images: {closed} (Perm" in capsys.readouterr().err
-
-
 def test_the_table_goes_to_a_file_or_standard_output_with_names_that_are_not_utf_8_escaped(
     photos, checkpoint, tmp_path, capsys
 ):
