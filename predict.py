@@ -159,10 +159,8 @@ def export(model: smr.Predictor, path: Path) -> None:
     with atomic_write(path) as file:
         names = {"classes.json": json.dumps(model.classes)}
         torch.export.save(program, file, extra_files=names)
-    print(
-        f"exported {path}: uint8 [batch, {model.side}, {model.side}, 3] to probabilities of "
-        f"{len(model.classes)} classes"
-    )
+    size = f"[batch, {model.side}, {model.side}, 3]"
+    print(f"exported {path}: uint8 {size} to probabilities of {len(model.classes)} classes")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from smr.data.image_folder import files_inside, first_ten, same_name
 from smr.data.label_table import find_columns, find_file, places_of, read_table
-from smr.data.noise_file import label_list
+from smr.data.noise_file import label_list, number
 from smr.errors import InputError
 from smr.files import atomic_write
 from smr.label_issues.report import Line, free_path, is_edited, read_run_labels, to_csv
@@ -62,12 +62,6 @@ def read_run(folder: Path) -> FinishedRun:
             f"{folder}: no config.json or no complete labels.json; expected a run folder; "
             "--evaluate of the training script writes labels.json again"
         ) from error
-
-
-def whole_number(cell: str) -> int | None:
-    """3 of '3', '3.0' or '3,0'; None of anything else."""
-    match = re.fullmatch(r" *(\d+)([.,]0*)? *", cell)
-    return int(match[1]) if match else None
 
 
 def is_same(name: str, cell: str) -> bool:
@@ -150,7 +144,7 @@ def read_corrections(path: Path, run: FinishedRun) -> Corrections:
 
 def row_of(cells: dict[str, str], run: FinishedRun) -> int:
     """The image that a table's row is about. Raises InputError if the run has no such image."""
-    index = whole_number(cells["index"])
+    index = number(cells["index"].replace(",", "."))
     if index not in run.rows:
         raise InputError(f"index '{cells['index']}': the run has no such training image")
     row = run.rows[index]
@@ -175,15 +169,15 @@ def new_label(cells: dict[str, str], label: int, classes: ClassNames) -> int | N
         if action in ("drop", "keep"):
             return None if action == "drop" else label
         number_cell, name = cells.get("label") or str(label), cells["corrected"]
-    number = whole_number(number_cell)
-    if number not in range(len(classes.names)):
+    by_number = number(number_cell.replace(",", "."))
+    if by_number not in range(len(classes.names)):
         raise InputError(f"class '{number_cell}': expected 0 to {len(classes.names) - 1}")
-    if number == label or not classes.may_be(number, name):
-        by_name = classes.label_of(name, label)
-        if label not in (number, by_name):
-            raise InputError(f"class {number} and '{name}' are two classes; edit one of them")
-        number = by_name if number == label else number
-    return number
+    if by_number != label and classes.may_be(by_number, name):
+        return by_number
+    by_name = classes.label_of(name, label)
+    if label not in (by_number, by_name):
+        raise InputError(f"class {by_number} and '{name}' are two classes; edit one of them")
+    return by_name if by_number == label else by_number
 
 
 def suggestions(run: FinishedRun, first: int | None, below: float | None) -> Corrections:

@@ -59,6 +59,7 @@ def carry_out(
     for move in moves:
         for place in (move.source, move.target):
             check_folder(root, (root / place).parent)
+    for move in moves:
         line(f"{move.source} -> {move.target}")
     if dry_run:
         line(f"{len(moves):,} files would move in {root}; nothing was done (--dry_run)")

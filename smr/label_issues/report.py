@@ -4,12 +4,12 @@ Both networks predict every training image once, as they are at the end (method 
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sized
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -120,12 +120,9 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
     count, share = int(chosen.sum()), f"{100 * chosen.mean():.1f} %"
     lines = [f"label issues: {count:,} of {len(labels):,} training labels ({share})"]
     pairs = Counter(zip(labels[chosen].tolist(), issues.predicted[chosen].tolist(), strict=True))
-    confusions = [
-        f"{names[label]} predicted as {names[predicted]} ({times:,})"
-        for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
-    ]
-    if confusions:
-        lines[0] += ", most often " + ", ".join(confusions)
+    for i, ((label, predicted), times) in enumerate(pairs.most_common(CONFUSIONS_NAMED)):
+        lines[0] += ", " if i else ", most often "
+        lines[0] += f"{names[label]} predicted as {names[predicted]} ({times:,})"
     if reason := why_unreliable(labels, issues.pred_probs, names):
         lines.append(f"the networks have not learned enough to find label issues: {reason}")
     if count:
@@ -167,11 +164,6 @@ def draw(issues: LabelIssues, loader: Loader) -> tuple[dict, dict]:
     return files, {"label_issues/top": top, "label_issues/noise_transitions": transitions}
 
 
-def digest(raw: bytes) -> str:
-    """By which a list is recognized as the run's own."""
-    return hashlib.sha256(raw).hexdigest()
-
-
 def read_run_labels(folder: Path) -> dict:
     """The content of a run's `labels.json`; {"written": []} without a complete one."""
     with suppress(FileNotFoundError, TypeError, ValueError):
@@ -180,8 +172,8 @@ def read_run_labels(folder: Path) -> dict:
 
 
 def is_edited(path: Path, written: Container[str]) -> bool:
-    """Whether there is a list that the run did not write. Args: written, the digests of its own."""
-    return path.exists() and digest(path.read_bytes()) not in written
+    """Whether there is a list that the run did not write. Args: written, SHA-256 of its own."""
+    return path.exists() and sha256(path.read_bytes()).hexdigest() not in written
 
 
 def free_path(path: Path, is_taken: Callable[[Path], bool]) -> Path:
@@ -207,7 +199,7 @@ def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | N
     of files that it may move. Raises OSError.
     """
     raw = labels_csv(issues, loader)
-    written = sorted({*read_run_labels(folder)["written"], digest(raw)})
+    written = sorted({*read_run_labels(folder)["written"], sha256(raw).hexdigest()})
     files = [loader.files[i] for i in issues.index] if loader.files else None
     may_move = root and loader.info.labels_in_paths
     crc32 = [checksum(root / file) for file in files] if may_move else None
@@ -228,13 +220,11 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
 
     Without duplicates there is no such file. Raises OSError.
     """
-    others = {}
     path.unlink(missing_ok=True)
     if loader.info.duplicates:
         path.write_bytes(to_csv(("file", "duplicate", "problem"), loader.info.duplicates))
-    for one, other, problem in loader.info.duplicates:
-        if problem != IN_BOTH_PARTS:
-            others |= {one: other, other: one}
+    pairs = [files for *files, problem in loader.info.duplicates if problem != IN_BOTH_PARTS]
+    others = dict(pairs) | {other: one for one, other in pairs}
     return {i: others[file] for i, file in enumerate(loader.files or ()) if file in others}
 
 
