@@ -62,6 +62,8 @@ def read_label_table(path: Path, root: Path) -> tuple[Listing, list[str], list[s
     broken = {name: why for name, why in broken.items() if is_photo(name)}
     broken |= dict.fromkeys(missing, f"listed in {path.name}, but not there")
     notes = [f"labels of {len(labels)} images from {path.name}, {len(classes)} classes"]
+    if extra := sorted(name for name in files if is_photo(name) and name not in labels):
+        notes.append(f"{len(extra)} images without a label in {path.name}: {first_ten(extra)}")
     numbers = {name: number for number, name in enumerate(classes)}
     labeled = [(numbers[label], natural_order(file), file) for file, label in labels.items()]
     return sorted_listing(labeled, broken), classes, notes
