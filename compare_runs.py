@@ -3,11 +3,7 @@
     python compare_runs.py checkpoint
 
 Expects run folders, or folders of them. Accuracies are in per cent, mean ± standard deviation over
-seeds, beside the published figures (docs/method.md, section 7). Best is the highest test accuracy
-of all epochs; for Clothing1M, that of the networks selected on the validation set. Rows of the
-same dataset, noise and method name the settings in which they differ. Labels of a file are one
-of these settings, and so is a noise rate that differs by more than chance. Unfinished runs, and
-second runs of a seed, are listed below the table and not averaged.
+seeds, beside the published figures. docs/records.md, "Comparing runs", says which runs share a row.
 """
 
 import json
@@ -60,10 +56,8 @@ PUBLISHED = {
     ("cifar100", "sym 0.9"): {"dividemix": "31.5"},
     ("webvision", "real"): {"dividemix": "77.32", "smr": "about 78.0"},
     ("clothing1M", "real"): {"dividemix": "74.76"},
-    ("animal10N", "real"): {
-        **{"ce": "79.4", "SELFIE": "81.8", "PLC": "83.4", "Nested Co-teaching": "84.1"},
-        "C2MT": "85.9",
-    },
+    ("animal10N", "real"): {"ce": "79.4", "SELFIE": "81.8", "PLC": "83.4"}
+    | {"Nested Co-teaching": "84.1", "C2MT": "85.9"},
 }
 
 
@@ -125,17 +119,14 @@ def read_run(folder: Path) -> FinishedRun | str:
         accuracies = best, each[-1], statistics.mean(each[-10:])
         seconds = sum(row["time/seconds"] for row in rows)
         return FinishedRun(folder, config, cell, settings, accuracies, seconds)
-    except OSError:
-        return "not a run: config.json is missing"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its files are damaged ({error!r})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"not a run, or its files are damaged ({error!r})"
 
 
 def share_noise_rates(runs: Sequence[FinishedRun]) -> None:
-    """Give the runs of a cell whose noise rates agree the same noise rate.
+    """Give the runs of a cell whose noise rates agree within chance the same noise rate.
 
-    The rates that seeds realize on n labels have a standard deviation below 0.3/√n: runs with a
-    gap of 2/√n between them saw different noise.
+    Those of seeds on n labels have a standard deviation below 0.3/√n; a gap of 2/√n separates.
     """
     groups: dict[tuple, tuple[float, float]] = {}  # cell → lowest and highest rate of a group
     for run in sorted(runs, key=lambda run: run.config.get("noise_rate") or 0.0):
@@ -161,12 +152,10 @@ def one_per_seed(row: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[st
 
 def differences(run: FinishedRun, cell: Sequence[FinishedRun]) -> str:
     """The run's settings in which the rows of its cell differ; '' if there are none."""
-    words = []
-    for key in sorted({key for other in cell for key in other.settings}):
-        value = run.settings.get(key)
-        if any(other.settings.get(key) != value for other in cell):
-            words.append(f"{key} {show_value(value)}")
-    return ", ".join(words)
+    keys = sorted({key for other in cell for key in other.settings})
+    values = {key: [each.settings.get(key) for each in (run, *cell)] for key in keys}
+    differing = [key for key in keys if any(value != values[key][0] for value in values[key])]
+    return ", ".join(f"{key} {show_value(values[key][0])}" for key in differing)
 
 
 def mean_and_deviation(values: Sequence[float], form: str = ".2f") -> str:
@@ -188,20 +177,13 @@ def published(run: FinishedRun) -> str:
     return figures.get(method) or others or "–"
 
 
-def table_row(row: Sequence[FinishedRun], note: str) -> tuple[str, ...]:
+def table_row(row: Sequence[FinishedRun], note: str) -> list[str]:
     """The table's cells under HEADINGS; `note` follows the method."""
     dataset, noise, method = row[0].cell
-    columns = zip(*(run.accuracies for run in row), strict=True)
-    return (
-        dataset,
-        noise,
-        f"{method} ({note})" if note else method,
-        str(row[0].config["num_epochs"]),
-        str(len(row)),
-        *map(mean_and_deviation, columns),
-        duration(statistics.mean(run.seconds for run in row)),
-        published(row[0]),
-    )
+    cells = [dataset, noise, f"{method} ({note})" if note else method]
+    cells += [str(row[0].config["num_epochs"]), str(len(row))]
+    cells += map(mean_and_deviation, zip(*(run.accuracies for run in row), strict=True))
+    return [*cells, duration(statistics.mean(run.seconds for run in row)), published(row[0])]
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> None:
         undo(run, root, args.dry_run, line)
         return
     if args.file:
-        corrections, notes = lists.read_corrections(args.file, run)
+        corrections = lists.read_corrections(args.file, run)
     else:
-        corrections, notes = lists.suggestions(run, args.accept, args.accept_below), []
-    for text in lists.summary(corrections, run) + notes:
-        line(text)
+        corrections = lists.suggestions(run, args.accept, args.accept_below)
+    dropped = list(corrections.values()).count(None)
+    line(f"{len(corrections) - dropped:,} labels to change, {dropped:,} images to drop")
     apply = move_files if run.config.get("labels_in_paths") else lists.write_label_list
     apply(run, corrections, root, args.dry_run, line)
 

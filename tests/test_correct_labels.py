@@ -3,10 +3,7 @@
 import csv
 import json
 import os
-import tempfile
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import helpers
 import numpy as np
@@ -21,7 +18,6 @@ from dataloader_cifar import cifar_dataloader
 from dataloader_clothing1M import clothing_dataloader
 from dataloader_folder import folder_dataloader
 from dataloader_webvision import webvision_dataloader
-from smr.data.fingerprint import checksum
 from smr.data.image_file_dataset import Frame
 
 CLASSES = {"cat": 4, "dog": 4, "fox": 3}
@@ -127,7 +123,7 @@ def test_dry_run_says_what_would_move_and_does_nothing(run, photos, corrections,
     output = capsys.readouterr().out
     assert all(f"{source} -> {target}\n" in output for source, target in MOVED.items())
     assert output.startswith("3 labels to change, 1 images to drop\n")
-    assert "     1  cat -> dropped\n" in output and "4 files would move" in output
+    assert "4 files would move" in output
     call(run, corrections)
     capsys.readouterr()
     moved = contents(photos)
@@ -136,10 +132,10 @@ def test_dry_run_says_what_would_move_and_does_nothing(run, photos, corrections,
     assert contents(photos) == moved != before
 
 
-@pytest.mark.parametrize("undoes", [False, True])
+@pytest.mark.parametrize("continues", [False, True])
 @pytest.mark.parametrize("done", range(4))
 def test_a_half_finished_attempt_is_finished_or_undone(
-    run, photos, corrections, monkeypatch, capsys, done, undoes
+    run, photos, corrections, monkeypatch, capsys, done, continues
 ):
     before, rename, calls = contents(photos), os.rename, []
 
@@ -151,18 +147,15 @@ def test_a_half_finished_attempt_is_finished_or_undone(
 
     monkeypatch.setattr(os, "rename", full_disk)
     assert f"{done} of 4 files were moved" in refused(capsys, run, corrections)
-    if undoes and done > 1:
+    if not continues and done > 1:
         calls[:] = calls[:1] * (done - 1)  # the undoing, too, stops half way
         assert "the same command again continues" in refused(capsys, run, "--undo")
     monkeypatch.undo()
-    if undoes:
-        assert call(run, "--undo") == 0
-        assert contents(photos) == before
-    else:
+    if continues:
         assert call(run, corrections) == 0
         assert_moved(before, contents(photos))
-        assert call(run, "--undo") == 0
-        assert contents(photos) == before
+    assert call(run, "--undo") == 0
+    assert contents(photos) == before
 
 
 def test_undo_overwrites_no_file_that_took_the_old_place(run, photos, corrections, capsys):
@@ -171,9 +164,6 @@ def test_undo_overwrites_no_file_that_took_the_old_place(run, photos, correction
     moved = contents(photos)
     assert "training/cat/1.png: another file is there" in refused(capsys, run, "--undo")
     assert contents(photos) == moved
-    photos.rename(photos.with_name("elsewhere"))
-    said = refused(capsys, run, corrections)
-    assert f"{photos}: there is no such folder from here; --data_path DIR" in said
 
 
 ROW = "1,training/cat/1.png,cat,dog,take"
@@ -185,7 +175,6 @@ ROW = "1,training/cat/1.png,cat,dog,take"
         ([ROW, ROW], "row 3: a second row of index 1"),
         (["1,training/cat/1.png,cat,cow,other"], "row 2: 'cow': the run has no such class"),
         (["1,training/cat/1.png,dog,cat,take"], "row 2: given 'dog': the run's label was 'cat'"),
-        (["1,training/cat/1.png,cat,dog,keep"], "corrected 'dog' of a label to keep"),
         (["1,training/cat/1.png,cat,dog,"], "action '': expected one of keep, take, other, drop"),
         (["99,training/cat/1.png,cat,dog,take"], "index '99': the run has no such training image"),
         (["1,../secret.png,cat,dog,take"], "'../secret.png': image 1 of the run is"),
@@ -207,45 +196,37 @@ def test_a_file_that_changed_or_went_since_the_run_is_refused(run, photos, corre
     content = image.read_bytes()
     image.write_bytes(content[:-1] + b"x")
     before = contents(photos)
-    assert "training/dog/0.png: moved or changed since the run" in refused(capsys, run, corrections)
+    changed = "training/dog/0.png: moved or changed since the run"
+    assert changed in refused(capsys, run, corrections)
     image.unlink()
-    assert "training/dog/0.png: moved or changed since the run" in refused(capsys, run, corrections)
+    assert changed in refused(capsys, run, corrections)
     image.write_bytes(content)
     assert contents(photos).keys() == before.keys()
-    assert not (photos / "dropped").exists()
+    photos.rename(photos.with_name("elsewhere"))
+    assert "give the data's folder with --data_path" in refused(capsys, run, corrections)
 
 
-def test_paths_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_path, capsys):
+def test_class_folders_that_lead_out_of_the_data_folder_are_refused(run, photos, tmp_path, capsys):
     outside = tmp_path / "outside"
     (photos / "training/fox").rename(outside)
     (photos / "training/fox").symlink_to(outside)
-    row = "4,training/dog/0.png,dog,fox,take"
-    assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
-    lists = json.loads((run / "labels.json").read_text())
-    lists["files"][4] = "training/../../outside/0.png"
-    lists["crc32"][4] = checksum(outside / "0.png")
-    (run / "labels.json").write_text(json.dumps(lists))
-    row = "4,training/../../outside/0.png,dog,cat,take"
-    assert "leads out of" in refused(capsys, run, write_corrections(tmp_path / "c.csv", row))
+    assert "leads out of" in refused(capsys, run, corrections_of(run, {4: "fox"}))
     assert sorted(os.listdir(outside)) == ["0.png", "1.png", "2.png"]
 
 
-def edited_list(run, changes: dict[int, tuple[str, str]], delimiter=",", bom=False):
-    """labels.csv as a spreadsheet saves it, sorted by rank: index → (given, given_name)."""
-    with open(run / "labels.csv", encoding="utf-8-sig", newline="") as file:
-        header, *rows = csv.reader(file)
+def edited_list(run, changes: dict[int, tuple[str, str]]):
+    """labels.csv, sorted by rank, with other cells: index → (given, given_name)."""
+    header, *lines = (run / "labels.csv").read_text("utf-8-sig").splitlines()
+    rows = [line.split(",") for line in lines]
     for row in rows:
         row[2:4] = changes.get(int(row[0]), row[2:4])
     rows.sort(key=lambda row: int(row[11]))
-    encoding = "utf-8-sig" if bom else "utf-8"
-    with open(run / "labels.csv", "w", encoding=encoding, newline="") as file:
-        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    (run / "labels.csv").write_text("\n".join([header, *map(",".join, rows)]))
     return run / "labels.csv"
 
 
-@pytest.mark.parametrize(("delimiter", "bom"), [(",", False), (";", True), ("\t", True)])
-def test_a_list_edited_in_a_spreadsheet_by_number_or_by_name_is_taken(run, photos, delimiter, bom):
-    path = edited_list(run, {1: ("0", "dog"), 4: ("2", "dog"), 10: ("0", "cat")}, delimiter, bom)
+def test_a_list_edited_in_a_spreadsheet_by_number_or_by_name_is_taken(run, photos):
+    path = edited_list(run, {1: ("0", "dog"), 4: ("2", "dog"), 10: ("0", "cat")})
     before = contents(photos)
     assert call(run, path) == 0
     after = contents(photos).keys()
@@ -272,49 +253,46 @@ def test_a_list_in_another_encoding_says_how_to_save_it(run, capsys):
     assert "save it as 'CSV UTF-8'" in refused(capsys, run, run / "labels.csv")
 
 
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [(("--accept", 2), ("cat/1", "dog/0")), (("--accept_below", 0.05), ("cat/1",))],
-)
-def test_suggestions_are_accepted_by_rank_or_below_a_clean_probability(run, photos, flags, names):
+def test_suggestions_of_the_run_s_own_list_are_accepted_by_rank_or_clean_probability(
+    run, photos, capsys
+):
     before = contents(photos)
-    assert call(run, *flags) == 0
-    gone = before.keys() - contents(photos).keys()
-    assert gone == {f"training/{name}.png" for name in names}
-    assert ("training/fox/0_2.png" in contents(photos)) == (len(names) == 2)
-
-
-def test_accept_refuses_a_list_that_a_person_edited(run, capsys):
+    for flags, names in (
+        (("--accept_below", 0.05), {"training/cat/1.png"}),
+        (("--accept", 2), {"training/cat/1.png", "training/dog/0.png"}),
+    ):
+        assert call(run, *flags) == 0
+        assert before.keys() - contents(photos).keys() == names
+    assert "training/fox/0_2.png" in contents(photos)
     edited_list(run, {1: ("1", "cat")})
     assert "no labels.csv as the run wrote it" in refused(capsys, run, "--accept", 2)
 
 
-@pytest.mark.parametrize("form", ["names", "classes"])
-def test_animal10n_s_files_get_the_new_label_in_their_name_or_their_class_s_folder(tmp_path, form):
+@pytest.mark.parametrize(
+    ("form", "old", "new"), [("names", "0_", "9_"), ("classes", "cat/", "guinea_pig/")]
+)
+def test_animal10n_s_files_get_the_new_label_in_their_name_or_their_class_s_folder(
+    tmp_path, form, old, new
+):
     root = write_animals(tmp_path, form)
     loader = animal_dataloader(root, 8, 1)
     finish_by_hand(loader, tmp_path / "run", root, {0: 9}, "animal10N")
-    old = loader.files[0]
-    new = f"training/guinea_pig/{Path(old).name}"
-    if form == "names":
-        assert old.startswith("training/0_")
-        new = old.replace("/0_", "/9_")
     assert call(tmp_path / "run", "--accept", 1) == 0
-    assert not (root / old).exists() and (root / new).exists()
+    assert loader.files[0].startswith(f"training/{old}") and not (root / loader.files[0]).exists()
+    assert (root / loader.files[0].replace(f"/{old}", f"/{new}")).exists()
 
 
 def test_classes_without_a_folder_above_are_corrected_and_trained_on_again(tmp_path):
     photos = write_photos(tmp_path / "photos", CLASSES, part="")
     run, again = folder_run(photos, tmp_path, {})
     before, first = contents(photos), again()
-    kept, dropped = first.files[0], first.files[1]
-    assert kept.startswith("cat/") and dropped.startswith("cat/")
+    moved, dropped = first.files[0], first.files[1]
+    assert moved.startswith("cat/") and dropped.startswith("cat/")
     assert call(run, corrections_of(run, {0: "fox", 1: ""})) == 0
     after = contents(photos)
     assert after[f"dropped/{dropped}"] == before[dropped]
-    ours = {"dropped", "dropped/cat", f"dropped/{dropped}", ".corrections_run.log"}
-    (moved,) = set(after) - set(before) - ours
-    assert moved.startswith("fox/") and after[moved] == before[kept]
+    new = set(after) - set(before)
+    assert [after[name] for name in new if name.startswith("fox/")] == [before[moved]]
     assert again().class_names == ["cat", "dog", "fox"]
     assert len(again().noisy_labels) == len(first.noisy_labels) - 1
     assert call(run, "--undo") == 0
@@ -415,9 +393,10 @@ def test_digits_get_a_label_file_that_training_takes_and_a_second_round_keeps_it
 
 
 def test_a_folder_without_a_finished_run_and_two_ways_to_decide_are_refused(run, tmp_path, capsys):
-    assert "expected a run folder" in refused(capsys, tmp_path, "--accept", 1)
-    (tmp_path / "config.json").write_text("{}")
-    assert "--evaluate" in refused(capsys, tmp_path, "--accept", 1)
+    for _ in range(2):
+        said = refused(capsys, tmp_path, "--accept", 1)
+        assert "expected a run folder; --evaluate" in said
+        (tmp_path / "config.json").write_text("{}")
     assert "give one of FILE" in refused(capsys, run)
     assert "give one of FILE" in refused(capsys, run, "--accept", 1, "--undo")
 
@@ -456,53 +435,31 @@ def test_a_class_may_be_called_dropped(tmp_path, part):
     assert contents(photos) == before
 
 
-@contextmanager
-def access_of_nobody():
-    """os.access, which asks for the real user, answers as for one who is not root."""
-    user = os.getuid()
-    os.setreuid(user or 65534, -1)
-    try:
-        yield
-    finally:
-        os.setreuid(user, -1)
-
-
 @pytest.mark.parametrize("locked", ["training/dog", "training/fox", "."])
-def test_a_read_only_folder_is_named_before_anything_moves(locked, capsys):
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        photos = write_photos(root / "photos", CLASSES)
-        run, _ = folder_run(photos, root, {1: 1, 4: 2})
-        for path in (root, *root.rglob("*")):
-            path.chmod(0o777)
-        (photos / locked).chmod(0o555)
-        before = contents(photos)
-        with access_of_nobody():
-            said = refused(capsys, run, "--accept", 2)
-        assert f"{photos / locked}: this folder is read-only" in said
-        assert contents(photos) == before
+def test_a_read_only_folder_is_named_before_anything_moves(
+    run, photos, monkeypatch, capsys, locked
+):
+    before = contents(photos)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != photos / locked)  # for root too
+    said = refused(capsys, run, "--accept", 2)
+    assert f"{photos / locked}: this folder is read-only" in said
+    assert contents(photos) == before
 
 
-@pytest.mark.parametrize("head", ["file,label", "id;choice;image"])
-def test_labels_from_a_csv_are_corrected_in_a_new_one(run, photos, tmp_path, head):
+def test_labels_from_a_csv_are_corrected_in_a_new_one(run, photos, tmp_path):
     files = json.loads((run / "labels.json").read_text())["files"]
     names = [name for name, count in CLASSES.items() for _ in range(count)]
-    table = [*zip(files, names, strict=True), ("testing/cat/0.png", "cat")]
-
-    def written(table) -> list[list[str]]:
-        if head == "file,label":
-            return [head.split(","), *map(list, reversed(table))]
-        return [head.split(";"), *(["7", name, f"/data/{file}"] for file, name in reversed(table))]
-
+    rows = [["7", name, f"/data/{file}"] for file, name in zip(files, names, strict=True)]
+    rows = [["id", "choice", "image"], ["8", "cat", "testing/cat/0.png"], *rows]
     with open(tmp_path / "labels.csv", "w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file, delimiter=";" if ";" in head else ",").writerows(written(table))
+        csv.writer(file, delimiter=";").writerows(rows)
     config = json.loads((run / "config.json").read_text())
     config |= {"labels_csv": str(tmp_path / "labels.csv"), "labels_in_paths": False}
     (run / "config.json").write_text(json.dumps(config))
     before = contents(photos)
     assert call(run, corrections_of(run, {1: "dog", 2: ""})) == 0
     assert contents(photos) == before
-    table[1] = files[1], "dog"
-    del table[2]
+    rows[3][1] = "dog"
+    del rows[4]
     with open(run / "corrected_labels.csv", encoding="utf-8-sig", newline="") as file:
-        assert list(csv.reader(file)) == written(table)
+        assert list(csv.reader(file)) == rows

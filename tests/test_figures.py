@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFont
 
 import smr
 from smr.gmm_split import SampleLosses
@@ -59,10 +60,11 @@ def test_matrix_is_darker_where_more_of_a_row_lies():
     assert below == pytest.approx(46, abs=2) and beside == pytest.approx(0, abs=2)
 
 
-def test_matrix_of_many_classes_without_images_and_of_long_names_is_drawn():
+def test_matrix_of_many_classes_and_of_long_names_or_letters_that_no_font_has_is_drawn():
     many = figures.matrix(np.zeros((100, 100), int), ["name"] * 100, "", "", "")
     assert many.shape[0] > 100 * 12
-    long, short = (figures.matrix(np.eye(3), [name] * 3, "", "", "") for name in ("c" * 99, "c"))
+    names = "c" * 99, "\U0010fffd\udce4\nb"
+    long, short = (figures.matrix(np.eye(3), [name] * 3, "", "", "") for name in names)
     assert long.shape[1] - short.shape[1] < 200
 
 
@@ -91,27 +93,19 @@ def test_captions_are_rank_and_file_then_given_and_predicted_class_cut_to_the_im
 
 
 def test_letters_are_of_a_font_that_has_them_if_the_system_has_one():
-    own, *system = figures.fonts()
-    assert figures.font_for("cat…", 20).getname() == own.getname()
-    assert figures.lacks(own, "ä") and not figures.lacks(own, "a")
-    if not system:
+    font = figures.font_of(20)
+    if font.getname() == ImageFont.load_default(20).getname():
         assert not list(Path("/usr/share/fonts").rglob("DejaVuSans.ttf"))
         pytest.skip("this system has none of the fonts")
-    for text in ("Käse", "кошка"):
-        font = figures.font_for(text, 20)
-        assert font.size == 20
-        assert not any(figures.lacks(font, letter) for letter in text)
-
-
-def test_a_letter_that_no_font_has_and_broken_file_names_are_drawn():
-    assert figures.readable("a\udce4\nb") == "a? b"
-    assert figures.text_width("\U0010fffd\udce4\nb", 16) > 0
+    missing = bytes(font.getmask("\uffff"))
+    assert font.size == 20 and all(bytes(font.getmask(letter)) != missing for letter in "aäш…")
 
 
 def test_a_name_that_is_too_wide_keeps_its_beginning_and_its_end():
     assert figures.cut("cat.jpg", 16, 200) == "cat.jpg"
+    assert figures.cut("a\udce4\nb", 16, 200) == "a? b"
     name = "IMG_20240101_" + "x" * 60 + "_0042.jpg"
     short = figures.cut(name, 16, 200)
     assert short.startswith("IMG_2024") and short.endswith("_0042.jpg") and "…" in short
-    assert 180 < figures.text_width(short, 16) <= 200
+    assert 180 < figures.font_of(16).getlength(short) <= 200
     assert figures.cut(name, 16, 0) == "…"

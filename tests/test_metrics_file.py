@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import tiny_loader
-from runs import events_of, metrics_of, rows_of, without_times
+from runs import events_of, metrics_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smr.evaluate import Test
-from smr.logging.metrics_file import RunRecord, accuracy_line, memory_line, read_metrics
+from smr.logging.metrics_file import RunRecord, accuracy_line, read_metrics
 from smr.methods import TrainedEpoch
 from smr.run.run_dir import run_name
 
@@ -104,14 +104,18 @@ def test_an_epoch_s_time_is_that_since_the_one_before_was_recorded(tmp_path, clo
     assert [row["time/seconds"] for row in metrics_of(tmp_path)] == [5, 7]
 
 
-def test_files_hold_no_more_than_the_rows_that_a_run_goes_on_from(tmp_path):
-    add_epochs(new_record(tmp_path), ACCURACIES[:4])
-    rows = metrics_of(tmp_path)
-    record = new_record(tmp_path, rows[:2])
-    assert metrics_of(tmp_path) == rows[:2]
+def test_files_and_curves_hold_no_more_than_the_rows_that_a_run_goes_on_from(tmp_path):
+    record = new_record(tmp_path)
+    add_epochs(record, [50, 80, 70])
+    record.close()
+    rows = metrics_of(tmp_path)[:2]
+    again = new_record(tmp_path, rows)
+    assert metrics_of(tmp_path) == rows
     assert (tmp_path / "acc.txt").read_text().count("\n") == 2
-    add_epochs(record, ACCURACIES[2:4])
-    assert rows_of(tmp_path) == without_times(rows)
+    add_epochs(again, [60, 40])
+    again.close()
+    assert [row["test/accuracy"] for row in metrics_of(tmp_path)] == [50, 80, 60, 40]
+    assert events_of(tmp_path)["test/accuracy"] == [(0, 50), (1, 80), (2, 60), (3, 40)]
 
 
 def test_metrics_without_a_last_line_that_was_cut_off_are_read(tmp_path):
@@ -130,35 +134,6 @@ def test_a_run_s_name_says_what_it_is():
         assert run_name(SimpleNamespace(**CONFIG | changes)) == name
     config = {"dataset": "folder", "method": "dividemix", "seed": 1, "id": ""}
     assert run_name(SimpleNamespace(**config)) == "folder_dividemix_seed1"
-
-
-@pytest.mark.parametrize(
-    ("review", "words"),
-    [
-        (500, "decide in labels.html and save; python correct_labels.py {0} corrections.csv moves"),
-        (0, "edit the classes in labels.csv; python correct_labels.py {0} {0}/labels.csv moves"),
-    ],
-)
-def test_the_last_lines_tell_the_memory_the_accuracies_and_what_is_next(
-    tmp_path, capsys, review, words
-):
-    folder = tmp_path / "digits_0.5_sym_smr_seed7"
-    record = new_record(folder, review=review)
-    record.loader.info.labels_in_paths = True
-    add_epochs(record, ACCURACIES)
-    capsys.readouterr()
-    record.finish({}, selected=75.0)
-    memory, accuracy, selected, photos, runs = capsys.readouterr().out.splitlines()
-    assert memory == "peak memory: 1.23 GiB on the host"
-    assert accuracy == (
-        "best accuracy 80.00 % (epoch 1), last 19.00 %, mean of the last 10 epochs 21.50 %"
-    )
-    assert selected.endswith("networks of epochs 1 and 1, test accuracy 75.00 %")
-    assert words.format(folder) in photos
-    assert f"tensorboard --logdir {tmp_path} " in runs
-    assert f"python compare_runs.py {tmp_path} " in runs
-    both = {"memory/host_gib": 1.236, "memory/device_gib": 12.0}
-    assert memory_line(both) == "peak memory: 1.24 GiB on the host, 12.00 GiB on the device"
 
 
 # --- TensorBoard ---
@@ -181,21 +156,17 @@ def test_curves_have_a_point_an_epoch_at_the_epoch_s_number(tmp_path):
     assert not [tag for tag in curves if tag.startswith("memory/")]
 
 
-def test_a_resumed_run_s_points_supersede_those_that_it_does_again(tmp_path):
-    record = new_record(tmp_path)
-    add_epochs(record, [50, 80, 70])
-    record.close()
-    again = new_record(tmp_path, metrics_of(tmp_path)[:2])
-    add_epochs(again, [60, 40])
-    again.close()
-    assert events_of(tmp_path)["test/accuracy"] == [(0, 50), (1, 80), (2, 60), (3, 40)]
-
-
-def test_pictures_come_every_tenth_epoch_and_at_the_end_those_of_the_run_beside_the_last(tmp_path):
+def test_pictures_come_every_tenth_epoch_and_at_the_end_with_the_last_accuracies(tmp_path, capsys):
     record = new_record(tmp_path, num_epochs=12)
     add_epochs(record, ACCURACIES)
-    record.finish({"label_issues/top": np.zeros((4, 4, 3), np.uint8)})
+    capsys.readouterr()
+    record.finish({"label_issues/top": np.zeros((4, 4, 3), np.uint8)}, selected=75.0)
     record.close()
+    accuracy, selected = capsys.readouterr().out.splitlines()
+    assert accuracy == (
+        "best accuracy 80.00 % (epoch 1), last 19.00 %, mean of the last 10 epochs 21.50 %"
+    )
+    assert selected.endswith("networks of epochs 1 and 1, test accuracy 75.00 %")
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("test/confusion")] == [0, 10, 12]
     assert [event.step for event in events.Images("label_issues/top")] == [12]

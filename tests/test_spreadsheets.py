@@ -49,7 +49,7 @@ def rewritten(
     csv.writer(text, delimiter=form.get("delimiter", ",")).writerows([header, *rows])
     raw = text.getvalue().encode(form.get("encoding", "utf-8-sig"))
     (run.folder / "edited.csv").write_bytes(raw)
-    return read_corrections(run.folder / "edited.csv", run)[0]
+    return read_corrections(run.folder / "edited.csv", run)
 
 
 @pytest.mark.parametrize(
@@ -78,31 +78,22 @@ def test_a_name_that_may_be_two_classes_is_asked_for_and_a_verbatim_one_is_taken
     assert rewritten(run, {}, {40: (3, "5.1"), 12: (3, "5.1")}) == {12: 0, 40: 0}
 
 
-def test_names_rewritten_are_named_in_notes(run):
-    rewritten(run, ENGLISH, {})
-    _, notes = read_corrections(run.folder / "edited.csv", run)
-    assert len(notes) == len(ENGLISH)
-    assert notes[0].startswith("note: '5.1' in 11 rows is taken as a spreadsheet's form of '5.10'")
-
-
 def test_pandas_writes_back_what_is_read_as_unchanged(run):
     pandas = pytest.importorskip("pandas")
     table = pandas.read_csv(run.folder / "labels.csv")
+    # Numbers alone: 5.10 becomes 5.1, 00000 becomes 0.0.
+    numbers = table.iloc[PER_CLASS : 3 * PER_CLASS].astype({"given_name": float, "given": float})
     table.loc[3, "given"] = 4
-    table.to_csv(run.folder / "edited.csv", index=False)
-    assert read_corrections(run.folder / "edited.csv", run)[0] == {3: 4}
-    rows = range(PER_CLASS, 3 * PER_CLASS)  # numbers alone: 5.10 becomes 5.1, 00000 becomes 0.0
-    table = pandas.read_csv(run.folder / "labels.csv").iloc[rows]
-    table[["given_name", "given"]] = table[["given_name", "given"]].astype(float)
-    table.to_csv(run.folder / "edited.csv", index=False)
-    assert read_corrections(run.folder / "edited.csv", run)[0] == {}
+    for written, expected in ((table, {3: 4}), (numbers, {})):
+        written.to_csv(run.folder / "edited.csv", index=False)
+        assert read_corrections(run.folder / "edited.csv", run) == expected
 
 
 def page_rows(run, *rows: str) -> dict:
     header = "index,file,given,corrected,action,label\n"
     path = run.folder / "corrections.csv"
     path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8-sig")
-    return read_corrections(path, run)[0]
+    return read_corrections(path, run)
 
 
 def test_the_pages_corrections_are_read_by_number_where_excel_rewrote_names(run):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from smr.data.image_folder import files_inside, first_ten, same_name
 from smr.data.label_table import find_columns, find_file, places_of, read_table
-from smr.data.noise_file import label_list
+from smr.data.noise_file import label_list, number
 from smr.errors import InputError
 from smr.files import atomic_write
 from smr.label_issues.report import Line, free_path, is_edited, read_run_labels, to_csv
@@ -57,19 +57,11 @@ def read_run(folder: Path) -> FinishedRun:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return FinishedRun(folder, config, **read_run_labels(folder))
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; expected a run folder") from error
-    except (TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise InputError(
-            f"{folder}: no complete labels.json, which a run writes at its end; --evaluate of the "
-            "training script writes it again"
+            f"{folder}: no config.json or no complete labels.json; expected a run folder; "
+            "--evaluate of the training script writes labels.json again"
         ) from error
-
-
-def whole_number(cell: str) -> int | None:
-    """3 of '3', '3.0' or '3,0'; None of anything else."""
-    match = re.fullmatch(r" *(\d+)([.,]0*)? *", cell)
-    return int(match[1]) if match else None
 
 
 def is_same(name: str, cell: str) -> bool:
@@ -84,13 +76,11 @@ class ClassNames:
     """The class that a cell names, in a table that a spreadsheet may have rewritten.
 
     A spreadsheet rewrites a name in all its rows. forms: label → the most frequent cell in the
-    rows of its images, if the class's name is in none of them. notes: on these forms.
-
-    Args: cells, (label, cell) of each row.
+    rows of its images, if the class's name is in none of them. Args: cells, (label, cell) by row.
     """
 
     def __init__(self, names: list[str], cells: Iterable[tuple[int, str]]):
-        self.names, self.forms, self.notes = names, {}, []
+        self.names, self.forms = names, {}
         by_label: dict[int, Counter] = defaultdict(Counter)
         for label, cell in cells:
             by_label[label][cell] += 1
@@ -98,10 +88,6 @@ class ClassNames:
             forms = [cell for cell, _ in counts.most_common() if self.may_be(label, cell)]
             if forms and names[label] not in counts:
                 self.forms[label] = forms[0]
-                self.notes.append(
-                    f"note: '{forms[0]}' in {counts[forms[0]]:,} rows is taken as a spreadsheet's "
-                    f"form of '{names[label]}'; to correct such a label edit its number"
-                )
 
     def may_be(self, label: int, cell: str) -> bool:
         """Whether a spreadsheet may have written a class's name as this cell."""
@@ -123,14 +109,15 @@ class ClassNames:
         return labels[0]
 
 
-def read_corrections(path: Path, run: FinishedRun) -> tuple[Corrections, list[str]]:
-    """The labels that a person changed in a `corrections.csv` or `labels.csv`; notes for the user.
+def read_corrections(path: Path, run: FinishedRun) -> Corrections:
+    """The labels that a person changed in a `corrections.csv` or `labels.csv`.
 
     Raises InputError, which names the row.
     """
     columns, table = read_table(path)
-    is_page = "action" in columns
-    expected, name_column = (CORRECTIONS, "given") if is_page else (EDITED, "given_name")
+    expected, name_column = EDITED, "given_name"
+    if "action" in columns:
+        expected, name_column = CORRECTIONS, "given"
     if missing := [name for name in expected if name not in columns]:
         raise InputError(
             f"{path}: no column {', '.join(missing)}; expected {', '.join(CORRECTIONS)} of "
@@ -152,12 +139,12 @@ def read_corrections(path: Path, run: FinishedRun) -> tuple[Corrections, list[st
                 corrections[row] = label
     except InputError as error:
         raise InputError(f"{path}, row {line}: {error}; nothing was done") from error
-    return corrections, classes.notes
+    return corrections
 
 
 def row_of(cells: dict[str, str], run: FinishedRun) -> int:
     """The image that a table's row is about. Raises InputError if the run has no such image."""
-    index = whole_number(cells["index"])
+    index = number(cells["index"].replace(",", "."))
     if index not in run.rows:
         raise InputError(f"index '{cells['index']}': the run has no such training image")
     row = run.rows[index]
@@ -179,20 +166,18 @@ def new_label(cells: dict[str, str], label: int, classes: ClassNames) -> int | N
         if not classes.may_be(label, cells["given"]):
             before = classes.names[label]
             raise InputError(f"given '{cells['given']}': the run's label was '{before}'")
-        if action == "drop":
-            return None
+        if action in ("drop", "keep"):
+            return None if action == "drop" else label
         number_cell, name = cells.get("label") or str(label), cells["corrected"]
-    number = whole_number(number_cell)
-    if number not in range(len(classes.names)):
+    by_number = number(number_cell.replace(",", "."))
+    if by_number not in range(len(classes.names)):
         raise InputError(f"class '{number_cell}': expected 0 to {len(classes.names) - 1}")
-    if number == label or not classes.may_be(number, name):
-        by_name = classes.label_of(name, label)
-        if label not in (number, by_name):
-            raise InputError(f"class {number} and '{name}' are two classes; edit one of them")
-        number = by_name if number == label else number
-    if action == "keep" and number != label:
-        raise InputError(f"corrected '{name}' of a label to keep, '{classes.names[label]}'")
-    return number
+    if by_number != label and classes.may_be(by_number, name):
+        return by_number
+    by_name = classes.label_of(name, label)
+    if label not in (by_number, by_name):
+        raise InputError(f"class {by_number} and '{name}' are two classes; edit one of them")
+    return by_name if by_number == label else by_number
 
 
 def suggestions(run: FinishedRun, first: int | None, below: float | None) -> Corrections:
@@ -204,22 +189,14 @@ def suggestions(run: FinishedRun, first: int | None, below: float | None) -> Cor
     own = [path for path in lists if not is_edited(path, run.written)]
     if not own:
         raise InputError(f"{run.folder}: no labels.csv as the run wrote it; --evaluate writes one")
-    rows = [cells for _, cells in read_table(own[-1])[1] if cells["predicted"] != cells["given"]]
-    rows.sort(key=lambda cells: int(cells["rank"]))
-    if below is not None:
-        rows = [cells for cells in rows if float(cells["p_clean"]) < below]
+    _, table = read_table(own[-1])
+    rows = [
+        cells
+        for _, cells in sorted(table, key=lambda row: int(row[1]["rank"]))
+        if cells["predicted"] != cells["given"]
+        and (below is None or float(cells["p_clean"]) < below)
+    ]
     return {row_of(cells, run): int(cells["predicted"]) for cells in rows[:first]}
-
-
-def summary(corrections: Corrections, run: FinishedRun) -> list[str]:
-    """Lines on how many labels change, and from which class to which."""
-    pairs = Counter((run.labels[row], label) for row, label in corrections.items())
-    dropped = list(corrections.values()).count(None)
-    lines = [f"{len(corrections) - dropped:,} labels to change, {dropped:,} images to drop"]
-    for (before, label), times in pairs.most_common():
-        target = "dropped" if label is None else run.class_names[label]
-        lines.append(f"{times:6,}  {run.class_names[before]} -> {target}")
-    return lines
 
 
 def write_label_list(
@@ -265,10 +242,9 @@ def csv_of(run: FinishedRun, corrections: Corrections, root: Path) -> bytes:
     for _, cells in table:
         file = "".join(find_file(cells[file_column].strip(), places)[:1])
         missing.discard(file)
-        label = changes.get(file)
-        if label is not None:
-            cells[label_column] = run.class_names[label]
-        if label is not None or file not in changes:
+        if changes.get(file) is not None:
+            cells[label_column] = run.class_names[changes[file]]
+        if changes.get(file, "") is not None:
             rows.append([cells[column] for column in columns])
     if missing:
         names = first_ten(sorted(missing))

@@ -28,11 +28,6 @@ def move_files(
     run: FinishedRun, corrections: Corrections, root: Path, dry_run: bool, line: Line
 ) -> None:
     """Move the files into the folders of their classes. Raises InputError."""
-    if not root.is_dir():
-        raise InputError(
-            f"{root}: there is no such folder from here; --data_path DIR says where the data is; "
-            "nothing was done"
-        )
     log = log_path(run.folder, root)
     logged = read_log(log)
     moves = plan(run, corrections, root, logged)
@@ -46,7 +41,7 @@ def undo(run: FinishedRun, root: Path, dry_run: bool, line: Line) -> None:
     """Move everything back, the last first. Raises InputError."""
     log = log_path(run.folder, root)
     if not log.is_file():
-        raise InputError(f"{log}: there is no such log; this run's corrections moved nothing")
+        raise InputError(f"{log}: no such log; this run's corrections moved nothing")
     logged = read_log(log)
     if not carry_out(moves_back(logged, root), root, dry_run, line, log, logged):
         return
@@ -63,8 +58,8 @@ def carry_out(
     """Check all folders, write the log and move the files; False if dry_run. Raises InputError."""
     check_folder(root, root)
     for move in moves:
-        check_folder(root, (root / move.source).parent)
-        check_folder(root, (root / move.target).parent)
+        for place in (move.source, move.target):
+            check_folder(root, (root / place).parent)
     for move in moves:
         line(f"{move.source} -> {move.target}")
     if dry_run:
@@ -86,11 +81,11 @@ def carry_out(
 
 
 def move_file(root: Path, move: Move) -> None:
-    """Move a file to a place where there is none. Raises OSError."""
+    """Move a file. Raises OSError."""
     source, target = root / move.source, root / move.target
-    target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "a file of this name is there by now", str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
     if move.new_link is None:
         os.rename(source, target)
     else:
@@ -124,8 +119,8 @@ def plan(
             continue
         if checksum(root / file) != run.crc32[row]:
             raise InputError(
-                f"{root / file}: moved or changed since the run; put it back (--undo, if a "
-                "correction moved it), or train again; nothing was done"
+                f"{root / file}: moved or changed since the run; put it back (--undo), train again "
+                "or give the data's folder with --data_path; nothing was done"
             )
         free = free_path(root / place, lambda path: path in moves or os.path.lexists(path))
         target = free.relative_to(root).as_posix()
@@ -140,14 +135,13 @@ def layout_of(run: FinishedRun) -> tuple[int, dict[int, PurePosixPath]]:
     """
     paths = [PurePosixPath(file).parts for file in run.files]
     names = [same_name(run.class_names[label]) for label in run.labels]
+    depth = 0 if any(len(parts) == 2 for parts in paths) else 2
     if [same_name(parts[0]) for parts in paths] == names:
         depth = 1
-    else:
-        depth = 0 if any(len(parts) == 2 for parts in paths) else 2
     above = paths[0][: depth - 1]
     folders = {label: PurePosixPath(*above, name) for label, name in enumerate(run.class_names)}
-    for label, parts in zip(run.labels, paths, strict=True):
-        folders[label] = PurePosixPath(*parts[:depth])
+    # A folder may be spelled otherwise than its class.
+    folders |= {k: PurePosixPath(*p[:depth]) for k, p in zip(run.labels, paths, strict=True)}
     return depth, folders
 
 
@@ -181,8 +175,5 @@ def moves_back(logged: Sequence[Move], root: Path) -> list[Move]:
             moves.append(move.reversed)
             there ^= {move.source, move.target}
         elif move.source not in there:
-            raise InputError(
-                f"{root / move.target}: not there any more; undo the corrections that moved it, or "
-                "put it back; nothing was done"
-            )
+            raise InputError(f"{root / move.target}: not there any more; put it back first")
     return moves

@@ -4,12 +4,12 @@ Both networks predict every training image once, as they are at the end (method 
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sized
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -90,27 +90,26 @@ def to_csv(columns: Iterable[str], rows: Iterable[Iterable]) -> bytes:
 
 def labels_csv(issues: LabelIssues, loader: Loader) -> bytes:
     """The content of `labels.csv`: a line for each image, in the training set's order."""
-    index, labels, predicted = issues.index, issues.labels, issues.predicted
-    names, files = np.asarray(loader.class_names, dtype=object), loader.files
-    unknown = loader.clean_labels is None
-    probabilities = {
-        "p_predicted": issues.pred_probs.max(axis=1),
-        "p_given": self_confidence(labels, issues.pred_probs),
-        "p_clean_net1": issues.clean_probability[0],
-        "p_clean_net2": issues.clean_probability[-1],
-        "p_clean": issues.clean_probability.mean(axis=0),
-    }
+    index, labels, p_clean = issues.index, issues.labels, issues.clean_probability
+    names, true = np.asarray(loader.class_names, dtype=object), loader.clean_labels
     columns = {
         "index": index,
-        "file": [files[i] if files else "" for i in index],
+        "file": [loader.files[i] if loader.files else "" for i in index],
         "given": labels,
         "given_name": names[labels],
-        "predicted": predicted,
-        "predicted_name": names[predicted],
-        **{name: [f"{p:.6g}" for p in values] for name, values in probabilities.items()},
+        "predicted": issues.predicted,
+        "predicted_name": names[issues.predicted],
+        "p_predicted": issues.pred_probs.max(axis=1),
+        "p_given": self_confidence(labels, issues.pred_probs),
+        "p_clean_net1": p_clean[0],
+        "p_clean_net2": p_clean[-1],
+        "p_clean": p_clean.mean(axis=0),
         "rank": issues.rank,
-        "true": [""] * len(index) if unknown else loader.clean_labels[index],
+        "true": [""] * len(index) if true is None else true[index],
     }
+    for name, values in columns.items():
+        if name.startswith("p_"):
+            columns[name] = [f"{p:.6g}" for p in values]
     return to_csv(columns, zip(*columns.values(), strict=True))
 
 
@@ -120,12 +119,9 @@ def closing_lines(issues: LabelIssues, loader: Loader) -> list[str]:
     count, share = int(chosen.sum()), f"{100 * chosen.mean():.1f} %"
     lines = [f"label issues: {count:,} of {len(labels):,} training labels ({share})"]
     pairs = Counter(zip(labels[chosen].tolist(), issues.predicted[chosen].tolist(), strict=True))
-    confusions = [
-        f"{names[label]} predicted as {names[predicted]} ({times:,})"
-        for (label, predicted), times in pairs.most_common(CONFUSIONS_NAMED)
-    ]
-    if confusions:
-        lines[0] += ", most often " + ", ".join(confusions)
+    for i, ((label, predicted), times) in enumerate(pairs.most_common(CONFUSIONS_NAMED)):
+        lines[0] += ", " if i else ", most often "
+        lines[0] += f"{names[label]} predicted as {names[predicted]} ({times:,})"
     if reason := why_unreliable(labels, issues.pred_probs, names):
         lines.append(f"the networks have not learned enough to find label issues: {reason}")
     if count:
@@ -167,11 +163,6 @@ def draw(issues: LabelIssues, loader: Loader) -> tuple[dict, dict]:
     return files, {"label_issues/top": top, "label_issues/noise_transitions": transitions}
 
 
-def digest(raw: bytes) -> str:
-    """By which a list is recognized as the run's own."""
-    return hashlib.sha256(raw).hexdigest()
-
-
 def read_run_labels(folder: Path) -> dict:
     """The content of a run's `labels.json`; {"written": []} without a complete one."""
     with suppress(FileNotFoundError, TypeError, ValueError):
@@ -180,8 +171,8 @@ def read_run_labels(folder: Path) -> dict:
 
 
 def is_edited(path: Path, written: Container[str]) -> bool:
-    """Whether there is a list that the run did not write. Args: written, the digests of its own."""
-    return path.exists() and digest(path.read_bytes()) not in written
+    """Whether there is a list that the run did not write. Args: written, SHA-256 of its own."""
+    return path.exists() and sha256(path.read_bytes()).hexdigest() not in written
 
 
 def free_path(path: Path, is_taken: Callable[[Path], bool]) -> Path:
@@ -207,7 +198,7 @@ def write_list(issues: LabelIssues, loader: Loader, folder: Path, root: Path | N
     of files that it may move. Raises OSError.
     """
     raw = labels_csv(issues, loader)
-    written = sorted({*read_run_labels(folder)["written"], digest(raw)})
+    written = sorted({*read_run_labels(folder)["written"], sha256(raw).hexdigest()})
     files = [loader.files[i] for i in issues.index] if loader.files else None
     may_move = root and loader.info.labels_in_paths
     crc32 = [checksum(root / file) for file in files] if may_move else None
@@ -228,13 +219,11 @@ def write_duplicates(loader: Loader, path: Path) -> dict[int, str]:
 
     Without duplicates there is no such file. Raises OSError.
     """
-    others = {}
     path.unlink(missing_ok=True)
     if loader.info.duplicates:
         path.write_bytes(to_csv(("file", "duplicate", "problem"), loader.info.duplicates))
-    for one, other, problem in loader.info.duplicates:
-        if problem != IN_BOTH_PARTS:
-            others |= {one: other, other: one}
+    pairs = [files for *files, problem in loader.info.duplicates if problem != IN_BOTH_PARTS]
+    others = dict(pairs) | {other: one for one, other in pairs}
     return {i: others[file] for i, file in enumerate(loader.files or ()) if file in others}
 
 

@@ -11,8 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 from smr.gmm_split import Split
 
-Color = tuple[int, int, int]
-INK, PAPER, GRAY, LIGHT = (30, 30, 30), (255, 255, 255), (150, 150, 150), (225, 225, 225)
+INK, PAPER, GRAY = (30, 30, 30), (255, 255, 255), (150, 150, 150)
 BLUE, RED = (66, 133, 214), (222, 76, 60)
 DARK_BLUE, DARK_RED = (20, 62, 128), (134, 24, 18)
 BINS = 50
@@ -22,77 +21,47 @@ NUMBERED_CLASSES = 20
 NAME_WIDTH = 12
 # Pixels of a matrix's longest title.
 TITLE_WIDTH = 460
-# Fonts with many letters, which Pillow finds in the system's font folders.
+# Fonts that Pillow finds in the system's font folders, those of all scripts first.
 FONT_FILES = (
-    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "segoeui.ttf", "Arial Unicode.ttf", "arialuni.ttf"),
-    *("Hiragino Sans GB.ttc", "PingFang.ttc", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc"),
-    *("msyh.ttc", "meiryo.ttc", "malgun.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arialuni.ttf", "msyh.ttc", "malgun.ttf"),
+    *("meiryo.ttc", "Hiragino Sans GB.ttc", "wqy-microhei.ttc", "DejaVuSans.ttf", "Arial.ttf"),
+    *("NotoSans-Regular.ttf", "LiberationSans-Regular.ttf"),
 )
 
 
 @cache
-def fonts() -> list[ImageFont.FreeTypeFont]:
-    """Pillow's own font, which has ASCII letters only, and those of FONT_FILES on this system."""
-    available = [ImageFont.load_default(16)]
+def font_of(size: float) -> ImageFont.FreeTypeFont:
+    """The first of FONT_FILES on this system, else Pillow's own, which has ASCII letters only."""
     for name in FONT_FILES:
         with suppress(OSError):
-            available.append(ImageFont.truetype(name, 16))
-    return available
-
-
-@cache
-def lacks(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    """Whether a font draws a letter as it draws one that does not exist."""
-    return bytes(font.getmask(letter)) == bytes(font.getmask("\uffff"))
-
-
-@cache
-def font_for(text: str, size: float) -> ImageFont.FreeTypeFont:
-    """The first font that has all letters of a text, else the one that lacks the fewest."""
-    best = min(fonts(), key=lambda font: sum(lacks(font, letter) for letter in set(text)))
-    return best.font_variant(size=size)
-
-
-def readable(text: str) -> str:
-    """The text in one line, without what is no character, such as a file name's broken bytes."""
-    return " ".join(text.encode(errors="replace").decode().split("\n"))
-
-
-def text_width(text: str, size: float) -> float:
-    """In pixels."""
-    text = readable(text)
-    return font_for(text, size).getlength(text)
-
-
-def write(
-    pen: ImageDraw.ImageDraw, place: tuple, text: str, size: float, color=INK, anchor="la"
-) -> None:
-    """Write a line of text, in a font that has its letters."""
-    text = readable(text)
-    pen.text(place, text, color, font_for(text, size), anchor=anchor)
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
 
 
 def cut(text: str, size: float, width: float) -> str:
-    """The text, or its beginning and its end around an ellipsis if it is wider."""
-    shown = text = readable(text)
-    font, letters = font_for(text + "…", size), len(text)
+    """The text in one line, or its beginning and its end around an ellipsis if it is wider.
+
+    What is no character, such as a file name's broken bytes, becomes a question mark.
+    """
+    shown = text = " ".join(text.encode(errors="replace").decode().split("\n"))
+    font, letters = font_of(size), len(text)
     while font.getlength(shown) > width and letters:
         letters -= 1
         shown = text[: letters - letters // 2] + "…" + text[len(text) - letters // 2 :]
     return shown
 
 
+def write(
+    pen: ImageDraw.ImageDraw, place: tuple, text: str, size: float, color=INK, anchor="la"
+) -> None:
+    """Write a line of text."""
+    pen.text(place, text, color, font_of(size), anchor=anchor)
+
+
 def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """An empty picture and its pen."""
     picture = Image.new("RGB", (width, height), PAPER)
     return picture, ImageDraw.Draw(picture)
-
-
-def sideways(text: str, size: int, color: Color) -> Image.Image:
-    """Text that reads upwards, on white."""
-    picture, pen = blank(int(text_width(text, size)) + 2, size + 4)
-    write(pen, (1, 0), text, size, color)
-    return picture.rotate(90, expand=True)
 
 
 def loss_histogram(split: Split, is_clean: np.ndarray | None, title: str) -> np.ndarray:
@@ -131,11 +100,7 @@ def gmm_densities(gmm: GaussianMixture, points: np.ndarray) -> np.ndarray:
 
 
 def matrix(
-    counts: np.ndarray,
-    class_names: Sequence[str],
-    title: str,
-    row_title: str,
-    column_title: str,
+    counts: np.ndarray, class_names: Sequence[str], title: str, row_title: str, column_title: str
 ) -> np.ndarray:
     """A matrix of counts [classes, classes] by their share of the row: dark cells and per cent.
 
@@ -144,21 +109,22 @@ def matrix(
     classes = len(class_names)
     cell, size = (46, 16) if classes <= NUMBERED_CLASSES else (12, 11)
     names = [cut(name, size, NAME_WIDTH * size) for name in class_names]
-    margin = int(max(text_width(name, size) for name in names)) + 12
-    left, top = margin + size + 10, margin + 40 + size + 10
+    left = int(max(map(font_of(size).getlength, names))) + 12
+    top = left + size + 50
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     darkness = np.sqrt(shares)
     picture, pen = blank(left + max(cell * classes + 12, TITLE_WIDTH), top + cell * classes + 24)
     write(pen, (left, 8), title, 20)
-    write(pen, (left, 38), f"columns: {column_title}", size, GRAY)
-    picture.paste(sideways(f"rows: {row_title}", size, GRAY), (4, top))
+    write(pen, (left, 38), f"rows: {row_title}, columns: {column_title}", size, GRAY)
     colors = (255 + darkness[:, :, None] * (np.array(DARK_BLUE) - 255)).astype(np.uint8)
     cells = Image.fromarray(colors).resize((cell * classes,) * 2, Image.Resampling.NEAREST)
     picture.paste(cells, (left, top))
     for i, name in enumerate(names):
         middle = i * cell + cell // 2
         write(pen, (left - 6, top + middle), name, size, anchor="rm")
-        label = sideways(name, size, INK)
+        label, pen_of_label = blank(int(font_of(size).getlength(name)) + 2, size + 4)
+        write(pen_of_label, (1, 0), name, size)
+        label = label.rotate(90, expand=True)
         picture.paste(label, (left + middle - label.width // 2, top - 4 - label.height))
     for row, column in np.argwhere(counts) if classes <= NUMBERED_CLASSES else ():
         place = left + column * cell + cell // 2, top + row * cell + cell // 2

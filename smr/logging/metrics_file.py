@@ -46,13 +46,6 @@ def accuracy_line(row: dict, test_titles: dict[str, str]) -> str:
     return " \t ".join(words) + "\n"
 
 
-def memory_line(row: dict) -> str:
-    """The line on a run's peak memory."""
-    peaks = {place: f"memory/{place}_gib" for place in ("host", "device")}
-    words = [f"{row[key]:.2f} GiB on the {place}" for place, key in peaks.items() if key in row]
-    return "peak memory: " + ", ".join(words)
-
-
 def first_best(rows: list[dict], name: str) -> int:
     """The epoch in which a metric is highest, the first of equals."""
     return int(np.argmax([row[name] for row in rows]))
@@ -135,9 +128,7 @@ class RunRecord:
 
         Args: selected, the test accuracy of the networks that were selected on another test set.
         """
-        line, last, runs = self.log.line, self.rows[-1], self.folder.parent
-        line(memory_line(last))
-        best = first_best(self.rows, "test/accuracy")
+        line, last, best = self.log.line, self.rows[-1], first_best(self.rows, "test/accuracy")
         line(
             f"best accuracy {last['test/best_accuracy']:.2f} % (epoch {best}), last "
             f"{last['test/accuracy']:.2f} %, mean of the last {min(10, len(self.rows))} epochs "
@@ -154,18 +145,6 @@ class RunRecord:
             tensorboard.add_pictures(self.event_writer(), pictures, last["epoch"])
         except OSError as error:
             line(f"TensorBoard's figures were not written ({error.strerror})")
-        if self.loader.info.labels_in_paths:
-            decide, file = "edit the classes in labels.csv", f"{self.folder}/labels.csv"
-            if self.config.review:
-                decide, file = "decide in labels.html and save", "corrections.csv"
-            line(
-                f"next: {decide}; python correct_labels.py {self.folder} {file} moves the photos; "
-                f"python predict.py {self.folder}/best.pt PHOTOS classifies other photos"
-            )
-        line(
-            f"next: tensorboard --logdir {runs} shows curves; python compare_runs.py {runs} makes "
-            "a table; the same command with --resume and a larger --num_epochs trains on"
-        )
 
     def close(self) -> None:
         """Close the event file."""
