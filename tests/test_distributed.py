@@ -15,7 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TinyNet, fake_rank, generator, state_copy, tiny_config, tiny_loader, tiny_pair
+from helpers import (
+    REPOSITORY,
+    TinyNet,
+    fake_rank,
+    generator,
+    state_copy,
+    tiny_config,
+    tiny_loader,
+    tiny_pair,
+)
 from photo_sets import write_clothing
 from runs import (
     PRELOADED,
@@ -30,7 +39,7 @@ from runs import (
     without_times,
 )
 from test_device_waits import Served
-from test_docs import blocks_of, text_of
+from test_docs import blocks_of
 from test_image_file_dataset import loader_of, write
 from torch import Tensor
 from torch.testing import assert_close
@@ -483,7 +492,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_checkpoint_stands(tmp_pat
     assert finish(processes[1 - killed], 20) == 1
     assert log.read_text().count("another rank is gone") == 1
     assert "--resume" in log.read_text().splitlines()[-1]
-    assert checkpoints.load_training_state(tmp_path / RUN_NAME / "last.pt")["epoch"] >= 0
+    assert checkpoints.load(tmp_path / RUN_NAME / "last.pt", training=True)["epoch"] >= 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -496,7 +505,11 @@ def test_a_flag_is_refused_once_by_rank_0(monkeypatch, capsys, rank):
 
 
 def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
-    (script,) = (b for b in blocks_of(text_of("docs/reproduce.md"), "bash") if "#SBATCH" in b)
+    (script,) = (
+        b
+        for b in blocks_of((REPOSITORY / "docs/reproduce.md").read_text(), "bash")
+        if "#SBATCH" in b
+    )
     commands = []
     for task in range(15):
         printed = subprocess.run(
