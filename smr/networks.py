@@ -133,8 +133,6 @@ def download_weights(name: str) -> dict[str, Tensor]:
 
     Raises InputError.
     """
-    if name == PREACT:
-        raise InputError(f"--pretrained on: {PREACT} has no trained weights; use --weights FILE")
     source = f"the weights of {name}"
     try:
         if name.startswith(TIMM):

@@ -269,10 +269,9 @@ def test_label_issues_are_of_the_probabilities_mean_over_every_view():
     assert (issues.is_issue == (own < expected.max(axis=1) / 2)).all()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_backbone_and_head_of_a_registered_network_make_the_whole(name):
+def test_backbone_and_head_of_a_registered_network_make_the_whole():
     torch.manual_seed(0)
-    network = networks.untrained(name, 4, 64).eval()
+    network = networks.untrained("mobilenet_v3_small", 4, 64).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = network(images)
@@ -296,25 +295,6 @@ def tuned(root, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("tuned")
     assert train(root, output, *FINE) == 0
     return output / NAME
-
-
-def test_heads_train_on_one_thread_and_whole_networks_on_all(root, straight, tmp_path):
-    shutil.copytree(straight / "features", tmp_path / NAME / "features")
-    trained, before = set(), torch.get_num_threads()
-
-    def hook(module, inputs):
-        if torch.is_grad_enabled():
-            trained.add((isinstance(module, nn.Linear), torch.get_num_threads()))
-
-    torch.set_num_threads(2)
-    handle = nn.modules.module.register_module_forward_pre_hook(hook)
-    try:
-        assert train(root, tmp_path, "--num_epochs", "0", "--finetune_epochs", "1") == 0
-        assert torch.get_num_threads() == 2
-    finally:
-        handle.remove()
-        torch.set_num_threads(before)
-    assert {(True, 1), (False, 2)} <= trained and (False, 1) not in trained
 
 
 def test_fine_tuning_trains_whole_networks_on_the_clean_set(root, tuned):
