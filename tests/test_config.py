@@ -1,8 +1,10 @@
 """One configuration: flags and their ranges, hints, defaults, and what a resume may change."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import ClassVar
 
+import helpers
 import pytest
 import torch
 from helpers import TinyConfig, config_of, fake_rank, tiny_config
@@ -11,7 +13,6 @@ from smr import devices
 from smr.config import configure, resumed, speed_defaults
 from smr.errors import InputError
 from smr.flags import DATA, FREE, GROWS, Action, flag, flags_of, parse
-from smr.run.messages import contradictions
 from train_animal10N import AnimalConfig
 from train_cifar import CifarConfig
 
@@ -35,12 +36,7 @@ def given(*argv: str, script=TinyConfig) -> dict:
 
 def refused(capsys, *argv: str, script=TinyConfig) -> str:
     """The line with which a command line is refused."""
-    with pytest.raises(SystemExit) as stop:
-        parse(script, "about", list(argv))
-    assert stop.value.code == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    return line
+    return helpers.refused(partial(parse, script, "about"), capsys, *argv)
 
 
 def help_of(capsys, script, usage: str = "about") -> str:
@@ -244,18 +240,6 @@ def test_flags_that_are_not_given_take_the_values_of_dataset_method_and_noise(
 def test_a_flag_of_another_method_is_refused_with_the_methods_that_have_it(method, name, owners):
     with pytest.raises(InputError, match=f"^--{name}: only with --method {owners}$"):
         tiny_config(method=method, **{name: 1})
-
-
-def test_values_that_defeat_each_other_are_noted():
-    def notes(**changes) -> str:
-        sound = {"num_epochs": 10, "warm_up": 10, "lr_steps": ((10, 0.1),)}
-        return "\n".join(contradictions(tiny_config(**sound | changes)))
-
-    assert notes() == notes(method="dividemix") == ""
-    assert contradictions(tiny_config(method="ce")) == []
-    assert "warm-up" in notes(warm_up=11)
-    late = notes(lr_steps=((5, 0.5), (11, 0.1), (12, 0.01)))
-    assert "at 11, 12 " in late and "\n" not in late
 
 
 # --- speed and devices ---

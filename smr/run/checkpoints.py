@@ -222,11 +222,9 @@ def load(path: Path, training: bool = False) -> dict:
         raise InputError(f"{path}: no checkpoint: {error}") from error
     parts = NETWORK_PARTS + TRAINING_PARTS * training
     lacking = [name for name in parts if not isinstance(state, dict) or name not in state]
-    if lacking == list(TRAINING_PARTS):
-        raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
     if lacking:
         raise InputError(
-            f"{path}: no checkpoint of this version of the project: it lacks {', '.join(lacking)}"
+            f"{path}: it lacks {', '.join(lacking)}; --resume takes a last.pt, of this version"
         )
     return state
 
