@@ -44,6 +44,7 @@ METHODS = {name: COLORS[name] for name in list(COLORS)[:5]} | {
 }
 CLAIMS = [("smr", other) for other in METHODS if other not in ("smr", "votes")]
 FIGURES = {"last": "test accuracy, last epoch, %", "ap": "AP"}
+PANELS = {"last": "test accuracy, last epoch, %", "ap": "AP"}
 COMPARED = {"last": ("last %", "+.2f"), "last_ten": ("last ten %", "+.2f"), "ap": ("AP", "+.4f")}
 WIDTH, LEFT, TOP, HEIGHT, BELOW = 2400, 170, 200, 620, 130
 
@@ -102,12 +103,10 @@ def comparisons(groups: Lines) -> str:
 
 def draw(groups: Lines) -> Image.Image:
     """Test accuracy of the last epoch, and AP: a dot for each noise, method and seed."""
-    picture, pen = blank(WIDTH, TOP + 2 * (HEIGHT + BELOW))
+    picture, pen = blank(WIDTH, TOP + len(PANELS) * (HEIGHT + BELOW))
     colors = {name: color for name, color in METHODS.items() if any(m == name for _, m in groups)}
     draw_legend(pen, colors, "dot: a seed; bar: the mean over the seeds")
-    for row, (name, title) in enumerate(
-        {"last": "test accuracy, last epoch, %", "ap": "AP"}.items()
-    ):
+    for row, (name, title) in enumerate(PANELS.items()):
         top = TOP + row * (HEIGHT + BELOW)
         draw_panel(picture, (LEFT, top, WIDTH - 30, top + HEIGHT), groups, name, colors)
         write(pen, (LEFT, top - 16), title, 36, anchor="lb")
@@ -118,23 +117,22 @@ def draw_panel(
     picture: Image.Image, box: tuple, groups: Lines, name: str, colors: dict[str, Color]
 ) -> None:
     """The dots of one figure; the noises are the columns."""
-    cells = [cell for cell in CELLS if any(each == cell for each, _ in groups)]
-    shown = [
-        g[name] for group in groups.values() for g in group.values() if g.get(name) is not None
-    ]
-    x_ticks, y_ticks = np.arange(len(cells) + 1.0), ticks(min(shown), max(shown), 8)
-    panel = Panel(picture, box, x_ticks, y_ticks)
+    values = {
+        key: np.array([line[name] for line in group.values()])
+        for key, group in groups.items()
+        if all(line.get(name) is not None for line in group.values())
+    }
+    shown = np.concatenate(list(values.values()))
+    cells = list(dict.fromkeys(cell for cell, _ in values))
+    panel = Panel(picture, box, np.arange(len(cells) + 1.0), ticks(shown.min(), shown.max(), 8))
     panel.draw_axes([*cells, ""])
-    pen = ImageDraw.Draw(picture)
-    for (cell, method), group in groups.items():
-        values = np.array([line[name] for line in group.values() if line.get(name) is not None])
-        at = cells.index(cell) + 0.12 + 0.8 * list(colors).index(method) / len(colors)
-        for x, y in panel.points(np.full(len(values), at), values):
+    pen, order = ImageDraw.Draw(picture), list(colors)
+    for (cell, method), seeds in values.items():
+        at = np.full(len(seeds), cells.index(cell) + 0.12 + 0.8 * order.index(method) / len(order))
+        for x, y in panel.points(at, seeds):
             pen.ellipse([x - 8, y - 8, x + 8, y + 8], fill=colors[method])
-        for x, y in (
-            panel.points(np.full(1, at), values[:1] * 0 + values.mean()) if len(values) else ()
-        ):
-            pen.line([(x - 14, y), (x + 14, y)], fill=colors[method], width=5)
+        ((x, y),) = panel.points(at[:1], seeds.mean(keepdims=True))
+        pen.line([(x - 14, y), (x + 14, y)], fill=colors[method], width=5)
 
 
 @command

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    REPOSITORY,
     TinyNet,
     fake_rank,
     generator,
@@ -39,7 +38,7 @@ from runs import (
     without_times,
 )
 from test_device_waits import Served
-from test_docs import blocks_of
+from test_docs import TEXTS, blocks_of
 from test_image_file_dataset import loader_of, write
 from torch import Tensor
 from torch.testing import assert_close
@@ -507,11 +506,7 @@ def test_a_flag_is_refused_once_by_rank_0(monkeypatch, capsys, rank, has_joined)
 
 
 def test_the_sweep_of_the_page_gives_each_cell_and_seed_a_run():
-    (script,) = (
-        b
-        for b in blocks_of((REPOSITORY / "docs/reproduce.md").read_text(), "bash")
-        if "#SBATCH" in b
-    )
+    (script,) = (b for b in blocks_of(TEXTS["docs/reproduce.md"], "bash") if "#SBATCH" in b)
     cells = set()
     for task in range(15):
         command = subprocess.check_output(
