@@ -107,8 +107,6 @@ class Config:
     HYPERPARAMETERS: ClassVar[dict[str, dict]] = {}
     # What the method sets whatever the dataset (`with_method`).
     METHOD_DEFAULTS: ClassVar[dict] = {}
-    # Flags that people try and this script does not have → what to do instead.
-    ELSEWHERE: ClassVar[dict[str, str]] = {}
     # Test set → its title in acc.txt, if the published log has one.
     TEST_TITLES: ClassVar[dict[str, str]] = {}
     # The test set by whose accuracy each network's best epoch is selected (method 9).

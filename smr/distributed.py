@@ -63,8 +63,9 @@ def world_size() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the rank that prints and writes files."""
-    return rank() == 0
+    """Whether this is the rank that prints and writes files, also before the ranks have joined."""
+    joined = dist.is_initialized() or not launched()
+    return (rank() if joined else int(os.environ["RANK"])) == 0
 
 
 def rank_rows(batch_size: int) -> slice:

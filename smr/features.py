@@ -24,6 +24,8 @@ from smr.networks import head_of
 
 # Photos that the backbone takes at once.
 CHUNK = 32
+# Features that a head takes at once where all views are served.
+WHOLE_BATCH = 10_000
 # In the run folder.
 FOLDER = "features"
 # The part of the memory that features may take.
@@ -50,9 +52,12 @@ class FeatureLoader(Loader):
 
     def run(self, mode: str, *args, **options):
         """The modes of `Loader.run`; 'whole' serves every view of every training photo."""
-        if mode == "whole":
-            return EveryView(self)
-        return super().run(mode, *args, **options)
+        if mode != "whole":
+            return super().run(mode, *args, **options)
+        images, views = self.train_images.flatten(0, 1)[:, None], self.train_images.shape[1]
+        columns = [c.repeat_interleave(views) for c in (self.noisy_labels, self.train_index)]
+        index = torch.arange(len(images), device=self.device)
+        return Batches(self, images, index, columns, WHOLE_BATCH)
 
     def serve(
         self, batches: Batches, order: Tensor, seed: int
@@ -78,22 +83,6 @@ class FeatureLoader(Loader):
 
     def _scoring_batch_size(self, count: int) -> int:
         return distributed.rank_share(count)
-
-
-class EveryView:
-    """(features, noisy labels, index) of all views of all training photos, a view at a time."""
-
-    def __init__(self, loader: FeatureLoader):
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return self.loader.train_images.shape[1]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        values, labels = self.loader.train_images, self.loader.noisy_labels
-        for view in range(len(self)):
-            for rows in distributed.rank_batches(self.loader.train_index.split(10_000)):
-                yield self.loader.normalize(values[rows, view]), labels[rows], rows
 
 
 def read_key(folder: Path) -> dict:

@@ -160,7 +160,7 @@ def parse(config_class: type, usage: str, argv: list[str] | None) -> tuple[dict[
     """The flags that the command line gives, by name, and what to do. Exits with status 2."""
     from smr.methods import METHODS
 
-    parser = Parser(usage, config_class.ELSEWHERE)
+    parser = Parser(usage)
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     flags = flags_of(config_class)
     for method in METHODS.values():
@@ -206,26 +206,18 @@ def help_of(each, tables: dict[str, dict]) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line on rank 0, and that names the flag you meant."""
 
-    def __init__(self, usage: str, elsewhere: dict[str, str] | None = None):
+    def __init__(self, usage: str):
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(description=usage, formatter_class=raw, allow_abbrev=False)
-        self.elsewhere = elsewhere or {}
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(f"{unknown[0]}: there is no such flag{self.hint(unknown[0])}")
+            word = "--" + unknown[0].split("=")[0].replace("-", "_").strip("_")
+            close = difflib.get_close_matches(word, self._option_string_actions, 1, 0.7)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"{unknown[0]}: there is no such flag{hint}")
         return parsed
-
-    def hint(self, unknown: str) -> str:
-        """What to do instead of an unknown flag."""
-        word = unknown.split("=")[0].replace("-", "_").strip("_")
-        if word in self.elsewhere:
-            return f"; {self.elsewhere[word]}"
-        known = [name for action in self._actions for name in action.option_strings]
-        close = [name for name in known if len(word) > 2 and word in name]
-        close += difflib.get_close_matches(f"--{word}", known, 1, 0.7)
-        return f"; did you mean {close[0]}?" if close else ""
 
     def _print_message(self, message: str, file=None):
         if distributed.is_rank_zero():

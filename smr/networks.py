@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from PreResNet import ResNet18
+from smr.data.cifar_files import load_archive
 from smr.data.image_folder import first_ten
 from smr.errors import InputError
 
@@ -132,8 +133,6 @@ def download_weights(name: str) -> dict[str, Tensor]:
 
     Raises InputError.
     """
-    if name == PREACT:
-        raise InputError(f"--pretrained on: {PREACT} has no trained weights; use --weights FILE")
     source = f"the weights of {name}"
     try:
         if name.startswith(TIMM):
@@ -163,13 +162,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             content = load_file(path)
         else:
-            content = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError as error:
-        raise InputError(f"--weights {path}: there is no such file") from error
-    except ImportError as error:
-        raise InputError(f"--weights {path}: pip install safetensors") from error
-    except Exception as error:  # torch and safetensors raise many kinds on other files
-        raise InputError(f"--weights {path}: no file of weights, or a damaged one") from error
+            content = load_archive(path)
+    except Exception as error:  # safetensors raises many kinds on other files
+        reason = shorten(str(error), 200)
+        raise InputError(f"--weights {path}: no file of weights: {reason}") from error
     state = max(state_dicts(content), key=len, default=None)
     if not state:
         raise InputError(f"--weights {path}: expected a state dict, names and their tensors")

@@ -1,7 +1,6 @@
 """The configuration that the photo scripts share: image size, networks, reading of files."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -14,7 +13,6 @@ from smr.errors import InputError
 from smr.flags import DATA, FREE, GROWS, ON_OFF, flag
 
 WIDTH = 64
-OWN_LABELS = "these labels come with the photos, and no noise is injected"
 
 
 @dataclass
@@ -79,8 +77,6 @@ class PhotoConfig(Config):
     )
     skip_broken: bool = flag("exclude files that cannot be decoded", DATA, False, resume=FREE)
     check_images: bool = flag("decode every photo before training", DATA, False, resume=FREE)
-
-    ELSEWHERE: ClassVar = {"r": OWN_LABELS, "noise_mode": OWN_LABELS}
 
     def hyperparameters(self, device: torch.device) -> dict:
         values = super().hyperparameters(device)

@@ -1,13 +1,12 @@
 """--freeze_backbone on: features of photos, heads, whole networks in best.pt; fine-tuning."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config, tiny_loader
+from helpers import refused, tiny_config, tiny_loader
 from photos import write_photos
 from runs import assert_same, assert_same_run, metrics_of
 from torch import nn
@@ -62,15 +61,6 @@ def photo_loader(root: Path):
     small = {"network": "preact_resnet18", "width": 2, "image_size": 32, "batch_size": 8}
     config = smr.configure(train_folder.FolderConfig, **paths, **small, device="cpu", num_workers=0)
     return train_folder.make_loader(config, torch.device("cpu"))
-
-
-def refusal(capsys, *flags: str) -> str:
-    """The line with which the script refuses these flags."""
-    with pytest.raises(SystemExit) as stopped:
-        train_folder.main([*TINY, *flags])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and message.count("\n") == 1
-    return message
 
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
@@ -140,9 +130,8 @@ def test_the_stored_accuracy_is_what_evaluate_load_and_predict_find(root, straig
     assert predict.main([str(straight / "best.pt"), *map(str, files), "--output", str(table)]) == 0
     rows = table.read_text(encoding="utf-8-sig").splitlines()[1:]
     assert [row.split(",")[1] for row in rows] == [predictor.classes[k] for k in own]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=r"^[^\n]*$"):
         smr.load(straight / "last.pt")  # heads alone
-    assert "\n" not in str(refused.value)
 
 
 def test_a_resumed_run_is_bit_exact_and_reads_the_features(root, straight, tmp_path):
@@ -191,21 +180,25 @@ def test_features_that_do_not_fit_are_refused_in_a_line_that_names_flags(
     root, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(devices, "memory_of", lambda device: 1000)
-    message = refusal(capsys, *paths_of(root), "--output", str(tmp_path))
+    message = refused(train_folder.main, capsys, *TINY, *paths_of(root), "--output", str(tmp_path))
     for name in ("--freeze_backbone on", "--feature_views", "--network", "--freeze_backbone off"):
         assert name in message
 
 
-def test_a_network_whose_last_layer_is_a_convolution_is_refused_in_a_line(root, tmp_path, capsys):
-    network = ("--network", "squeezenet1_1", "--image_size", "64", "--width", "64")
-    untrained = ("--pretrained", "off", "--freeze_backbone", "on", *paths_of(root)[:2])
-    assert "--network" in refusal(capsys, *network, *untrained, "--output", str(tmp_path))
-
-
-def test_fine_tuning_needs_a_frozen_stage(root, tmp_path, capsys):
-    flags = ("--freeze_backbone", "off", "--finetune_epochs", "1", "--output", str(tmp_path))
-    message = refusal(capsys, *paths_of(root), *flags)
-    assert "--finetune_epochs: only after --freeze_backbone on" in message
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--network squeezenet1_1 --image_size 64 --width 64 --weights= --freeze_backbone on",
+         "this --network does not end in a linear layer"),
+        ("--freeze_backbone off --finetune_epochs 1",
+         "--finetune_epochs: only after --freeze_backbone on"),
+    ],
+)  # fmt: skip
+def test_networks_without_a_linear_layer_and_fine_tuning_of_whole_ones_are_refused(
+    root, tmp_path, capsys, flags, message
+):
+    flags = ("--pretrained", "off", *flags.split(), "--output", str(tmp_path))
+    assert message in refused(train_folder.main, capsys, *TINY, *paths_of(root), *flags)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +262,9 @@ def test_label_issues_are_of_the_probabilities_mean_over_every_view():
     assert (issues.is_issue == (own < expected.max(axis=1) / 2)).all()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_backbone_and_head_of_a_registered_network_make_the_whole(name):
+def test_backbone_and_head_of_a_registered_network_make_the_whole():
     torch.manual_seed(0)
-    network = networks.untrained(name, 4, 64).eval()
+    network = networks.untrained("mobilenet_v3_small", 4, 64).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = network(images)
@@ -296,25 +288,6 @@ def tuned(root, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("tuned")
     assert train(root, output, *FINE) == 0
     return output / NAME
-
-
-def test_heads_train_on_one_thread_and_whole_networks_on_all(root, straight, tmp_path):
-    shutil.copytree(straight / "features", tmp_path / NAME / "features")
-    trained, before = set(), torch.get_num_threads()
-
-    def hook(module, inputs):
-        if torch.is_grad_enabled():
-            trained.add((isinstance(module, nn.Linear), torch.get_num_threads()))
-
-    torch.set_num_threads(2)
-    handle = nn.modules.module.register_module_forward_pre_hook(hook)
-    try:
-        assert train(root, tmp_path, "--num_epochs", "0", "--finetune_epochs", "1") == 0
-        assert torch.get_num_threads() == 2
-    finally:
-        handle.remove()
-        torch.set_num_threads(before)
-    assert {(True, 1), (False, 2)} <= trained and (False, 1) not in trained
 
 
 def test_fine_tuning_trains_whole_networks_on_the_clean_set(root, tuned):
@@ -347,18 +320,11 @@ def test_a_resumed_fine_tuning_is_bit_exact(root, straight, tuned, tmp_path):
 
 def test_a_fine_tuned_run_has_no_further_epochs_of_its_heads(root, tuned, capsys):
     flags = ("--output", str(tuned.parent), *FINE, "--num_epochs", "3", "--resume")
-    assert "--num_epochs 3 (the run has 2)" in refusal(capsys, *paths_of(root), *flags)
+    assert "--num_epochs 3 (the run has 2)" in refused(
+        train_folder.main, capsys, *TINY, *paths_of(root), *flags
+    )
 
 
 def test_evaluate_tests_checkpoints_of_both_stages(root, tuned, capsys):
     assert_evaluate_prints_the_stored_accuracy(root, tuned, capsys, *FINE)
     assert smr.load(tuned / "last.pt").classes == list(COUNTS)
-
-
-def test_config_has_what_the_features_depend_on(root, straight):
-    key = json.loads((straight / "features" / "key.json").read_text())
-    assert json.loads((straight / "config.json").read_text())["features_of"] == key
-    state = torch.load(root / "weights.pt", weights_only=True)
-    backbone = features.FrozenBackbone(ResNet18(3, 2))
-    backbone.network.load_state_dict({k: v for k, v in state.items() if "linear" not in k})
-    assert key["views"] == 2 and key["weights"] == backbone.checksum()

@@ -104,7 +104,7 @@ def small_run(folder: Path):
     checkpoints.save(checkpoints.training_state(run, 0), folder / "last.pt")
 
     def resume(path: Path) -> None:
-        state = checkpoints.load_training_state(path)
+        state = checkpoints.load(path, training=True)
         with checkpoints.fitting(path, "its configuration does not fit"):
             resumed(train_cifar.CifarConfig, state, {}, str(path))
         checkpoints.restore(run, state, path)

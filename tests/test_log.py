@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from smr.logging.console import RunLog, Terminal, duration, title
+from smr.logging.console import RunLog, Terminal, duration
 from smr.metrics import Meter
 
 EVERY_COLUMN = ["lr", "Lx", "Lu", "w(Lu)", "labeled", "AUC", "prec", "test%", "best%", "seconds"]
@@ -44,11 +44,6 @@ def test_durations_are_days_hours_minutes_and_seconds():
     texts = {0.4: "0:00:00", 59.6: "0:01:00", 3599.6: "1:00:00", 3725: "1:02:05"}
     texts[9e4] = "1 day, 1:00:00"
     assert {seconds: duration(seconds) for seconds in texts} == texts
-
-
-def test_title_is_dataset_and_injected_noise():
-    assert title(config_of(r=0.25, noise_mode="asym")) == "cifar10:0.25-asym"
-    assert title(SimpleNamespace(dataset="animal10N")) == "animal10N"
 
 
 def test_time_left_in_a_process_s_first_epoch_follows_the_share_that_is_done(clock, capsys):
@@ -191,19 +186,3 @@ def test_output_on_a_full_disk_stops_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", FullDisk())
     Terminal().line("lost")
     Terminal().progress("lost")
-
-
-def test_letters_that_a_console_s_encoding_lacks_are_escaped(monkeypatch):
-    output = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="cp1252"))
-    Terminal().line("Käse → 猫 \udce4.jpg")
-    assert output.getvalue().strip() == b"K\xe4se \\u2192 \\u732b \\udce4.jpg"
-
-
-def test_a_closed_pipe_stops_nothing_and_is_not_reported_when_python_exits(monkeypatch):
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w", encoding="utf-8") as output:  # closing flushes, as Python's exit does
-        monkeypatch.setattr(sys, "stdout", output)
-        Terminal().line("lost")
-        Terminal().line("lost")

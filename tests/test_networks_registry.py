@@ -10,7 +10,6 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision import models
 
-from PreResNet import ResNet18
 from smr import networks
 from smr.errors import InputError
 
@@ -55,11 +54,6 @@ def test_the_families_are_all_of_the_registry():
         return {models.get_model_builder(name).__module__ for name in names}
 
     assert modules(FAMILIES) == modules(models.list_models(module=models))
-
-
-def test_preact_resnet18_has_the_width_asked_for():
-    network = networks.build("preact_resnet18", 5, 8, pretrained=False, weights="")
-    assert [p.shape for p in network.parameters()] == [p.shape for p in ResNet18(5, 8).parameters()]
 
 
 def test_random_weights_are_those_of_torchvision_for_the_same_seed():
@@ -162,11 +156,16 @@ def test_published_files_with_other_names_fit(name, published):
         networks.load_weights(network, state | {"projection.weight": torch.zeros(4)}, "here")
 
 
-@pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 cut"])
-def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
+def test_what_is_no_file_of_weights_is_refused(tmp_path):
     path = tmp_path / "some.pt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"some.pt: no file of weights, or a damaged one"):
+    with pytest.raises(InputError, match=r"some.pt: no file of weights: .*No such file"):
+        networks.read_weights(path)
+    for content in (b"no weights", b"", b"PK\x03\x04 cut"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"some.pt: no file of weights: it is damaged"):
+            networks.read_weights(path)
+    torch.save([1, 2], path)
+    with pytest.raises(InputError, match=r"some.pt: expected a state dict"):
         networks.read_weights(path)
 
 
@@ -187,14 +186,6 @@ def test_a_state_dict_is_read_however_it_is_wrapped(tmp_path, wrap):
     assert list(found) == list(state) and all(torch.equal(found[n], state[n]) for n in state)
 
 
-def test_other_contents_and_missing_files_are_refused(tmp_path):
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(InputError, match=r"list.pt: expected a state dict"):
-        networks.read_weights(tmp_path / "list.pt")
-    with pytest.raises(InputError, match=r"gone.pt: there is no such file"):
-        networks.read_weights(tmp_path / "gone.pt")
-
-
 def test_the_registry_s_weights_are_taken_from_torchvision_s_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path, state = trained_file(tmp_path)
@@ -213,11 +204,8 @@ def test_offline_a_line_says_how_to_bring_the_file(tmp_path, monkeypatch):
     first = models.MobileNet_V3_Large_Weights.IMAGENET1K_V1.url  # of published runs
     assert message.startswith(f"{first} could not be downloaded (")
     assert "--weights" in message and "\n" not in message
-
-
-def test_preact_resnet18_has_nothing_to_download():
-    with pytest.raises(InputError, match="preact_resnet18 has no trained weights"):
-        networks.build("preact_resnet18", 4, 8, pretrained=True, weights="")
+    with pytest.raises(InputError, match=r"preact_resnet18 could not .*\(Unknown model.*--weights"):
+        build("preact_resnet18", pretrained=True)
 
 
 def test_timm_s_networks_are_built_with_the_classes_and_take_a_file(monkeypatch, tmp_path):

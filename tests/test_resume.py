@@ -237,7 +237,7 @@ def test_momentum_resumed_in_the_other_memory_format_moves_weights_as_unfused_sg
         steps(saved.networks[k], saved.optimizers[k], range(2))
     runs = [stand_in_run("", config, loader, pair) for pair in (saved, resumed)]
     checkpoints.save(checkpoints.training_state(runs[0], -1), path)
-    checkpoints.restore(runs[1], checkpoints.load_training_state(path), path)
+    checkpoints.restore(runs[1], checkpoints.load(path, training=True), path)
     for k in (0, 1):
         network, optimizer = resumed.networks[k], resumed.optimizers[k]
         assert optimizer.param_groups[0]["fused"]

@@ -28,14 +28,9 @@ LAST_COLUMNS = (("best%", 6, ".2f", "test/best_accuracy"), ("seconds", 8, ".1f",
 
 
 def show(text: str) -> None:
-    """Write to standard output at once; letters that its encoding lacks are escaped.
-
-    Does nothing if the pipe is closed or the disk is full.
-    """
-    encoding = sys.stdout.encoding or "utf-8"
+    """Write to standard output at once; nothing if the pipe is closed or the disk is full."""
     try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
+        print(text, end="", flush=True)
     except BrokenPipeError:
         # Python flushes once more when it exits, and would report the closed pipe then.
         with suppress(OSError):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from smr import distributed
 from smr.data.cifar_files import Refused, load_archive
@@ -27,8 +28,6 @@ NETWORK_PARTS = (
     *("accuracy", "images"),
 )
 TRAINING_PARTS = ("optimizers", "method", "random", "rows")
-# What a run holds itself after a resume.
-LARGE_PARTS = ("networks", "optimizers", "method", "random")
 # What `predict.py` needs to know of the images that the networks take.
 IMAGE_PARTS = ("class_names", "image_size", "mean", "std", "frame")
 DAMAGED, OTHER_NETWORK = "a damaged checkpoint", "holds another network than these flags make"
@@ -135,15 +134,13 @@ def restore_networks(state: dict, pair: Pair, path: Path) -> None:
 
 
 def restore_momentum(optimizer: Optimizer, saved: dict) -> None:
-    """Restore the momentum; SGD's settings are those of the configuration. Raises ValueError."""
+    """Restore the momentum; SGD's settings are those of the configuration."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {}
     for index, values in saved["state"].items():
-        momentum = values["momentum_buffer"]
-        if momentum.shape != parameters[index].shape or not torch.isfinite(momentum).all():
-            raise ValueError("an optimizer's momentum is not finite, or of another network")
         # In the parameter's own memory format: fused SGD reads both as flat memory.
-        state[index] = {"momentum_buffer": torch.empty_like(parameters[index]).copy_(momentum)}
+        momentum = torch.empty_like(parameters[index]).copy_(values["momentum_buffer"])
+        state[index] = {"momentum_buffer": momentum}
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
@@ -215,42 +212,23 @@ def path_of(path: str | Path, name: str = "last.pt") -> Path:
     return path
 
 
-def load(path: Path, parts: tuple[str, ...] = NETWORK_PARTS) -> dict:
-    """A checkpoint's content, on the CPU, `last.pt` or `best.pt`. Raises InputError."""
+def load(path: Path, training: bool = False) -> dict:
+    """A checkpoint's content, on the CPU: a `last.pt` if `training`. Raises InputError."""
     try:
         state = load_archive(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except Refused as error:
         raise InputError(f"{path}: no checkpoint: {error}") from error
+    parts = NETWORK_PARTS + TRAINING_PARTS * training
     lacking = [name for name in parts if not isinstance(state, dict) or name not in state]
-    if lacking == list(TRAINING_PARTS):
-        raise InputError(f"{path}: holds the networks alone; --resume takes the run's last.pt")
     if lacking:
         raise InputError(
-            f"{path}: no checkpoint of this version of the project: it lacks {', '.join(lacking)}"
+            f"{path}: it lacks {', '.join(lacking)}; --resume takes a last.pt, of this version"
         )
     return state
 
 
-def load_training_state(path: Path) -> dict:
-    """The content of a `last.pt`. Raises InputError."""
-    state = load(path, NETWORK_PARTS + TRAINING_PARTS)
-    with fitting(path, DAMAGED):
-        if [row["epoch"] for row in state["rows"]] != list(range(state["epoch"] + 1)):
-            raise ValueError("it lacks epochs of metrics.jsonl")
-    return state
-
-
-def copied(state):
-    """A copy of nested dicts, lists and tuples with their tensors in host memory.
-
-    Training changes the originals in place.
-    """
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: copied(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(copied(value) for value in state)
-    return state
+def copied(state: dict) -> dict:
+    """A copy, tensors in host memory, of a state that training changes in place."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)

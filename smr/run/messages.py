@@ -1,7 +1,6 @@
 """Lines that a run prints before its epochs, and for a tested checkpoint."""
 
 from smr import devices, distributed
-from smr.config import Config
 from smr.evaluate import test
 from smr.flags import shown_flags
 from smr.logging.console import Terminal, title
@@ -18,8 +17,6 @@ def introduce(run) -> None:
     line("classes: " + ", ".join(info.class_names))
     for note in info.data_notes:
         line(f"data: {note}")
-    for note in contradictions(config):
-        line(f"note: {note}")
     if info.noise_rate is not None:
         rate = 100 * info.noise_rate
         line(f"training labels: noise rate {rate:.2f} %, sha256 {info.noise_sha256}")
@@ -50,13 +47,3 @@ def print_test(run) -> None:
             f"{figures['precision']:.2f} %, recall {figures['recall']:.2f} %, "
             f"F1 {figures['f1']:.2f} %"
         )
-
-
-def contradictions(config: Config) -> list[str]:
-    """Notes on values of a configuration that defeat each other."""
-    last, notes = config.num_epochs, []
-    if getattr(config, "warm_up", 0) > last:
-        notes.append(f"the warm-up lasts to the last epoch, {last}: no epoch splits the labels")
-    if late := [str(epoch) for epoch, _ in config.lr_steps if epoch > last]:
-        notes.append(f"learning-rate steps at {', '.join(late)} are after the last epoch, {last}")
-    return notes

@@ -66,8 +66,6 @@ class Run:
             self.fine_tuning = bool(self.state) and self.state["epoch"] > self.config.num_epochs
             gpuid = distributed.local_rank() if distributed.launched() else self.config.gpuid
             self.device = devices.find_device(self.config.device, gpuid)
-            if distributed.world_size() > 1 and self.device.type == "mps":
-                raise InputError("torchrun: several processes train on CUDA or with --device cpu")
             self.exit_stack = self.exit_stack.pop_all()
         return self
 
@@ -90,8 +88,7 @@ class Run:
         if not action.evaluate and not (action.resume and path.exists()):
             run_dir.refuse_to_lose(path.parent, action)
             return asdict(config), path, None
-        load = checkpoints.load if action.evaluate else checkpoints.load_training_state
-        state = load(path)
+        state = checkpoints.load(path, training=not action.evaluate)
         if state["script"] != self.script:
             raise InputError(f"{path}: a run of {state['script']}; use that script")
         with checkpoints.fitting(path, "its configuration does not fit"):
@@ -192,7 +189,7 @@ class Run:
         checkpoints.restore(self, self.with_heads(self.state), self.checkpoint_path)
         if not self.action.evaluate:
             self.rows = self.state["rows"]
-        for name in checkpoints.LARGE_PARTS:
+        for name in ("networks", *checkpoints.TRAINING_PARTS):
             self.state.pop(name, None)
 
     def with_heads(self, state: dict) -> dict:
