@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from smr.data.augment import Views
 from smr.data.decoding import read_files
@@ -157,8 +156,8 @@ class animal_dataloader(MemoryLoader):
         num_workers: threads that decode images.
         paths: not used; an argument of DivideMix's loaders.
         skip_broken: exclude files that are no images instead of refusing them.
-        log: an open text file for a line about each split, or None.
         noise_file: a file of labels instead of the dataset's own, or "".
+        options: device, channels_last and log, as of `Loader`.
     """
 
     def __init__(
@@ -169,13 +168,11 @@ class animal_dataloader(MemoryLoader):
         paths: Sequence[str] = (),
         skip_broken: bool = False,
         seed: int = 123,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        log=None,
         noise_file: str | Path = "",
+        **options,
     ):
         data = read_animal10n(Path(root), num_workers, skip_broken)
         if noise_file:
             labels = read_label_list(noise_file, len(data.train_labels), len(ANIMALS))
             data = replace(with_labels(data, labels), labels_in_paths=False)
-        super().__init__(data, ANIMAL_VIEWS, batch_size, seed, device, channels_last, log)
+        super().__init__(data, ANIMAL_VIEWS, batch_size, seed, **options)

@@ -21,7 +21,6 @@ from runs import RUN_NAME, assert_same_run, rows_of, run_short
 import smr
 from smr import distributed
 from smr.data.augment import LEVELS, rand_augment, strong_augment
-from smr.training import LabeledBatch
 
 
 def photos(count: int) -> torch.Tensor:
@@ -132,7 +131,7 @@ def test_strong_views_are_mixed_and_targets_come_from_weak_views(rows_u):
         pair = tiny_pair(config)
         targets[augment] = smr.mixmatch_loss(
             *pair.networks,
-            labeled=LabeledBatch(x1, x2, *columns),
+            labeled=(x1, x2, *columns),
             unlabeled=(u1, u2) if rows_u else None,
             weight=0.7,
             permutation=torch.arange(2 * (4 + rows_u)).flip(0),

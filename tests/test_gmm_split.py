@@ -12,13 +12,13 @@ from torch.testing import assert_close
 
 from smr.gmm_split import (
     SampleLosses,
-    append_losses,
     clean_probability,
     fit_gmm,
     gmm_split,
     losses_for_gmm,
     min_max_scale,
     split_statistics,
+    with_losses,
 )
 from smr.metrics import statistics_line
 
@@ -32,7 +32,7 @@ def history_of(*passes: torch.Tensor, r: float = 0.5) -> list[SampleLosses]:
     """The history after epochs with these losses of all images."""
     history: list[SampleLosses] = []
     for losses in passes:
-        append_losses(history, losses_of(losses), r)
+        history = with_losses(history, losses_of(losses), r)
     return history
 
 
@@ -150,12 +150,12 @@ def test_at_r_090_only_epochs_that_scored_the_same_images_are_averaged():
     drawn = random_losses(4)
     history: list[SampleLosses] = []
     for losses, index in zip(drawn, (one, other, one, other), strict=True):
-        append_losses(history, losses_of(losses, index), 0.9)
+        history = with_losses(history, losses_of(losses, index), 0.9)
     expected = (min_max_scale(drawn[1]) + min_max_scale(drawn[3])) / 2
     assert_close(losses_for_gmm(history, 0.9), expected)
     split = gmm_split(history, r=0.9, seed=1)
     assert split.index.tolist() == other
-    append_losses(history, losses_of(drawn[0][:50], one[:50]), 0.9)  # of another length, too
+    history = with_losses(history, losses_of(drawn[0][:50], one[:50]), 0.9)  # of another length
     assert_close(losses_for_gmm(history, 0.9), min_max_scale(drawn[0][:50]))
 
 

@@ -125,11 +125,11 @@ def test_label_issues_are_of_the_networks_mean_and_of_each_ones_gmm(pair, noisy)
 def test_label_issues_at_r_09_use_the_loss_histories_and_leave_them_alone(pair, noisy):
     method = smr.new_method(tiny_config(r=0.9), pair, noisy)
     for _ in range(5):
-        for history in method.loss_histories():
+        for history in method.histories:
             history.append(SampleLosses(torch.arange(50), torch.rand(50)))
-    before = [[id(losses) for losses in history] for history in method.loss_histories()]
+    before = [[id(losses) for losses in history] for history in method.histories]
     issues = issues_by(pair, noisy, method)
-    assert [[id(losses) for losses in history] for history in method.loss_histories()] == before
+    assert [[id(losses) for losses in history] for history in method.histories] == before
     splits = [split.clean_probability for split in method.co_divide()]
     np.testing.assert_allclose(issues.clean_probability, splits, rtol=1e-4)
 
@@ -358,7 +358,7 @@ def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_
     loader = tiny_loader()
     pixels = content_fingerprint(loader, None)
     assert content_fingerprint(tiny_loader(), "missing") == pixels
-    loader.train_images.padded[3, 4, 4, 0] ^= 1
+    loader.train_images[3, 4, 4, 0] ^= 1
     assert content_fingerprint(loader, None) != pixels
     loader.files = [f"{i}.png" for i in range(40)]
     found = {content_fingerprint(loader, tmp_path)}

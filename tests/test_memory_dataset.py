@@ -26,7 +26,7 @@ def augmented(loader: MemoryLoader, index) -> torch.Tensor:
 
 
 def plain(loader: MemoryLoader, index) -> torch.Tensor:
-    return loader.normalize(loader.train_images.plain(index))
+    return loader.normalize(loader.train_images[index])
 
 
 def located_images(count: int, height: int = 32, width: int | None = None) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_epochs_run_in_order_with_their_kind_and_learning_rate():
     for result in results:
         has_split = result.kind == SEMI_SUPERVISED
         assert ("split/net1/auc" in result.metrics) == has_split == (len(result.splits) == 2)
-    assert [len(history) for history in method.loss_histories()] == [1, 1]
+    assert [len(history) for history in method.histories] == [1, 1]
 
 
 def test_training_needs_no_folder_writes_nothing_and_shows_each_step(tmp_path, monkeypatch, capfd):
@@ -139,7 +139,7 @@ def test_each_network_is_split_by_its_own_losses_of_its_own_forward_pass():
     splits = method.co_divide()
     assert sampling.calls == [("eval_train",), ("eval_train",)]
     for network, history, split, sample in zip(
-        pair.networks, method.loss_histories(), splits, samples, strict=True
+        pair.networks, method.histories, splits, samples, strict=True
     ):
         index = sorted(sample)
         scored = smr.sample_losses(network, loader.run("eval_train"))
@@ -305,13 +305,13 @@ def test_the_clean_probability_of_other_losses_takes_the_history_and_leaves_it()
     method = smr.new_method(config, tiny_pair(config), tiny_loader())
     for epoch in range(2):
         method.train_epoch(epoch)
-    assert [len(history) for history in method.loss_histories()] == [2, 2]
+    assert [len(history) for history in method.histories] == [2, 2]
     losses = [
         smr.sample_losses(network, method.loader.run("eval_train"))
         for network in method.pair.networks
     ]
     probability = method.clean_probabilities(losses)
-    assert [len(history) for history in method.loss_histories()] == [2, 2]
+    assert [len(history) for history in method.histories] == [2, 2]
     for row, split in zip(probability, method.co_divide(), strict=True):
         assert_close(row, split.clean_probability)
 

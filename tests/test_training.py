@@ -14,7 +14,6 @@ from torch.testing import assert_close
 import smr
 from losses import NegEntropy
 from smr.training import (
-    LabeledBatch,
     cross_entropy_loss,
     learning_rate,
     mixup_weights,
@@ -113,7 +112,7 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts(labeled_rows_only):
     result = smr.mixmatch_loss(
         TinyNet().train(),
         TinyNet().eval(),
-        LabeledBatch(x1, x2, labels, probability),
+        (x1, x2, labels, probability),
         (u1, u2),
         weight=0.8,
         permutation=permutation,
