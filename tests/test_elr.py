@@ -2,7 +2,6 @@
 
 import copy
 import io
-import math
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import smr
-from smr.methods.elr import elr_regularizer, update_targets
+from smr.methods.elr import update_targets
 
 
 def test_targets_are_running_means_of_normalized_predictions():
@@ -24,20 +23,6 @@ def test_targets_are_running_means_of_normalized_predictions():
     probabilities = torch.tensor([[0.2, 0.8], [0.3, 0.9]])  # the second row sums to 1.2
     updated = update_targets(targets, probabilities, beta=0.75)
     assert_close(updated, torch.tensor([[0.5, 0.5], [0.0625, 0.1875]]))
-
-
-def test_the_regularizer_is_the_log_of_one_minus_the_inner_product():
-    probabilities = torch.tensor([[0.5, 0.5], [0.1, 0.9]])
-    targets = torch.tensor([[0.5, 0.5], [0.0, 0.5]])
-    expected = (math.log(1 - 0.5) + math.log(1 - 0.45)) / 2
-    assert elr_regularizer(probabilities, targets).item() == pytest.approx(expected)
-
-
-def test_the_regularizer_pulls_predictions_towards_the_targets_not_the_label():
-    logits = torch.zeros(1, 3, requires_grad=True)
-    targets = torch.tensor([[0.0, 0.9, 0.0]])
-    elr_regularizer(logits.softmax(dim=1), targets).backward()
-    assert logits.grad[0, 1] < 0 < logits.grad[0, 0]
 
 
 class Served(Spy):
@@ -70,17 +55,6 @@ def test_an_epoch_is_cross_entropy_plus_the_weighted_regularizer():
         expected = F.cross_entropy(logits, labels) + 2 * torch.log(1 - inner).mean()
         assert metrics["train/net1/loss"] == pytest.approx(expected.item(), rel=1e-3)
     assert not after[[0, 1, 3, 4, 6, 8, 9, 10]].any()
-
-
-def test_without_the_regularizer_elr_is_plain_cross_entropy():
-    def weights(**flags) -> list:
-        torch.manual_seed(0)
-        config = tiny_config(num_epochs=1, **flags)
-        pair = tiny_pair(config)
-        list(train(pair, tiny_loader(), config))
-        return [network.state_dict() for network in pair.networks]
-
-    assert_same(weights(method="elr", elr_lambda=0.0), weights(method="ce"))
 
 
 def test_predictions_that_are_certain_have_a_finite_loss():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import assert_same
 
 from smr.data.cifar_files import Refused, load_archive, read_cifar, read_pickle
 from smr.data.noise_file import read_label_list
@@ -41,6 +42,16 @@ def test_a_pickle_of_plain_data_reads_as_python_reads_it(tmp_path, protocol):
     found = read(tmp_path / "a", pickle.dumps(content, protocol=protocol))
     assert list(found) == list(content)
     assert all(same(found[name], content[name]) for name in content)
+
+
+def test_cifar_files_whose_strings_are_bytes_are_read(cifar10_folder):
+    """As Python 3 writes them again after pickle.load(encoding="bytes")."""
+    expected = read_cifar(cifar10_folder, "cifar10")
+    for path in cifar10_folder.iterdir():
+        content = pickle.loads(path.read_bytes(), encoding="bytes")
+        assert all(type(key) is bytes for key in content)
+        path.write_bytes(pickle.dumps(content))
+    assert_same(vars(read_cifar(cifar10_folder, "cifar10")), vars(expected))
 
 
 class Planted:
