@@ -192,20 +192,18 @@ def test_a_split_serves_each_side_its_images_labels_and_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("known", "line"),
+    ("known", "labeled", "unlabeled"),
     [
-        (
-            {},
-            "3   AUC:0.833   clean:2   wrong:1   Number of unlabeled samples:2   clean:1   wrong:1",
-        ),
-        ({"clean_labels": None}, "3   Number of unlabeled samples:2"),
+        ({}, "3   AUC:0.833   clean:2   wrong:1", "2   clean:1   wrong:1"),
+        ({"clean_labels": None}, "3", "2"),
     ],
 )
-def test_a_split_s_line_goes_to_the_log_and_counts_the_sample_alone(known, line):
+def test_a_split_s_line_goes_to_the_log_and_counts_the_sample_alone(known, labeled, unlabeled):
     chosen, index = np.array([True, True, True, False, False]), np.array([3, 9, 12, 1, 15])
     loader = gray_loader(log=io.StringIO(), **known)
     loader.run("train", chosen, np.array([0.7, 0.9, 0.8, 0.1, 0.2]), index)
-    assert loader.log.getvalue() == f"Number of labeled samples:{line}\n"
+    line = f"Number of labeled samples:{labeled}   Number of unlabeled samples:{unlabeled}\n"
+    assert loader.log.getvalue() == line
 
 
 def test_a_loader_describes_its_dataset_and_knows_which_given_labels_are_correct():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import write_cifar
 
-from dataloader_cifar import HUMAN_LABELS, cifar_dataloader, noisy_labels
+from dataloader_cifar import HUMAN_LABELS, HUMAN_MODES, cifar_dataloader, noisy_labels
 from smr.data.cifar_files import read_digits
 from smr.errors import InputError
 
@@ -74,22 +74,22 @@ def test_generated_labels_are_those_of_the_seed_and_nothing_is_written(cifar10_f
     assert sorted(cifar10_folder.iterdir()) == before
 
 
-def write_human_file(path, clean):
-    """A file in CIFAR-N's form; its labels of column k are those of class (clean + k) % 10."""
-    columns = {name: (clean + k) % 10 for k, (name, _) in enumerate(HUMAN_LABELS.values())}
-    torch.save({"clean_label": clean} | columns, path)
+def write_human_file(path, clean, dataset="cifar10"):
+    """A file in CIFAR-N's form; its labels of mode k are those of class (clean + k) % 10."""
+    columns = [HUMAN_LABELS[mode][0] for mode in HUMAN_MODES[dataset]]
+    labels = {column: (clean + k) % 10 for k, column in enumerate(columns)}
+    torch.save({"clean_label": clean} | labels, path)
     return path
 
 
 def test_each_set_of_human_labels_is_read_under_its_name(cifar10_folder, cifar100_folder, tmp_path):
     ten, hundred = (cifar10_folder, clean_labels(100)), (cifar100_folder, clean_labels(200, 100))
-    for k, mode in enumerate(HUMAN_LABELS):
-        dataset = "cifar100" if mode == "noisy100" else "cifar10"
-        folder, clean = hundred if mode == "noisy100" else ten
-        path = write_human_file(tmp_path / "human.pt", clean)
-        for count in (None, 30):
-            found = loader(folder, mode, dataset=dataset, noise_file=path, train_images=count)
-            assert found.noisy_labels.tolist() == ((clean + k) % 10).tolist()[:count]
+    for dataset, (folder, clean) in (("cifar10", ten), ("cifar100", hundred)):
+        path = write_human_file(tmp_path / "human.pt", clean, dataset)
+        for k, mode in enumerate(HUMAN_MODES[dataset]):
+            for count in (None, 30):
+                found = loader(folder, mode, dataset=dataset, noise_file=path, train_images=count)
+                assert found.noisy_labels.tolist() == ((clean + k) % 10).tolist()[:count]
 
 
 def test_fewer_training_images_are_the_first_ones(cifar10_folder):
