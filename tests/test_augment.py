@@ -78,16 +78,6 @@ def test_a_split_s_strong_views_are_the_augmented_weak_ones_of_the_same_images()
     assert [len(next(iter(batches))) for batches in split] == [7, 5]
 
 
-def test_without_strong_augmentation_a_split_serves_weak_views_alone():
-    chosen, ones = np.arange(40) < 24, np.ones(40)
-    batches = list(tiny_loader().run("train", chosen, ones)[0])
-    assert {len(batch) for batch in batches} == {4}
-    loader = tiny_loader()
-    order = torch.arange(24)[torch.randperm(24, generator=loader.generator)][:8]
-    expected = [loader.normalize(loader.augmented(order, slice(None))) for _ in range(2)]
-    assert torch.equal(torch.stack(batches[0][:2]), torch.stack(expected))
-
-
 def test_each_rank_augments_by_its_own_generator_and_the_shared_ones_stay_equal():
     shared, draws = [generator(5), generator(5)], []
     for rank, source in enumerate(shared):

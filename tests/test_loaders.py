@@ -126,9 +126,14 @@ def test_scoring_has_all_images_in_order_with_their_given_labels_and_not_augment
 
 @pytest.mark.parametrize(
     ("side", "ranks", "sizes"),
-    [(8, 1, [1000, 1000, 5]), (64, 1, [1000, 1000, 5]), (8, 3, [669, 669, 667])],
+    [
+        (8, 1, [1000, 1000, 5]),
+        (64, 1, [1000, 1000, 5]),
+        (8, 3, [669, 669, 667]),
+        (80, 1, [4] * 501 + [1]),
+    ],
 )
-def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share(
+def test_scoring_and_testing_take_a_thousand_small_images_at_once_or_each_rank_s_share(
     monkeypatch, side, ranks, sizes
 ):
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
@@ -137,12 +142,6 @@ def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share
     for mode in ("eval_train", "whole", "test"):
         batches = loader.run(mode)
         assert [len(rows) for rows in batches.dataset.split(batches.batch_size)] == sizes
-
-
-def test_larger_images_are_scored_by_the_training_batch():
-    large, labels = np.zeros((9, 80, 80, 3), np.uint8), np.zeros(9, int)
-    loader = MemoryLoader(ImageData(large, labels, large, labels, ["a"]), PLAIN, 4, seed=0)
-    assert [len(images) for images, *_ in loader.run("eval_train")] == [4, 4, 1]
 
 
 def test_a_test_set_without_images_has_no_batches():

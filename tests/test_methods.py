@@ -255,21 +255,6 @@ def test_dividemix_is_smr_with_other_values_of_two_flags():
 # --- state, and a method of one's own ---
 
 
-def test_losses_of_other_images_are_not_restored():
-    config = tiny_config(warm_up=0, num_epochs=0)
-    method = smr.new_method(config, tiny_pair(config), tiny_loader(n=40))
-    method.train_epoch(0)
-    state = method.state_dict()
-    fewer = smr.new_method(config, tiny_pair(config), tiny_loader(n=20))
-    with pytest.raises(ValueError, match="losses"):
-        fewer.load_state_dict(state)
-    (_, losses), *_ = state["histories"][0]
-    losses[3] = torch.nan
-    again = smr.new_method(config, tiny_pair(config), tiny_loader(n=40))
-    with pytest.raises(ValueError, match="losses"):
-        again.load_state_dict(state)
-
-
 class Frozen(smr.Method):
     """A method that trains nothing and counts its epochs, from `--count_from`."""
 

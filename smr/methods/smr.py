@@ -142,13 +142,8 @@ class SMR(Method):
         return {"histories": [[tuple(losses) for losses in each] for each in self.histories]}
 
     def load_state_dict(self, state: dict) -> None:
-        device, count = self.loader.device, len(self.loader.noisy_labels)
-        first, second = state["histories"]
-        for index, losses in first + second:
-            fits = index.shape == losses.shape and index.max() < count
-            if not fits or not torch.isfinite(losses).all():
-                raise ValueError(f"its losses are not of these {count} images")
+        device = self.loader.device
         self.histories = [
             [SampleLosses(index.to(device), losses.to(device)) for index, losses in history]
-            for history in (first, second)
+            for history in state["histories"]
         ]
