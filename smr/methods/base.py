@@ -92,10 +92,11 @@ class Method:
 
     def clean_probabilities(self, losses: list[SampleLosses]) -> np.ndarray:
         """float [2, m]: each network's clean probability of labels with these losses (method 4)."""
-        r, seed, splits = self.config.r, self.config.seed, []
-        for history, latest in zip(self.histories, losses, strict=True):
-            history = with_losses(history, latest, r)
-            splits.append(gmm_split(history, r, seed))
+        r, seed = self.config.r, self.config.seed
+        splits = [
+            gmm_split(with_losses(history, latest, r), r, seed)
+            for history, latest in zip(self.histories, losses, strict=True)
+        ]
         return np.stack([split.clean_probability for split in splits])
 
 
