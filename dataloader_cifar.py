@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from losses import LAMBDA_U
 from smr.data.augment import Views
 from smr.data.cifar_files import ARCHIVES, read_cifar, read_digits
 from smr.data.memory_dataset import MemoryLoader
-from smr.data.noise_file import agreement_notes, read_label_list, with_labels
+from smr.data.noise_file import read_label_list, with_labels
 from smr.errors import InputError
 
 NUM_CLASS = {name: archive.num_class for name, archive in ARCHIVES.items()} | {"digits": 10}
@@ -38,11 +37,7 @@ HUMAN_LABELS = {
     "worst": ("worse_label", 0.4021),
     "noisy100": ("noisy_label", 0.402),
 }
-HUMAN_MODES = {
-    "cifar10": ("aggre", "rand1", "rand2", "rand3", "worst"),
-    "cifar100": ("noisy100",),
-    "digits": (),
-}
+HUMAN_MODES = {"cifar10": tuple(HUMAN_LABELS)[:5], "cifar100": ("noisy100",), "digits": ()}
 SYNTHETIC_MODES = ("sym", "asym", "asym_superclass")
 # truck→automobile, bird→airplane, deer→horse, cat↔dog
 CIFAR10_CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
@@ -106,19 +101,19 @@ def noisy_labels(
 
 def check_noise(dataset: str, noise_mode: str, noise_file: str | Path) -> None:
     """Raise InputError if these flags name no noise; opens no file."""
-    if noise_mode not in HUMAN_LABELS:
-        if not noise_file and noise_mode != "sym":
-            confusions(dataset, noise_mode)
-    elif noise_mode not in HUMAN_MODES[dataset]:
-        modes = ", ".join((*HUMAN_MODES[dataset], "sym"))
-        raise InputError(
-            f"--noise_mode {noise_mode}: {dataset} has no such human labels, but {modes}"
-        )
-    elif not noise_file:
-        raise InputError(
-            f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
-            "CIFAR-10_human.pt or CIFAR-100_human.pt"
-        )
+    if noise_mode in HUMAN_LABELS:
+        if noise_mode not in HUMAN_MODES[dataset]:
+            modes = ", ".join((*HUMAN_MODES[dataset], "sym"))
+            raise InputError(
+                f"--noise_mode {noise_mode}: {dataset} has no such human labels, but {modes}"
+            )
+        if not noise_file:
+            raise InputError(
+                f"--noise_mode {noise_mode} needs --noise_file: the CIFAR-N labels, "
+                "CIFAR-10_human.pt or CIFAR-100_human.pt"
+            )
+    elif not noise_file and noise_mode != "sym":
+        confusions(dataset, noise_mode)
     if noise_file and not Path(noise_file).is_file():
         raise InputError(f"--noise_file {noise_file}: there is no such file")
 
@@ -133,8 +128,8 @@ class cifar_dataloader(MemoryLoader):
         num_workers: not used; an argument of DivideMix's loader.
         root_dir: the folder that holds the official files; unused for digits.
         log: an open text file for a line about each split, or None.
-        device, channels_last: of the batches.
         train_images: how many of the first training images to take; None for all.
+        options: device and channels_last of the batches.
     """
 
     def __init__(
@@ -148,9 +143,8 @@ class cifar_dataloader(MemoryLoader):
         log,
         noise_file: str | Path = "",
         seed: int = 123,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
         train_images: int | None = None,
+        **options,
     ):
         if Path(noise_file).suffix.lower() == ".json" and not Path(noise_file).exists():
             noise_file = ""
@@ -163,10 +157,9 @@ class cifar_dataloader(MemoryLoader):
         clean = data.train_labels[:count]
         data = replace(data, train_images=data.train_images[:count], clean_labels=clean)
         if noise_file:
-            column = HUMAN_LABELS[noise_mode][0] if noise_mode in HUMAN_LABELS else ""
+            column, _ = HUMAN_LABELS.get(noise_mode, ("", None))
             labels = read_label_list(noise_file, count, classes, whole, column, clean)
-            data.notes.extend(agreement_notes(labels, clean, classes))
         else:
             labels = np.asarray(noisy_labels(clean, dataset, noise_mode, r, seed))
         data = with_labels(data, labels)
-        super().__init__(data, VIEWS[dataset], batch_size, seed, device, channels_last, log)
+        super().__init__(data, VIEWS[dataset], batch_size, seed, log=log, **options)

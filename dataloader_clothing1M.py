@@ -4,6 +4,7 @@ loader = clothing_dataloader("./data/Clothing1M", 32, 8, num_batches=1000)
 for images, noisy_labels, index in loader.run("warmup"): ...
 """
 
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +29,15 @@ RECALIBRATION = 1
 def balanced_sample(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
     """int64 positions of a sample in random order, in which no class exceeds its share.
 
-    The photos are taken in random order, each while its class has fewer than its share. In that
-    order the frequent classes fill first, so the sample is put in random order again.
-
-    Args: labels int64 [n]; count, of which each class may have one part in len(CLASSES).
+    The photos are taken in random order, each while its class has fewer than its share, one part in
+    len(CLASSES) of `count`. In that order the frequent classes fill first, so the sample is put in
+    random order again. Args: labels int64 [n].
     """
     order = draw.permutation(len(labels))
-    taken, of_class = [], [0] * len(CLASSES)
-    for position, label in zip(order.tolist(), labels[order].tolist(), strict=True):
-        if of_class[label] < count / len(CLASSES) and len(taken) < count:
-            taken.append(position)
-            of_class[label] += 1
-    return draw.permutation(taken)
+    is_taken = np.zeros(len(labels), dtype=bool)
+    for label in range(len(CLASSES)):
+        is_taken[np.flatnonzero(labels[order] == label)[: ceil(count / len(CLASSES))]] = True
+    return draw.permutation(order[is_taken][:count])
 
 
 def find_lists(root: Path) -> Path:
@@ -85,25 +83,18 @@ class clothing_dataloader(ImageFileLoader):
         num_workers: int,
         num_batches: int = 1000,
         frame: Frame = Frame(256, 224),  # noqa: B008, it is frozen
-        seed: int = 123,
         **options,
     ):
         root, self.num_batches = Path(root), num_batches
         lists = find_lists(root)
         train = read_part(lists, "noisy", "noisy_train_key_list.txt", root)
-        val = read_part(lists, "clean", "clean_val_key_list.txt", root)
-        test = read_part(lists, "clean", "clean_test_key_list.txt", root)
-        super().__init__(
-            train,
-            {"val": val, "test": test},
-            VIEWS,
-            frame,
-            DatasetInfo(list(CLASSES)),
-            num_workers=num_workers,
-            batch_size=batch_size,
-            seed=seed,
-            **options,
-        )
+        tests = {
+            name: read_part(lists, "clean", f"clean_{name}_key_list.txt", root)
+            for name in ("val", "test")
+        }
+        info = DatasetInfo(list(CLASSES))
+        options |= {"batch_size": batch_size, "num_workers": num_workers}
+        super().__init__(train, tests, VIEWS, frame, info, **options)
 
     def run(self, mode: str, *args, **options):
         """The batches of `mode` over this epoch's sample; see `Loader.run`. Raises ValueError."""

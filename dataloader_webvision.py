@@ -66,19 +66,16 @@ def read_imagenet(root: Path, synsets: list[str]) -> Listing:
     """
     present = {entry.name for entry in entries(root)}
     folders = synsets if synsets[0] in present else [str(label) for label in range(len(synsets))]
-    files, labels, absent = [], [], []
-    for label, folder in enumerate(folders):
-        inside = entries(root / folder) if folder in present else []
-        files += [f"{folder}/{entry.name}" for entry in inside]
-        labels += [label] * len(inside)
-        absent += [] if inside else [folder]
-    if absent:
+    photos = [entries(root / folder) if folder in present else [] for folder in folders]
+    if absent := [folder for folder, inside in zip(folders, photos, strict=True) if not inside]:
         raise InputError(
             f"{root}: no photo in class folders {first_ten(absent)}; expected ImageNet's "
             "validation images (ILSVRC2012) in folders named by synset, such as "
             f"{synsets[0]}, or by class number, 0, 1, …"
         )
-    return Listing(root, files, np.array(labels))
+    files = [Path(entry).relative_to(root).as_posix() for inside in photos for entry in inside]
+    labels = np.repeat(np.arange(len(photos)), [len(inside) for inside in photos])
+    return Listing(root, files, labels)
 
 
 class webvision_dataloader(ImageFileLoader):
@@ -97,25 +94,17 @@ class webvision_dataloader(ImageFileLoader):
         batch_size: int,
         num_workers: int,
         frame: Frame = Frame(320, 299),  # noqa: B008, it is frozen
-        seed: int = 123,
         **options,
     ):
         root, imagenet = Path(root), imagenet and Path(imagenet)
         synsets, names = zip(*read_classes(root, num_class), strict=True)
+        info = DatasetInfo(list(names))
         train, val = read_webvision(root, num_class)
-        tests, notes = {"test": val}, []
+        tests = {"test": val}
         if imagenet:
             tests["imagenet"] = read_imagenet(imagenet, synsets)
         else:
-            notes = ["no ImageNet: WebVision's validation images are the only test set"]
-        super().__init__(
-            train,
-            tests,
-            IMAGENET_VIEWS,
-            frame,
-            DatasetInfo(list(names), data_notes=notes),
-            num_workers=num_workers,
-            batch_size=batch_size,
-            seed=seed,
-            **options,
-        )
+            note = "no ImageNet: WebVision's validation images are the only test set"
+            info.data_notes.append(note)
+        options |= {"batch_size": batch_size, "num_workers": num_workers}
+        super().__init__(train, tests, IMAGENET_VIEWS, frame, info, **options)

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ HISTORY_LENGTH = 5
 HISTORY_R = 0.9
 
 
-@dataclass(frozen=True)
-class SampleLosses:
+class SampleLosses(NamedTuple):
     """One network's per-sample CE against the given labels.
 
     index int64 [m]: positions in the training set, ascending. losses float32 [m]: in nats from a
@@ -44,10 +44,10 @@ def min_max_scale(losses: Tensor) -> Tensor:
     return (losses - losses.min()) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def append_losses(history: list[SampleLosses], latest: SampleLosses, r: float) -> None:
-    """Append an epoch's losses to a network's history, scaled, and drop those out of use."""
-    history.append(SampleLosses(latest.index, min_max_scale(latest.losses)))
-    del history[: -HISTORY_LENGTH if r == HISTORY_R else -1]
+def with_losses(history: list[SampleLosses], latest: SampleLosses, r: float) -> list[SampleLosses]:
+    """A network's history after an epoch with these losses: scaled, without those out of use."""
+    history = [*history, SampleLosses(latest.index, min_max_scale(latest.losses))]
+    return history[-HISTORY_LENGTH if r == HISTORY_R else -1 :]
 
 
 def losses_for_gmm(history: list[SampleLosses], r: float) -> Tensor:
@@ -85,13 +85,8 @@ def gmm_split(history: list[SampleLosses], r: float, seed: int, p_threshold: flo
     losses = losses_for_gmm(history, r).cpu().numpy().astype(np.float64)
     gmm = fit_gmm(losses, seed)
     probability = clean_probability(losses, gmm)
-    return Split(
-        index=history[-1].index.cpu().numpy(),
-        losses=losses,
-        clean_probability=probability,
-        labeled=probability > p_threshold,
-        gmm=gmm,
-    )
+    index = history[-1].index.cpu().numpy()
+    return Split(index, losses, probability, labeled=probability > p_threshold, gmm=gmm)
 
 
 def split_statistics(
@@ -102,12 +97,8 @@ def split_statistics(
     Args: bool, float and bool [m]; is_clean is None if the true labels are unknown.
     AUC, precision and recall are absent when they are not defined.
     """
-    size = int(labeled.sum())
-    statistics = {
-        "labeled": size,
-        "unlabeled": len(labeled) - size,
-        "labeled_fraction": size / len(labeled),
-    }
+    size, count = int(labeled.sum()), len(labeled)
+    statistics = {"labeled": size, "unlabeled": count - size, "labeled_fraction": size / count}
     if is_clean is None:
         return statistics
     clean = int((labeled & is_clean).sum())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +20,6 @@ from smr.metrics import LabelAccuracy, Meter
 MOMENTUM = 0.9
 # Called after each training step with (step from 1, steps, the epoch's Meter so far).
 Progress = Callable[[int, int, Meter], None]
-
-
-def no_progress(_step: int, _steps: int, _meter: Meter) -> None:
-    """A Progress that shows nothing."""
 
 
 @dataclass
@@ -48,10 +45,10 @@ class Pair:
         """Raise NonFiniteLoss where a weight or statistic of a network is not finite."""
         for k, network in enumerate(self.networks, start=1):
             state = network.state_dict()
-            finite = torch.stack([torch.isfinite(value).all() for value in state.values()]).tolist()
-            if not all(finite):
-                name = list(state)[finite.index(False)]
-                raise NonFiniteLoss(f"{name} of network {k} is not finite")
+            finite = torch.stack([torch.isfinite(value).all() for value in state.values()])
+            for name, is_finite in zip(state, finite.tolist(), strict=True):
+                if not is_finite:
+                    raise NonFiniteLoss(f"{name} of network {k} is not finite")
 
 
 def new_pair(
@@ -61,17 +58,9 @@ def new_pair(
     device = torch.device(device)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     networks = [build_network().to(device, memory_format=memory_format) for _ in range(2)]
-    optimizers = [
-        SGD(
-            network.parameters(),
-            lr=config.lr,
-            momentum=MOMENTUM,
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cuda", "cpu"),
-        )
-        for network in networks
-    ]
-    return Pair(networks, optimizers)
+    sgd = {"lr": config.lr, "momentum": MOMENTUM, "weight_decay": config.weight_decay}
+    sgd["fused"] = device.type in ("cuda", "cpu")
+    return Pair(networks, [SGD(network.parameters(), **sgd) for network in networks])
 
 
 def learning_rate(epoch: int, config: Config) -> float:
@@ -114,7 +103,7 @@ def supervised_epoch(
     batches: Iterable,
     batch_loss: Callable[[int, Tensor, Tensor, Tensor], Tensor],
     config: Config,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train one network for an epoch on the given labels; returns the means of its Meter.
 
@@ -128,7 +117,8 @@ def supervised_epoch(
             loss = distributed.weight_by_rows(loss, len(images))
         optimizer_step(loss, optimizer)
         meter.add(loss, {"loss": loss}, len(images))
-        progress(step + 1, len(batches), meter)
+        if progress:
+            progress(step + 1, len(batches), meter)
     distributed.average_buffers(network)
     return meter.figures()
 
@@ -146,7 +136,7 @@ def mixup_epoch(
     optimizer: Optimizer,
     batches: Iterable,
     config: Config,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """One network's warm-up epoch with the robust mixup loss (method 3)."""
     device = device_of(network)
@@ -173,7 +163,7 @@ def cross_entropy_epoch(
     optimizer: Optimizer,
     batches: Iterable,
     config: Config,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     entropy_penalty: bool = False,
 ) -> dict[str, float]:
     """One network's epoch of CE: recalibration, DivideMix's warm-up, the baseline (method 3, 6)."""
@@ -206,18 +196,7 @@ def refined_labels(
     return sharpen(w * F.one_hot(labels, p.shape[1]) + (1 - w) * p, T)
 
 
-@dataclass(frozen=True)
-class LabeledBatch:
-    """Two augmented views, the given labels, and the clean probability of each label."""
-
-    x1: Tensor
-    x2: Tensor
-    labels: Tensor
-    probability: Tensor
-
-
-@dataclass(frozen=True)
-class MixMatchLoss:
+class MixMatchLoss(NamedTuple):
     """A semi-supervised step's loss and its parts, with the targets of the unmixed images.
 
     parts: loss_x, loss_u, lambda_u (the ramped weight of loss_u) and penalty.
@@ -234,7 +213,7 @@ class MixMatchLoss:
 def mixmatch_loss(
     network: nn.Module,
     peer: nn.Module,
-    labeled: LabeledBatch,
+    labeled: Sequence[Tensor],
     unlabeled: Sequence[Tensor] | None,
     weight: Tensor | float,
     permutation: Tensor,
@@ -245,20 +224,18 @@ def mixmatch_loss(
     """The loss of a semi-supervised step (method 5).
 
     Args:
+        labeled: (x1, x2, the given labels, the clean probability of each).
         unlabeled: (u1, u2), or None when the noisy set is empty.
         weight: the step's mixup weight l.
         permutation: int64, over the rows of [x1; x2; u1; u2].
         epoch: the epoch and its fraction done, for the ramp of lambda_u.
         strong: strongly augmented views to mix in the place of x1, x2, u1, u2.
     """
-    x1, x2 = labeled.x1, labeled.x2
-    images, targets_u = [x1, x2], None
-    if unlabeled is not None:
-        # First, since batch norm statistics depend on the order: u1, u2, x1, x2, mixed.
-        targets_u = pseudo_labels(network, peer, *unlabeled, config.T)
-        images += unlabeled
-    targets_x = refined_labels(network, x1, x2, labeled.labels, labeled.probability, config.T)
-    targets = [targets_x, targets_x] + ([] if targets_u is None else [targets_u, targets_u])
+    (x1, x2, *_), unlabeled = labeled, unlabeled or ()
+    # Pseudo-labels first: batch norm statistics depend on the order u1, u2, x1, x2, mixed.
+    targets_u = pseudo_labels(network, peer, *unlabeled, config.T) if unlabeled else None
+    targets_x = refined_labels(network, *labeled, config.T)
+    images, targets = [x1, x2, *unlabeled], [targets_x] * 2 + [targets_u] * len(unlabeled)
     mixed_images = mix(torch.cat(strong or images), weight, permutation)
     mixed_targets = mix(torch.cat(targets), weight, permutation)
     rows_x = 2 * len(x1)
@@ -296,7 +273,7 @@ def mixmatch_epoch(
     unlabeled: Iterable,
     epoch: int,
     config: Config,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """One network's semi-supervised epoch (method 5).
 
@@ -325,7 +302,7 @@ def mixmatch_epoch(
             result = mixmatch_loss(
                 network,
                 peer,
-                labeled=LabeledBatch(x1, x2, labels, probability),
+                labeled=(x1, x2, labels, probability),
                 unlabeled=(u1, u2) if len(u1) else None,
                 weight=weights[step],
                 permutation=permutation,
@@ -337,7 +314,8 @@ def mixmatch_epoch(
         meter.add(result.loss, {"loss": result.loss} | result.parts, images)
         refined.add(result.targets_x, true_x)
         pseudo.add(result.targets_u, true_u)
-        progress(step + 1, steps, meter)
+        if progress:
+            progress(step + 1, steps, meter)
     distributed.average_buffers(network)
     accuracies = {"refined_label_accuracy": refined, "pseudo_label_accuracy": pseudo}
     measured = {name: each.percent() for name, each in accuracies.items() if each.count}

@@ -21,8 +21,8 @@ from torch import nn
 import smr
 from dataloader_cifar import NUM_CLASS, noisy_labels
 from PreResNet import ResNet18
-from smr.gmm_split import append_losses
-from smr.training import MOMENTUM, LabeledBatch
+from smr.gmm_split import with_losses
+from smr.training import MOMENTUM
 
 
 class OneBatch:
@@ -136,7 +136,7 @@ def mixmatch_step_errors(name: str) -> dict[str, float]:
     pair.networks[1].eval()
     weight = max(content["lam"].item(), 1 - content["lam"].item())
     result = smr.mixmatch_loss(
-        *pair.networks, LabeledBatch(*labeled.batch), unlabeled.batch, weight,
+        *pair.networks, labeled.batch, unlabeled.batch, weight,
         torch.tensor(content["perm"]), epoch, config,
     )  # fmt: skip
     errors = {"logits": relative_error(result.logits.detach(), content["logits"])}
@@ -264,8 +264,8 @@ def co_divide_errors(name: str) -> dict[str, float]:
     content = load(name)
     if name == "codivide":
         losses = torch.tensor(content["raw_losses"])
-        r, history = 0.5, []
-        append_losses(history, smr.SampleLosses(torch.arange(len(losses)), losses), r)
+        r = 0.5
+        history = with_losses([], smr.SampleLosses(torch.arange(len(losses)), losses), r)
     else:
         r, recorded = 0.9, [torch.tensor(losses) for losses in content["history"]]
         history = [smr.SampleLosses(torch.arange(len(losses)), losses) for losses in recorded]

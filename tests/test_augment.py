@@ -7,21 +7,18 @@ import pytest
 import torch
 from golden import OneBatch
 from helpers import (
-    Spy,
-    TinyNet,
     fake_rank,
     generator,
     tiny_config,
     tiny_loader,
     tiny_pair,
-    train,
 )
 from runs import RUN_NAME, assert_same_run, rows_of, run_short
+from test_training import Watched
 
 import smr
 from smr import distributed
 from smr.data.augment import LEVELS, rand_augment, strong_augment
-from smr.training import LabeledBatch
 
 
 def photos(count: int) -> torch.Tensor:
@@ -81,16 +78,6 @@ def test_a_split_s_strong_views_are_the_augmented_weak_ones_of_the_same_images()
     assert [len(next(iter(batches))) for batches in split] == [7, 5]
 
 
-def test_without_strong_augmentation_a_split_serves_weak_views_alone():
-    chosen, ones = np.arange(40) < 24, np.ones(40)
-    batches = list(tiny_loader().run("train", chosen, ones)[0])
-    assert {len(batch) for batch in batches} == {4}
-    loader = tiny_loader()
-    order = torch.arange(24)[torch.randperm(24, generator=loader.generator)][:8]
-    expected = [loader.normalize(loader.augmented(order, slice(None))) for _ in range(2)]
-    assert torch.equal(torch.stack(batches[0][:2]), torch.stack(expected))
-
-
 def test_each_rank_augments_by_its_own_generator_and_the_shared_ones_stay_equal():
     shared, draws = [generator(5), generator(5)], []
     for rank, source in enumerate(shared):
@@ -100,18 +87,6 @@ def test_each_rank_augments_by_its_own_generator_and_the_shared_ones_stay_equal(
     assert torch.equal(*(source.get_state() for source in shared))
     alone = torch.rand(4, generator=distributed.rank_generator(generator(5)))
     assert torch.equal(draws[0], alone)
-
-
-class Watched(TinyNet):
-    """Records the images of each forward pass."""
-
-    def __init__(self, passes: list):
-        super().__init__()
-        self.passes = passes
-
-    def forward(self, images):
-        self.passes.append(images.detach().clone())
-        return super().forward(images)
 
 
 @pytest.mark.parametrize("rows_u", [3, 0])
@@ -125,14 +100,14 @@ def test_strong_views_are_mixed_and_targets_come_from_weak_views(rows_u):
         torch.manual_seed(0)
         passes[augment] = []
         config = tiny_config(augment=augment, alpha=1e-6)  # a mixup weight of 1
-        pair = tiny_pair(config, partial(Watched, passes[augment]))
+        pair = tiny_pair(config, partial(Watched, "", passes[augment]))
         batches = OneBatch(x1, x2, *strong_x, *columns), OneBatch(u1, u2, *strong_u)
         batches = batches if rows_u else (batches[0], [])
         smr.mixmatch_epoch(*pair.networks, pair.optimizers[0], *batches, 20, config)
         pair = tiny_pair(config)
         targets[augment] = smr.mixmatch_loss(
             *pair.networks,
-            labeled=LabeledBatch(x1, x2, *columns),
+            labeled=(x1, x2, *columns),
             unlabeled=(u1, u2) if rows_u else None,
             weight=0.7,
             permutation=torch.arange(2 * (4 + rows_u)).flip(0),
@@ -140,31 +115,12 @@ def test_strong_views_are_mixed_and_targets_come_from_weak_views(rows_u):
             config=config,
             strong=(*strong_x, *strong_u),
         ).mixed_targets
-    *of_weak_targets, weak_mixed = passes["weak"]
-    *of_targets, mixed = passes["strong"]
+    *of_weak_targets, weak_mixed = [images for *_, images in passes["weak"]]
+    *of_targets, mixed = [images for *_, images in passes["strong"]]
     assert torch.equal(torch.cat(of_targets), torch.cat(of_weak_targets))
     assert torch.equal(weak_mixed, torch.cat([x1, x2, u1, u2]))
     assert torch.equal(mixed, torch.cat([s1, s2, t1, t2]))
     assert torch.equal(targets["strong"], targets["weak"])
-
-
-class Modes(Spy):
-    """A loader that records each mode and whether its views are strong."""
-
-    def run(self, mode, *arguments, **options):
-        self.calls.append((mode, options.get("strong", False)))
-        return self.loader.run(mode, *arguments, **options)
-
-
-@pytest.mark.parametrize("flags", [{"augment": "strong"}, {"augment": "weak"}, {}])
-def test_only_semi_supervised_epochs_with_augment_strong_have_strong_views(flags):
-    config = tiny_config(num_epochs=5, warm_up=2, p_threshold=0.3, **flags)
-    loader = Modes(tiny_loader())
-    list(train(tiny_pair(config), loader, config))
-    is_strong = flags.get("augment") == "strong"
-    assert {mode for mode, _ in loader.calls} == {"warmup", "eval_train", "train", "recalibrate"}
-    assert all(strong == (is_strong and mode == "train") for mode, strong in loader.calls)
-    assert [mode for mode, _ in loader.calls].count("train") == 6
 
 
 def test_a_resumed_run_with_strong_augmentation_keeps_it_and_ends_as_one_without_a_stop(

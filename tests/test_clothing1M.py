@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Spy, TinyNet, tiny_config, tiny_pair, train
+from helpers import plain_images, tiny_config, tiny_pair
 from photo_sets import write_clothing, write_imbalanced_clothing
 from runs import assert_same, assert_same_run, rows_of, watched_disk
 from torch import nn
@@ -21,7 +21,6 @@ from losses import NegEntropy
 from smr.data.image_file_dataset import Frame
 from smr.errors import InputError
 from smr.photos import build_network
-from smr.run import checkpoints
 from train_clothing1M import ClothingConfig
 
 TINY = (
@@ -96,39 +95,12 @@ def test_recalibration_has_one_sample_for_both_networks_not_augmented(root):
     first, second = (list(loader.run("recalibrate")) for _ in range(2))
     assert positions(first) == positions(second) != sorted(positions(first))
     assert [len(images) for images, *_ in first] == [7] * 4
-    assert all(torch.equal(one[0], other[0]) for one, other in zip(first, second, strict=True))
-    plain = {
-        i: image
-        for images, _, at in loader.run("whole")
-        for image, i in zip(images, at.tolist(), strict=True)
-    }
-    assert all(
-        torch.equal(image, plain[i])
-        for images, _, at in first
-        for image, i in zip(images, at.tolist(), strict=True)
-    )
+    plain = plain_images(loader, "whole")
+    for images, _, index in first + second:
+        assert torch.equal(images, plain[index])
     scored = positions(loader.run("eval_train"))
     assert scored != positions(first)
     assert positions(loader.run("recalibrate")) != positions(first)
-
-
-class Samples(Spy):
-    """A loader that records each mode with the positions that are scored or split."""
-
-    def run(self, mode, pred=(), prob=(), index=None, **options):
-        batches = self.loader.run(mode, pred, prob, index, **options)
-        sample = batches.dataset if mode == "eval_train" else index
-        self.calls.append((mode, sorted(np.asarray(sample).tolist())))
-        return batches
-
-
-def test_each_network_trains_on_the_sample_that_its_peer_scored(root):
-    loader = Samples(loader_of(root))
-    config = tiny_config(warm_up=0, num_epochs=0, batch_size=7, lambda_u=0.0)
-    list(train(tiny_pair(config, lambda: TinyNet(14)), loader, config))
-    (_, scored_by_1), (_, scored_by_2), *trained = loader.calls
-    assert scored_by_1 != scored_by_2
-    assert trained == [("train", scored_by_2), ("train", scored_by_1)]
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -193,9 +165,8 @@ def test_the_hyperparameters_are_the_published_ones():
     assert {name: getattr(config, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("flags", [{}, {"noise_file": "list.json"}])
-def test_dividemix_always_has_the_negative_entropy_penalty_in_its_warm_up(root, flags):
-    flags |= {"network": "preact_resnet18", "width": 2, "image_size": 32, "pretrained": False}
+def test_dividemix_always_has_the_negative_entropy_penalty_in_its_warm_up(root):
+    flags = {"network": "preact_resnet18", "width": 2, "image_size": 32, "pretrained": False}
     flags |= {"batch_size": 7, "lr": 1e-12}  # the weights do not change
     config = smr.configure(ClothingConfig, method="dividemix", device="cpu", **flags)
     pair = smr.new_pair(lambda: build_network(config), config, "cpu")
@@ -260,17 +231,3 @@ def test_best_pt_has_each_network_s_best_by_validation_and_a_resumed_run_ends_al
     assert len(set(epochs)) == 2  # so no stored accuracy is that of the pair
     assert all(f"epoch {epochs[0]} and {epochs[1]}: " in line for line in shown)
     assert not any("stored" in line for line in shown)
-
-
-def test_networks_of_different_best_epochs_are_kept_separately(tmp_path):
-    path, write = tmp_path / "best.pt", checkpoints.write_checkpoints
-    parts = dict.fromkeys(checkpoints.NETWORK_PARTS)
-    torch.save(parts | {"networks": ["a0", "b0"]}, path)
-    second = parts | {"epoch": 1, "networks": ["a1", "b1"]}  # the best of network 2 alone
-    assert write(second, tmp_path, best_epochs=(0, 1), last=False) == []
-    best = torch.load(path)
-    assert best["networks"] == ["a0", "b1"] and best["epochs"] == (0, 1)
-    path.unlink()  # as if the disk was full at epoch 0
-    write(second, tmp_path, best_epochs=(0, 1), last=False)
-    best = torch.load(path)
-    assert best["networks"] == ["a1", "b1"] and "epochs" not in best

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import smr
 from smr.data.augment import strong_augment
-from smr.training import LabeledBatch, mixmatch_loss
+from smr.training import mixmatch_loss
 
 CUDA = torch.device("cuda")
 B = 8
@@ -115,7 +115,7 @@ def step_gradients(cache_enabled: bool) -> list[torch.Tensor]:
     torch.manual_seed(0)
     network, peer = TinyNet().train(), TinyNet().eval()
     x1, x2, u1, u2 = torch.randn(4, B, 3, 32, 32, generator=generator())
-    labeled = LabeledBatch(x1, x2, torch.arange(B), torch.linspace(0, 1, B))
+    labeled = (x1, x2, torch.arange(B), torch.linspace(0, 1, B))
     permutation = torch.randperm(4 * B, generator=generator(1))
     step = (network, peer, labeled, (u1, u2), 0.7, permutation, 20, tiny_config(T=0.5))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache_enabled):

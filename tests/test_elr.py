@@ -1,8 +1,6 @@
 """ELR (Liu et al., NeurIPS 2020): its targets, its regularizer, its state, and what it is for."""
 
 import copy
-import io
-import math
 
 import numpy as np
 import pytest
@@ -10,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from golden import OneBatch
 from helpers import Spy, TinyNet, generator, tiny_config, tiny_loader, tiny_pair, train
-from runs import assert_same
+from runs import assert_same_run
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.testing import assert_close
 
 import smr
-from smr.methods.elr import elr_regularizer, update_targets
+import train_cifar
+from smr.methods.elr import update_targets
 
 
 def test_targets_are_running_means_of_normalized_predictions():
@@ -24,20 +23,6 @@ def test_targets_are_running_means_of_normalized_predictions():
     probabilities = torch.tensor([[0.2, 0.8], [0.3, 0.9]])  # the second row sums to 1.2
     updated = update_targets(targets, probabilities, beta=0.75)
     assert_close(updated, torch.tensor([[0.5, 0.5], [0.0625, 0.1875]]))
-
-
-def test_the_regularizer_is_the_log_of_one_minus_the_inner_product():
-    probabilities = torch.tensor([[0.5, 0.5], [0.1, 0.9]])
-    targets = torch.tensor([[0.5, 0.5], [0.0, 0.5]])
-    expected = (math.log(1 - 0.5) + math.log(1 - 0.45)) / 2
-    assert elr_regularizer(probabilities, targets).item() == pytest.approx(expected)
-
-
-def test_the_regularizer_pulls_predictions_towards_the_targets_not_the_label():
-    logits = torch.zeros(1, 3, requires_grad=True)
-    targets = torch.tensor([[0.0, 0.9, 0.0]])
-    elr_regularizer(logits.softmax(dim=1), targets).backward()
-    assert logits.grad[0, 1] < 0 < logits.grad[0, 0]
 
 
 class Served(Spy):
@@ -72,17 +57,6 @@ def test_an_epoch_is_cross_entropy_plus_the_weighted_regularizer():
     assert not after[[0, 1, 3, 4, 6, 8, 9, 10]].any()
 
 
-def test_without_the_regularizer_elr_is_plain_cross_entropy():
-    def weights(**flags) -> list:
-        torch.manual_seed(0)
-        config = tiny_config(num_epochs=1, **flags)
-        pair = tiny_pair(config)
-        list(train(pair, tiny_loader(), config))
-        return [network.state_dict() for network in pair.networks]
-
-    assert_same(weights(method="elr", elr_lambda=0.0), weights(method="ce"))
-
-
 def test_predictions_that_are_certain_have_a_finite_loss():
     class Certain(TinyNet):
         def forward(self, images):
@@ -103,44 +77,13 @@ def test_each_network_has_its_own_targets_and_trains_by_itself():
     assert result.splits == () and not [name for name in result.metrics if "split" in name]
 
 
-def finished(method, loader, epochs) -> dict:
-    for epoch in epochs:
-        method.train_epoch(epoch)
-    return {
-        "method": method.state_dict(),
-        "networks": [network.state_dict() for network in method.pair.networks],
-        "loader": loader.generator.get_state(),
-    }
-
-
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit():
-    config, loader = tiny_config(method="elr"), tiny_loader()
-    method = smr.new_method(config, tiny_pair(config), loader)
-    for epoch in range(2):
-        method.train_epoch(epoch)
-    file = io.BytesIO()
-    torch.save((method.state_dict(), loader.generator.get_state(), torch.get_rng_state()), file)
-    pair = copy.deepcopy(method.pair)
-    expected = finished(method, loader, range(2, 5))
-
-    file.seek(0)
-    state, of_loader, of_torch = torch.load(file, weights_only=True)
-    loader = tiny_loader()
-    resumed = smr.new_method(config, pair, loader)
-    resumed.load_state_dict(state)
-    loader.generator.set_state(of_loader)
-    torch.set_rng_state(of_torch)
-    assert_same(finished(resumed, loader, range(2, 5)), expected)
-
-
-@pytest.mark.parametrize("damage", ["other images", "not finite"])
-def test_targets_that_do_not_fit_are_not_restored(damage):
-    config = tiny_config(method="elr")
-    method = smr.new_method(config, tiny_pair(config), tiny_loader(n=20))
-    targets = [torch.zeros(40 if damage == "other images" else 20, 10) for _ in range(2)]
-    targets[1][3] = torch.nan
-    with pytest.raises(ValueError, match="targets"):
-        method.load_state_dict({"targets": targets})
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    flags = "--dataset digits --method elr --train_images 100 --width 2 --batch_size 32 --review 0"
+    for name, last, *more in (("whole", 2), ("parts", 1), ("parts", 2, "--resume")):
+        argv = [*flags.split(), "--num_epochs", str(last), "--output", str(tmp_path / name), *more]
+        assert train_cifar.main(argv) == 0
+    whole, parts = (tmp_path / name / "digits_0.5_sym_elr_seed123" for name in ("whole", "parts"))
+    assert_same_run(parts, whole)
 
 
 def test_elr_memorizes_fewer_noisy_labels_than_plain_cross_entropy():

@@ -127,13 +127,6 @@ def test_family_test_loop_runs_on_our_loader(cifar10_folder):
     assert correct > 0
 
 
-def test_running_again_reads_no_file_again(cifar10_folder):
-    loader = family_loader(cifar10_folder)
-    cifar10_folder.rename(cifar10_folder.with_name("gone"))
-    for mode, count in (("warmup", 100), ("eval_train", 100), ("test", 40), ("eval_train", 100)):
-        assert sum(len(batch[0]) for batch in loader.run(mode)) == count
-
-
 def test_noise_of_a_first_run_is_generated_and_that_of_the_family_used(cifar10_folder):
     first = family_loader(cifar10_folder, r=0.2)
     generated = noisy_labels(np.arange(100) % 10, "cifar10", "sym", 0.2, 123)

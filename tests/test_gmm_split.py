@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 from helpers import generator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch.testing import assert_close
 
 from smr.gmm_split import (
     SampleLosses,
-    append_losses,
     clean_probability,
     fit_gmm,
     gmm_split,
     losses_for_gmm,
     min_max_scale,
     split_statistics,
+    with_losses,
 )
 from smr.metrics import statistics_line
 
@@ -32,7 +33,7 @@ def history_of(*passes: torch.Tensor, r: float = 0.5) -> list[SampleLosses]:
     """The history after epochs with these losses of all images."""
     history: list[SampleLosses] = []
     for losses in passes:
-        append_losses(history, losses_of(losses), r)
+        history = with_losses(history, losses_of(losses), r)
     return history
 
 
@@ -53,40 +54,26 @@ def test_low_losses_are_labeled_whichever_component_comes_first():
         split = gmm_split(history_of(two_groups()), r=0.5, seed=seed)
         assert split.labeled.tolist() == [True] * 100 + [False] * 100
         assert split.clean_probability[:100].min() > 0.99
+        assert split.losses.dtype == split.clean_probability.dtype == np.float64
         mirrored = gmm_split(history_of(-two_groups()), r=0.5, seed=seed)
         assert mirrored.labeled.tolist() == [False] * 100 + [True] * 100
 
 
-def slow_losses() -> np.ndarray:
-    """Losses on which ten iterations of the mixture's EM are too few."""
+def test_the_gmm_is_scikit_learn_s_with_the_published_settings_without_its_warning():
     source = np.random.default_rng(0)
     low = source.random(1000) < 0.4
-    return np.where(low, np.abs(source.normal(0, 0.03, 1000)), source.random(1000))
-
-
-def test_the_gmm_is_scikit_learn_s_with_the_published_settings():
-    losses = slow_losses()
+    losses = np.where(low, np.abs(source.normal(0, 0.03, 1000)), source.random(1000))
     settings = {"n_components": 2, "max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4}
     gmm = GaussianMixture(**settings, random_state=7)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(ConvergenceWarning):  # ten iterations are too few
         gmm.fit(losses[:, None])
-    found = fit_gmm(losses, seed=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fit_gmm(losses, seed=7)
     assert {name: found.get_params()[name] for name in settings} == settings
     assert_close(found.means_, gmm.means_)
     expected = gmm.predict_proba(losses[:, None])[:, gmm.means_.argmin()]
     assert_close(clean_probability(losses, found), expected)
-
-
-def test_ten_iterations_that_do_not_converge_raise_no_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not fit_gmm(slow_losses(), seed=0).converged_
-
-
-def test_the_gmm_is_fitted_in_float64():
-    split = gmm_split(history_of(two_groups()), r=0.5, seed=1)
-    assert split.losses.dtype == split.clean_probability.dtype == np.float64
 
 
 def test_only_probabilities_above_the_threshold_are_labeled():
@@ -131,18 +118,13 @@ def test_at_r_090_the_scaled_losses_of_the_last_five_epochs_are_averaged():
     expected = torch.stack([min_max_scale(losses) for losses in drawn[2:]]).mean(dim=0)
     assert_close(losses_for_gmm(history, 0.9), expected)
     assert_close(torch.tensor(gmm_split(history, r=0.9, seed=1).losses).float(), expected)
-    assert_close(losses_for_gmm(history, 0.8), min_max_scale(drawn[6]))
+    for r in (0.5, 0.8, 0.91):  # at another r, the latest epoch's alone
+        (latest,) = history_of(*drawn, r=r)
+        assert_close(latest.losses, min_max_scale(drawn[6]))
+        assert_close(losses_for_gmm(history, r), latest.losses)
     assert_close(losses_for_gmm(history[-1:], 0.9), min_max_scale(drawn[6]))
     three = torch.stack([min_max_scale(losses) for losses in drawn[:3]]).mean(dim=0)
     assert_close(losses_for_gmm(history_of(*drawn[:3], r=0.9), 0.9), three)
-
-
-@pytest.mark.parametrize("r", [0.5, 0.8, 0.91])
-def test_at_another_r_the_history_is_the_latest_epoch_alone(r):
-    drawn = random_losses(3)
-    history = history_of(*drawn, r=r)
-    assert len(history) == 1
-    assert_close(history[0].losses, min_max_scale(drawn[2]))
 
 
 def test_at_r_090_only_epochs_that_scored_the_same_images_are_averaged():
@@ -150,12 +132,12 @@ def test_at_r_090_only_epochs_that_scored_the_same_images_are_averaged():
     drawn = random_losses(4)
     history: list[SampleLosses] = []
     for losses, index in zip(drawn, (one, other, one, other), strict=True):
-        append_losses(history, losses_of(losses, index), 0.9)
+        history = with_losses(history, losses_of(losses, index), 0.9)
     expected = (min_max_scale(drawn[1]) + min_max_scale(drawn[3])) / 2
     assert_close(losses_for_gmm(history, 0.9), expected)
     split = gmm_split(history, r=0.9, seed=1)
     assert split.index.tolist() == other
-    append_losses(history, losses_of(drawn[0][:50], one[:50]), 0.9)  # of another length, too
+    history = with_losses(history, losses_of(drawn[0][:50], one[:50]), 0.9)  # of another length
     assert_close(losses_for_gmm(history, 0.9), min_max_scale(drawn[0][:50]))
 
 
@@ -184,32 +166,22 @@ def test_statistics_are_counts_auc_precision_and_recall():
     )
 
 
-def test_a_probability_that_is_higher_for_clean_labels_has_an_auc_of_one():
-    is_clean = np.arange(6) >= 2
-    found = split_statistics(is_clean, np.where(is_clean, 0.6, 0.4), is_clean)
-    assert found["auc"] == found["precision"] == found["recall"] == 1
-    assert split_statistics(is_clean, np.where(is_clean, 0.4, 0.6), is_clean)["auc"] == 0
-
-
 def test_statistics_that_are_not_defined_are_absent():
-    everybody, flat = np.ones(20, bool), np.ones(20)
-    all_right = split_statistics(everybody, flat, everybody)
-    assert "auc" not in all_right
-    assert all_right["precision"] == all_right["recall"] == 1
-    none_labeled = split_statistics(~everybody, flat, np.arange(20) >= 5)
-    assert "precision" not in none_labeled
-    assert none_labeled["auc"] == 0.5
-    assert none_labeled["recall"] == 0
-    all_wrong = split_statistics(everybody, flat, ~everybody)
-    assert "auc" not in all_wrong
-    assert "recall" not in all_wrong
-    assert all_wrong["precision"] == 0
-    one_wrong = split_statistics(everybody, flat, np.arange(20) >= 1)
-    one_right = split_statistics(everybody, flat, np.arange(20) < 1)
-    assert one_wrong["auc"] == one_right["auc"] == 0.5
-    assert one_right["recall"] == 1
-    one_labeled = split_statistics(np.arange(20) < 1, flat, np.arange(20) >= 1)
-    assert one_labeled["precision"] == 0
+    everybody, first = np.ones(20, bool), np.arange(20) < 1
+    for labeled, is_clean, expected in (
+        (everybody, everybody, {"precision": 1, "recall": 1}),
+        (~everybody, ~first, {"auc": 0.5, "recall": 0}),
+        (everybody, ~everybody, {"precision": 0}),
+        (everybody, first, {"auc": 0.5, "precision": 1 / 20, "recall": 1}),
+        (first, ~first, {"auc": 0.5, "precision": 0, "recall": 0}),
+    ):
+        found = split_statistics(labeled, np.ones(20), is_clean)
+        names = {"auc", "precision", "recall"} & found.keys()
+        assert {name: found[name] for name in names} == expected
+    assert statistics_line(split_statistics(everybody, np.ones(20), everybody)) == (
+        "Number of labeled samples:20   clean:20   wrong:0"
+        "   Number of unlabeled samples:0   clean:0   wrong:0"
+    )
 
 
 def test_if_the_true_labels_are_unknown_a_split_has_counts_alone():
@@ -217,12 +189,3 @@ def test_if_the_true_labels_are_unknown_a_split_has_counts_alone():
     assert found == {"labeled": 3, "unlabeled": 4, "labeled_fraction": 3 / 7}
     line = statistics_line(found)
     assert line == "Number of labeled samples:3   Number of unlabeled samples:4"
-
-
-def test_the_line_of_a_split_without_auc_has_its_counts():
-    counts = {"labeled_clean": 3, "labeled_noisy": 0, "unlabeled_clean": 4}
-    counts |= {"labeled": 3, "unlabeled": 4, "unlabeled_noisy": 0}
-    assert statistics_line(counts) == (
-        "Number of labeled samples:3   clean:3   wrong:0"
-        "   Number of unlabeled samples:4   clean:4   wrong:0"
-    )

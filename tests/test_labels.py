@@ -117,11 +117,11 @@ def test_label_issues_are_of_the_networks_mean_and_of_each_ones_gmm(pair, noisy)
 def test_label_issues_at_r_09_use_the_loss_histories_and_leave_them_alone(pair, noisy):
     method = smr.new_method(tiny_config(r=0.9), pair, noisy)
     for _ in range(5):
-        for history in method.loss_histories():
+        for history in method.histories:
             history.append(SampleLosses(torch.arange(50), torch.rand(50)))
-    before = [[id(losses) for losses in history] for history in method.loss_histories()]
+    before = [[id(losses) for losses in history] for history in method.histories]
     issues = issues_by(pair, noisy, method)
-    assert [[id(losses) for losses in history] for history in method.loss_histories()] == before
+    assert [[id(losses) for losses in history] for history in method.histories] == before
     splits = [split.clean_probability for split in method.co_divide()]
     np.testing.assert_allclose(issues.clean_probability, splits, rtol=1e-4)
 
@@ -338,7 +338,7 @@ def test_a_fingerprint_is_another_for_other_content_names_classes_or_pixels(tmp_
     loader, found = tiny_loader(), set()
     found.add(content_fingerprint(loader))
     assert found == {content_fingerprint(tiny_loader())}
-    loader.train_images.padded[3, 4, 4, 0] ^= 1
+    loader.train_images[3, 4, 4, 0] ^= 1
     found.add(content_fingerprint(loader))
     for i in range(40):
         (tmp_path / f"{i}.png").write_bytes(b"photo %d" % i)

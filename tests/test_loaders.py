@@ -126,9 +126,14 @@ def test_scoring_has_all_images_in_order_with_their_given_labels_and_not_augment
 
 @pytest.mark.parametrize(
     ("side", "ranks", "sizes"),
-    [(8, 1, [1000, 1000, 5]), (64, 1, [1000, 1000, 5]), (8, 3, [669, 669, 667])],
+    [
+        (8, 1, [1000, 1000, 5]),
+        (64, 1, [1000, 1000, 5]),
+        (8, 3, [669, 669, 667]),
+        (80, 1, [4] * 501 + [1]),
+    ],
 )
-def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share(
+def test_scoring_and_testing_take_a_thousand_small_images_at_once_or_each_rank_s_share(
     monkeypatch, side, ranks, sizes
 ):
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
@@ -137,12 +142,6 @@ def test_scoring_and_testing_take_a_thousand_images_at_once_or_each_rank_s_share
     for mode in ("eval_train", "whole", "test"):
         batches = loader.run(mode)
         assert [len(rows) for rows in batches.dataset.split(batches.batch_size)] == sizes
-
-
-def test_larger_images_are_scored_by_the_training_batch():
-    large, labels = np.zeros((9, 80, 80, 3), np.uint8), np.zeros(9, int)
-    loader = MemoryLoader(ImageData(large, labels, large, labels, ["a"]), PLAIN, 4, seed=0)
-    assert [len(images) for images, *_ in loader.run("eval_train")] == [4, 4, 1]
 
 
 def test_a_test_set_without_images_has_no_batches():
@@ -172,15 +171,6 @@ def split_of(loader: MemoryLoader, *arguments, **options) -> list[dict[int, tupl
 
 
 def test_a_split_serves_each_side_its_images_labels_and_probabilities():
-    loader, probability = gray_loader(), np.linspace(0, 1, 20)
-    labeled, unlabeled = split_of(loader, np.arange(20) % 3 == 0, probability)
-    given = loader.noisy_labels.tolist()
-    expected = {i: (i, given[i], pytest.approx(probability[i])) for i in range(0, 20, 3)}
-    assert labeled == expected
-    assert unlabeled == {i: (i,) for i in range(20) if i % 3}
-
-
-def test_a_split_of_a_sample_serves_exactly_its_images_labels_and_probabilities():
     loader = gray_loader()
     index = np.array([2, 3, 5, 8, 11, 13, 17])
     chosen = np.array([True, False, True, True, False, True, False])
@@ -193,54 +183,29 @@ def test_a_split_of_a_sample_serves_exactly_its_images_labels_and_probabilities(
         13: (13, 3, pytest.approx(0.6), 3),
     }
     assert unlabeled == {3: (3, 3), 11: (11, 1), 17: (17, 7)}
+    # Of all images, without true labels.
+    given, probability = loader.noisy_labels.tolist(), np.linspace(0, 1, 20)
+    labeled, unlabeled = split_of(loader, np.arange(20) % 3 == 0, probability)
+    assert labeled == {i: (i, given[i], pytest.approx(probability[i])) for i in range(0, 20, 3)}
+    assert unlabeled == {i: (i,) for i in range(20) if i % 3}
 
 
-def test_a_split_s_line_goes_to_the_log_and_counts_the_sample_alone():
-    log = io.StringIO()
-    loader = gray_loader(log=log)
+@pytest.mark.parametrize(
+    ("known", "labeled", "unlabeled"),
+    [
+        ({}, "3   AUC:0.833   clean:2   wrong:1", "2   clean:1   wrong:1"),
+        ({"clean_labels": None}, "3", "2"),
+    ],
+)
+def test_a_split_s_line_goes_to_the_log_and_counts_the_sample_alone(known, labeled, unlabeled):
     chosen, index = np.array([True, True, True, False, False]), np.array([3, 9, 12, 1, 15])
+    loader = gray_loader(log=io.StringIO(), **known)
     loader.run("train", chosen, np.array([0.7, 0.9, 0.8, 0.1, 0.2]), index)
-    loader.run("train", np.arange(20) >= 4, np.linspace(0, 1, 20))
-    assert log.getvalue().splitlines() == [
-        "Number of labeled samples:3   AUC:0.833   clean:2   wrong:1"
-        "   Number of unlabeled samples:2   clean:1   wrong:1",
-        "Number of labeled samples:16   AUC:1.000   clean:15   wrong:1"
-        "   Number of unlabeled samples:4   clean:0   wrong:4",
-    ]
-    log = io.StringIO()
-    gray_loader(log=log, clean_labels=None).run("train", np.arange(20) >= 4, np.linspace(0, 1, 20))
-    counts = "Number of labeled samples:16   Number of unlabeled samples:4"
-    assert log.getvalue().splitlines() == [counts]
+    line = f"Number of labeled samples:{labeled}   Number of unlabeled samples:{unlabeled}\n"
+    assert loader.log.getvalue() == line
 
 
-def test_two_views_of_an_image_have_crops_of_their_own():
-    ramp = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1).repeat(20, 0).repeat(3, 3)
-    loader = gray_loader(train_images=ramp)
-    for batches in loader.run("train", np.arange(20) < 12, np.ones(20)):
-        first, second = (torch.cat([batch[k] for batch in batches]) for k in (0, 1))
-        same = (first == second).flatten(1).all(dim=1)
-        assert same.sum() <= 2  # of 25 crops and two flips, once in fifty by chance
-
-
-def test_truth_rides_along_only_where_asked():
-    loader = gray_loader()
-    chosen, ones = np.arange(20) < 8, np.ones(20)
-    labeled, unlabeled = split_of(loader, chosen, ones, with_true_labels=True)
-    assert {i: row[-1] for i, row in labeled.items()} == {i: i for i in range(8)}
-    assert {i: row[-1] for i, row in unlabeled.items()} == {i: i % 10 for i in range(8, 20)}
-    sizes = [{len(row) for row in part.values()} for part in split_of(loader, chosen, ones)]
-    assert sizes == [{3}, {1}]
-
-
-def test_loader_knows_which_given_labels_are_right():
-    loader = gray_loader()
-    assert loader.is_clean.tolist() == [False] * 5 + [True] * 15
-    assert loader.clean_labels.tolist() == [i % 10 for i in range(20)]
-    unknown = gray_loader(clean_labels=None)
-    assert unknown.is_clean is unknown.clean_labels is None
-
-
-def test_info_describes_the_dataset():
+def test_a_loader_describes_its_dataset_and_knows_which_given_labels_are_correct():
     loader = gray_loader(notes=["a note"], files=["a.png"] * 20)
     noisy = json.dumps(loader.noisy_labels.tolist()).encode()
     expected = {
@@ -255,30 +220,13 @@ def test_info_describes_the_dataset():
     }
     info = asdict(loader.info)
     assert {name: info[name] for name in expected} == expected
-    assert gray_loader(clean_labels=None).info.noise_rate is None
     assert json.loads(json.dumps(info)) == info | {"mean": [*MEAN], "std": [*STD]}
-    assert loader.files == ["a.png"] * 20
-    assert loader.class_names == list("abcdefghij")
-    assert loader.batch_size == 4
+    assert (loader.files, loader.class_names) == (["a.png"] * 20, list("abcdefghij"))
+    assert loader.is_clean.tolist() == [False] * 5 + [True] * 15
+    unknown = gray_loader(clean_labels=None)
+    assert unknown.is_clean is unknown.clean_labels is unknown.info.noise_rate is None
 
 
-def test_loaders_of_a_seed_serve_the_same_and_of_another_seed_not():
-    def orders(seed):
-        data = ImageData(gray_images(9), np.zeros(9, int), gray_images(1), np.zeros(1, int), ["a"])
-        loader = MemoryLoader(data, PLAIN, 4, seed)
-        return [joined(loader.run("warmup"))[2] for _ in range(2)]
-
-    assert orders(3) == orders(3) != orders(4)
-
-
-def test_wrong_calls_of_the_loader_say_what_was_expected():
-    loader = gray_loader()
+def test_an_unknown_mode_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="'valid': expected 'warmup', 'recalibrate', 'eval_train'"):
-        loader.run("valid")
-    twenty = "expected one for each of the 20 training images"
-    with pytest.raises(ValueError, match=f"pred has 3 and prob 20 values: {twenty}"):
-        loader.run("train", np.ones(3, bool), np.ones(20))
-    with pytest.raises(ValueError, match=f"pred has 20 and prob 19 values: {twenty}"):
-        loader.run("train", np.ones(20, bool), np.ones(19))
-    with pytest.raises(ValueError, match="expected one for each of the 2 training images"):
-        loader.run("train", np.ones(3, bool), np.ones(3), [4, 7])
+        gray_loader().run("valid")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import plain_images
 from torch.testing import assert_close
 
 from smr.data.augment import Views
@@ -23,10 +24,6 @@ def image_set(images, padding=4, flip=True, seed=0, **options) -> MemoryLoader:
 def augmented(loader: MemoryLoader, index) -> torch.Tensor:
     """One view of each of these images, as training sees them."""
     return loader.normalize(loader.augmented(index, slice(None)))
-
-
-def plain(loader: MemoryLoader, index) -> torch.Tensor:
-    return loader.normalize(loader.train_images.plain(index))
 
 
 def located_images(count: int, height: int = 32, width: int | None = None) -> np.ndarray:
@@ -119,39 +116,11 @@ def test_digits_are_cropped_and_never_flipped_and_animals_flipped_and_never_crop
     assert 0.4 < flips.mean() < 0.6
 
 
-def test_plain_images_are_scaled_and_normalized_alone():
-    images = located_images(5, 12, 9)
-    index = torch.tensor([3, 1])
-    for channels_last in (False, True):
-        found = plain(image_set(images, channels_last=channels_last), index)
-        expected = [plain_view(images[i], (4, 4), False) for i in index]
-        assert_close(found, torch.from_numpy(np.stack(expected)).float(), rtol=1e-5, atol=1e-5)
-        format_ = torch.channels_last if channels_last else torch.contiguous_format
-        assert found.is_contiguous(memory_format=format_)
-
-
 @pytest.mark.parametrize("padding", [0, 3])
-def test_a_set_gives_back_its_images_as_they_came(padding):
+def test_plain_images_are_normalized_alone(padding):
     images = located_images(4, 10, 7)
-    held = image_set(images, padding=padding)
-    assert len(held.train_images) == 4
-    assert np.array_equal(held.thumbnails(np.arange(4)), images)
-
-
-def test_the_last_image_s_last_crop_is_within_what_is_held():
-    images = located_images(2, 6, 5)
-    held = image_set(images, padding=2, flip=False)
-    views = augmented(held, torch.ones(300, dtype=torch.long))
-    offsets, _ = drawn(views, padding=2)
-    assert offsets.max(axis=0).tolist() == [4, 4]
-    last = as_bytes(views[(offsets == 4).all(axis=1)])[0]
-    assert_close(last[:4, :3], images[1, 2:, 2:].astype(float), rtol=0, atol=1e-3)
-
-
-def test_a_generator_s_state_repeats_the_views():
-    held, index = image_set(located_images(9)), torch.arange(9)
-    state = held.generator.get_state()
-    first, second = augmented(held, index), augmented(held, index)
-    assert not torch.equal(first, second)
-    held.generator.set_state(state)
-    assert torch.equal(augmented(held, index), first)
+    loader = image_set(images, padding=padding)
+    assert np.array_equal(loader.thumbnails(np.array([3, 1])), images[[3, 1]])
+    expected = np.stack([plain_view(image, (4, 4), False) for image in images])
+    found = plain_images(loader)
+    assert_close(found, torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)

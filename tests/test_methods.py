@@ -3,7 +3,6 @@
 import copy
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,7 +80,7 @@ def test_epochs_run_in_order_with_their_kind_and_learning_rate():
     for result in results:
         has_split = result.kind == SEMI_SUPERVISED
         assert ("split/net1/auc" in result.metrics) == has_split == (len(result.splits) == 2)
-    assert [len(history) for history in method.loss_histories()] == [1, 1]
+    assert [len(history) for history in method.histories] == [1, 1]
 
 
 def test_training_needs_no_folder_writes_nothing_and_shows_each_step(tmp_path, monkeypatch, capfd):
@@ -131,64 +130,29 @@ class Sampling(Spy):
         return [(images[index], self.loader.noisy_labels[index], index)]
 
 
-def test_each_network_is_split_by_its_own_losses_of_its_own_forward_pass():
-    loader, config = tiny_loader(), tiny_config()
-    samples = [7, 3, 12, 30, 21, 1, 39], [5, 2, 31, 8, 20]
-    pair, sampling = tiny_pair(config), Sampling(loader, *samples)
-    method = SMR(config, pair, sampling)
-    splits = method.co_divide()
-    assert sampling.calls == [("eval_train",), ("eval_train",)]
-    for network, history, split, sample in zip(
-        pair.networks, method.loss_histories(), splits, samples, strict=True
-    ):
-        index = sorted(sample)
-        scored = smr.sample_losses(network, loader.run("eval_train"))
-        scaled = min_max_scale(scored.losses[index])
-        assert split.index.tolist() == history[0].index.tolist() == index
-        assert_close(history[0].losses, scaled)
-        assert_close(torch.tensor(split.losses).float(), scaled)
-        assert len(split.clean_probability) == len(split.labeled) == len(index)
-
-
-def test_each_network_trains_on_the_other_s_split_made_before_either_trained():
-    config = tiny_config(num_epochs=0, warm_up=0)
-    pair, spy = tiny_pair(config), Spy(tiny_loader())
-    expected = SMR(config, copy.deepcopy(pair), tiny_loader()).co_divide()
-    assert not np.array_equal(expected[0].losses, expected[1].losses)
-    (result,) = train(pair, spy, config)
-    assert [call[0] for call in spy.calls] == ["eval_train", "eval_train", "train", "train"]
-    for (_, *arguments), split in zip(spy.calls[2:], reversed(expected), strict=True):
+def test_each_network_trains_on_its_peer_s_split_made_before_either_trained():
+    """Each network scores its own sample, and is split by its own losses of it."""
+    config, loader = tiny_config(num_epochs=0, warm_up=0), tiny_loader(wrong=20)
+    samples = [7, 3, 12, 30, 21, 1, 39, 25, 10], list(range(5, 35, 3))
+    pair = tiny_pair(config)
+    expected = SMR(config, copy.deepcopy(pair), Sampling(loader, *samples)).co_divide()
+    for network, split, sample in zip(pair.networks, expected, samples, strict=True):
+        scored = smr.sample_losses(network, loader.run("eval_train")).losses
+        assert split.index.tolist() == sorted(sample)
+        assert_close(torch.tensor(split.losses).float(), min_max_scale(scored[sorted(sample)]))
+    sampling = Sampling(loader, *samples)
+    (result,) = train(pair, sampling, config)
+    assert [call[0] for call in sampling.calls] == ["eval_train", "eval_train", "train", "train"]
+    for (_, *arguments), split in zip(sampling.calls[2:], reversed(expected), strict=True):
         columns = split.labeled, split.clean_probability, split.index
         for argument, column in zip(arguments, columns, strict=True):
             assert argument.tolist() == column.tolist()
     for k, split in enumerate(expected):
         assert result.splits[k].clean_probability.tolist() == split.clean_probability.tolist()
-        statistics = split_statistics(
-            split.labeled, split.clean_probability, tiny_loader().is_clean
-        )
-        for name, value in statistics.items():
-            assert result.metrics[f"split/net{k + 1}/{name}"] == value
-    assert result.metrics["split/net1/auc"] != result.metrics["split/net2/auc"]
-
-
-def test_each_network_trains_on_the_images_that_the_other_scored():
-    config, loader = tiny_config(num_epochs=0, warm_up=0), tiny_loader(wrong=20)
-    samples = list(range(0, 40, 2)), list(range(5, 35, 3))
-    spy = Sampling(loader, *samples)
-    (result,) = train(tiny_pair(config), spy, config)
-    assert [split.index.tolist() for split in result.splits] == [*samples]
-    trained_on = [call[3].tolist() for call in spy.calls if call[0] == "train"]
-    assert trained_on == [samples[1], samples[0]]
-    for k, (split, sample) in enumerate(zip(result.splits, samples, strict=True), start=1):
-        noisy = np.array(sample) < 20
-        assert {name: result.metrics[f"split/net{k}/{name}"] for name in COUNTS} == {
-            "labeled": split.labeled.sum(),
-            "unlabeled": len(sample) - split.labeled.sum(),
-            "labeled_clean": (split.labeled & ~noisy).sum(),
-            "labeled_noisy": (split.labeled & noisy).sum(),
-            "unlabeled_clean": (~split.labeled & ~noisy).sum(),
-            "unlabeled_noisy": (~split.labeled & noisy).sum(),
-        }
+        is_clean = split.index >= 20
+        statistics = split_statistics(split.labeled, split.clean_probability, is_clean)
+        of_network = {name: result.metrics[f"split/net{k + 1}/{name}"] for name in statistics}
+        assert of_network == statistics
 
 
 class Moved(TinyNet):
@@ -260,34 +224,25 @@ def loss_of_a_batch(epoch: int = 0, **config) -> tuple[float, float, float]:
     return result.metrics["train/net1/loss"], cross_entropy, NegEntropy()(logits).item()
 
 
-def test_dividemix_warms_up_with_cross_entropy_and_its_penalty_if_the_noise_asks_for_it():
-    loss, cross_entropy, _ = loss_of_a_batch(method="dividemix")
-    assert loss == pytest.approx(cross_entropy, rel=1e-5)
-    loss, cross_entropy, penalty = loss_of_a_batch(method="dividemix", entropy_penalty=True)
-    assert loss == pytest.approx(cross_entropy + penalty, rel=1e-5)
-
-
-def test_smr_warms_up_with_mixup():
-    loss, cross_entropy, _ = loss_of_a_batch(entropy_penalty=True)
-    assert loss != pytest.approx(cross_entropy, rel=1e-3)
-
-
 @pytest.mark.parametrize(
-    "config",
-    [{"method": "ce"}, {"epoch": 1, "warm_up": 0, "recalibrate_every": 2}],
-    ids=["ce", "recalibration"],
+    ("flags", "terms"),
+    [
+        ({"method": "dividemix"}, "ce"),
+        ({"method": "dividemix", "entropy_penalty": True}, "ce + penalty"),
+        ({"entropy_penalty": True}, "mixup"),
+        ({"method": "ce", "entropy_penalty": True}, "ce"),
+        ({"epoch": 1, "warm_up": 0, "recalibrate_every": 2, "entropy_penalty": True}, "ce"),
+    ],
 )
-def test_recalibration_and_the_baseline_are_plain_cross_entropy_on_any_noise(config):
-    loss, cross_entropy, _ = loss_of_a_batch(entropy_penalty=True, **config)
-    assert loss == pytest.approx(cross_entropy, rel=1e-5)
-
-
-def test_cross_entropy_baseline_splits_nothing_and_learns():
-    config = tiny_config(method="ce", num_epochs=12, lr=0.1)
-    results = list(train(tiny_pair(config), tiny_loader(n=80, wrong=0), config))
-    assert all(r.splits == () for r in results)
-    losses = [r.metrics["train/net1/loss"] for r in results]
-    assert losses[-1] < losses[0] - 0.3
+def test_smr_warms_up_with_mixup_and_the_baselines_and_recalibration_have_cross_entropy(
+    flags, terms
+):
+    loss, cross_entropy, penalty = loss_of_a_batch(**flags)
+    if terms == "mixup":
+        assert loss != pytest.approx(cross_entropy, rel=1e-3)
+    else:
+        penalty = penalty if "penalty" in terms else 0
+        assert loss == pytest.approx(cross_entropy + penalty, rel=1e-5)
 
 
 def test_dividemix_is_smr_with_other_values_of_two_flags():
@@ -298,37 +253,6 @@ def test_dividemix_is_smr_with_other_values_of_two_flags():
 
 
 # --- state, and a method of one's own ---
-
-
-def test_the_clean_probability_of_other_losses_takes_the_history_and_leaves_it():
-    config = tiny_config(r=0.9, num_epochs=2, warm_up=0)
-    method = smr.new_method(config, tiny_pair(config), tiny_loader())
-    for epoch in range(2):
-        method.train_epoch(epoch)
-    assert [len(history) for history in method.loss_histories()] == [2, 2]
-    losses = [
-        smr.sample_losses(network, method.loader.run("eval_train"))
-        for network in method.pair.networks
-    ]
-    probability = method.clean_probabilities(losses)
-    assert [len(history) for history in method.loss_histories()] == [2, 2]
-    for row, split in zip(probability, method.co_divide(), strict=True):
-        assert_close(row, split.clean_probability)
-
-
-def test_losses_of_other_images_are_not_restored():
-    config = tiny_config(warm_up=0, num_epochs=0)
-    method = smr.new_method(config, tiny_pair(config), tiny_loader(n=40))
-    method.train_epoch(0)
-    state = method.state_dict()
-    fewer = smr.new_method(config, tiny_pair(config), tiny_loader(n=20))
-    with pytest.raises(ValueError, match="losses"):
-        fewer.load_state_dict(state)
-    (_, losses), *_ = state["histories"][0]
-    losses[3] = torch.nan
-    again = smr.new_method(config, tiny_pair(config), tiny_loader(n=40))
-    with pytest.raises(ValueError, match="losses"):
-        again.load_state_dict(state)
 
 
 class Frozen(smr.Method):

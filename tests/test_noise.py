@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import write_cifar
 
-from dataloader_cifar import HUMAN_LABELS, cifar_dataloader, noisy_labels
+from dataloader_cifar import HUMAN_LABELS, HUMAN_MODES, cifar_dataloader, noisy_labels
 from smr.data.cifar_files import read_digits
 from smr.errors import InputError
 
@@ -35,29 +35,6 @@ def turned(dataset: str, mode: str, classes: int) -> dict[int, int]:
 
 def loader(root, noise_mode="sym", r=0.5, dataset="cifar10", **options):
     return cifar_dataloader(dataset, r, noise_mode, 16, 0, root, None, **options)
-
-
-@pytest.mark.parametrize(("r", "expected"), [(0.2, 0.18), (0.5, 0.45), (0.9, 0.81), (1.0, 0.9)])
-def test_symmetric_noise_may_keep_a_label(r, expected):
-    clean = clean_labels(20_000)
-    noisy = np.array(noisy_labels(clean, "cifar10", "sym", r, 3))
-    assert (noisy != clean).mean() == pytest.approx(expected, abs=0.01)
-    counts = np.bincount(noisy[noisy != clean], minlength=10)
-    assert counts.min() > 0.9 * counts.mean()
-
-
-def test_asymmetric_noise_of_cifar10_confuses_the_named_classes_alone():
-    found = {a: b for a, b in turned("cifar10", "asym", 10).items() if a != b}
-    truck_bird_deer_cat_dog = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-    assert found == truck_bird_deer_cat_dog
-
-
-def test_asymmetric_noise_chooses_r_of_all_labels_so_half_of_them_turn():
-    clean = clean_labels()
-    noisy = np.array(noisy_labels(clean, "cifar10", "asym", 0.4, 5))
-    assert (noisy != clean).mean() == pytest.approx(0.2, abs=0.02)
-    chosen_cats = (noisy != clean)[clean == 3].mean()
-    assert chosen_cats == pytest.approx(0.4, abs=0.05)
 
 
 def test_asymmetric_noise_of_cifar100_turns_circularly_in_blocks_of_five():
@@ -97,49 +74,22 @@ def test_generated_labels_are_those_of_the_seed_and_nothing_is_written(cifar10_f
     assert sorted(cifar10_folder.iterdir()) == before
 
 
-def test_list_of_labels_that_is_not_there_is_generated(cifar10_folder):
-    found = loader(cifar10_folder, noise_file=cifar10_folder / "0.5_sym.json", seed=3)
-    assert found.noisy_labels.tolist() == loader(cifar10_folder, seed=3).noisy_labels.tolist()
-
-
-HUMAN = {
-    "aggre": ("aggre_label", 0.0903),
-    "rand1": ("random_label1", 0.1723),
-    "rand2": ("random_label2", 0.1812),
-    "rand3": ("random_label3", 0.1764),
-    "worst": ("worse_label", 0.4021),
-}
-
-
-def write_human_file(path, clean):
-    """A file in CIFAR-N's form; its labels of column k are those of class (clean + k) % 10."""
-    content = {"clean_label": clean}
-    torch.save(content | {key: (clean + k) % 10 for k, (key, _) in enumerate(HUMAN.values())}, path)
+def write_human_file(path, clean, dataset="cifar10"):
+    """A file in CIFAR-N's form; its labels of mode k are those of class (clean + k) % 10."""
+    columns = [HUMAN_LABELS[mode][0] for mode in HUMAN_MODES[dataset]]
+    labels = {column: (clean + k) % 10 for k, column in enumerate(columns)}
+    torch.save({"clean_label": clean} | labels, path)
     return path
 
 
-def test_each_set_of_human_labels_is_read_under_its_name(cifar10_folder, tmp_path):
-    assert HUMAN | {"noisy100": ("noisy_label", 0.402)} == HUMAN_LABELS
-    path = write_human_file(tmp_path / "CIFAR-10_human.pt", clean_labels(100))
-    for number, mode in enumerate(HUMAN):
-        found = loader(cifar10_folder, mode, noise_file=path)
-        assert found.noisy_labels.tolist() == ((clean_labels(100) + number) % 10).tolist()
-
-
-def test_human_labels_of_cifar100_are_read(cifar100_folder, tmp_path):
-    clean = clean_labels(200, 100)
-    path = tmp_path / "CIFAR-100_human.pt"
-    torch.save({"clean_label": clean, "noisy_label": clean[::-1].copy()}, path)
-    found = loader(cifar100_folder, "noisy100", dataset="cifar100", noise_file=path)
-    assert found.noisy_labels.tolist() == clean[::-1].tolist()
-
-
-def test_the_first_training_images_have_the_first_human_labels(cifar10_folder, tmp_path):
-    path = write_human_file(tmp_path / "CIFAR-10_human.pt", clean_labels(100))
-    found = loader(cifar10_folder, "worst", noise_file=path, train_images=30)
-    assert found.noisy_labels.tolist() == ((clean_labels(30) + 4) % 10).tolist()
-    assert found.info.train_images == 30
-    assert found.info.test_images == 40
+def test_each_set_of_human_labels_is_read_under_its_name(cifar10_folder, cifar100_folder, tmp_path):
+    ten, hundred = (cifar10_folder, clean_labels(100)), (cifar100_folder, clean_labels(200, 100))
+    for dataset, (folder, clean) in (("cifar10", ten), ("cifar100", hundred)):
+        path = write_human_file(tmp_path / "human.pt", clean, dataset)
+        for k, mode in enumerate(HUMAN_MODES[dataset]):
+            for count in (None, 30):
+                found = loader(folder, mode, dataset=dataset, noise_file=path, train_images=count)
+                assert found.noisy_labels.tolist() == ((clean + k) % 10).tolist()[:count]
 
 
 def test_fewer_training_images_are_the_first_ones(cifar10_folder):
@@ -147,6 +97,7 @@ def test_fewer_training_images_are_the_first_ones(cifar10_folder):
     index = np.arange(25)
     assert np.array_equal(found.thumbnails(index), whole.thumbnails(index))
     assert found.noisy_labels.tolist() == clean_labels(25).tolist()
+    assert (found.info.train_images, found.info.test_images) == (25, 40)
     with pytest.raises(InputError, match="--train_images 101: there are 100"):
         loader(cifar10_folder, train_images=101)
 
@@ -260,11 +211,3 @@ def test_human_labels_in_tensorflow_s_order_are_refused(cifar10_folder, tmp_path
     path = write_human_file(tmp_path / "CIFAR-10_human_ordered.pt", clean_labels(100)[::-1].copy())
     with pytest.raises(InputError, match=r"100 images: .*TensorFlow's order.*CIFAR-10_human\.pt"):
         loader(cifar10_folder, "worst", noise_file=path)
-
-
-def test_labels_that_agree_with_the_truth_by_chance_get_a_note(cifar10_folder, tmp_path):
-    path, clean = tmp_path / "a.json", clean_labels(100)
-    for labels, noted in ((clean[::-1], True), (np.where(np.arange(100) < 60, 1, clean), False)):
-        path.write_text(json.dumps(labels.tolist()))
-        notes = loader(cifar10_folder, noise_file=path).info.data_notes
-        assert any("no more than random labels do" in note for note in notes) is noted

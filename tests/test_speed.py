@@ -14,7 +14,7 @@ import smr
 from dataloader_cifar import cifar_dataloader
 from PreResNet import PreActResNet
 from smr import devices
-from smr.training import LabeledBatch, autocast, optimizer_step
+from smr.training import autocast, optimizer_step
 
 CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ def step_of(channels_last: bool, amp: bool = False):
     x1, x2, u1, u2 = images_of(16).split(4)
     if channels_last:
         x1, x2, u1, u2 = (v.to(memory_format=torch.channels_last) for v in (x1, x2, u1, u2))
-    labeled = LabeledBatch(x1, x2, torch.arange(4), torch.tensor([0.1, 0.5, 0.9, 1.0]))
+    labeled = (x1, x2, torch.arange(4), torch.tensor([0.1, 0.5, 0.9, 1.0]))
     permutation = torch.randperm(16, generator=generator())
     with autocast(CPU, amp):
         result = smr.mixmatch_loss(network, peer, labeled, (u1, u2), 0.7, permutation, 40.0, config)

@@ -1,24 +1,19 @@
 """Mixup, targets, training steps, and one network's epochs (docs/method.md, 3, 5 and 6)."""
 
 import copy
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from golden import OneBatch
 from helpers import TinyNet, generator, state_copy, tiny_config, tiny_loader, tiny_pair
-from torch import nn
 from torch.testing import assert_close
 
 import smr
-from losses import NegEntropy
 from smr.training import (
-    LabeledBatch,
-    cross_entropy_loss,
     learning_rate,
     mixup_weights,
-    optimizer_step,
 )
 
 
@@ -39,16 +34,6 @@ def test_optimizers_are_sgd_of_the_configuration_each_with_its_own_network():
     assert not torch.equal(*(network.conv.weight for network in pair.networks))
 
 
-def test_a_step_frees_its_gradients():
-    network = TinyNet()
-    weight, bias = network.linear.weight, network.linear.bias
-    expected = weight.detach() - 0.1 * 3
-    optimizer = torch.optim.SGD([weight, bias], lr=0.1)
-    optimizer_step(3 * weight.sum() + bias.sum(), optimizer)
-    assert torch.allclose(weight, expected)
-    assert weight.grad is bias.grad is None
-
-
 # --- mixup ---
 
 
@@ -65,82 +50,6 @@ def test_mix_pairs_each_image_with_the_permuted_one():
 
 
 # --- targets and the semi-supervised step ---
-
-
-class Fixed(nn.Module):
-    """Returns these logits; an image's first pixel is its position."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = nn.Parameter(torch.as_tensor(logits))
-
-    def forward(self, images):
-        return self.logits[images[:, 0, 0, 0].long()]
-
-
-def positions(n: int) -> torch.Tensor:
-    return torch.arange(n, dtype=torch.float32)[:, None, None, None].expand(n, 3, 2, 2)
-
-
-def sharpened(p: torch.Tensor) -> torch.Tensor:
-    """Sharpened at T = 0.5."""
-    return p**2 / (p**2).sum(dim=1, keepdim=True)
-
-
-def test_pseudo_label_is_the_sharpened_mean_of_both_networks_on_both_views():
-    own, peer = (torch.randn(6, 4, generator=generator(seed)) for seed in (1, 2))
-    targets = smr.pseudo_labels(Fixed(own), Fixed(peer), positions(6)[:3], positions(6)[3:], T=0.5)
-    views = [logits.softmax(1)[rows] for logits in (own, peer) for rows in (slice(3), slice(3, 6))]
-    assert_close(targets, sharpened(sum(views) / 4))
-
-
-def test_refined_label_weights_the_given_one_by_its_clean_probability():
-    own, labels = torch.randn(6, 4, generator=generator()), torch.tensor([3, 0, 1])
-    w = torch.tensor([1.0, 0.25, 0.0])
-    targets = smr.refined_labels(Fixed(own), positions(6)[:3], positions(6)[3:], labels, w, T=0.5)
-    p = (own.softmax(1)[:3] + own.softmax(1)[3:]) / 2
-    assert_close(targets, sharpened(w[:, None] * torch.eye(4)[labels] + (1 - w[:, None]) * p))
-    assert_close(targets[0], torch.eye(4)[3])
-
-
-@pytest.mark.parametrize("labeled_rows_only", [False, True])
-def test_the_loss_of_a_step_is_the_sum_of_its_parts(labeled_rows_only):
-    """4 labeled and 3 unlabeled images; lambda_u is half way up its ramp."""
-    x1, x2, u1, u2 = (torch.randn(n, 3, 8, 8, generator=generator(n)) for n in (4, 4, 3, 3))
-    labels, probability = torch.tensor([1, 2, 3, 4]), torch.rand(4, generator=generator())
-    permutation = torch.randperm(14, generator=generator(5))
-    assert (permutation[:8] >= 8).any()  # labeled images are mixed with unlabeled ones
-    result = smr.mixmatch_loss(
-        TinyNet().train(),
-        TinyNet().eval(),
-        LabeledBatch(x1, x2, labels, probability),
-        (u1, u2),
-        weight=0.8,
-        permutation=permutation,
-        epoch=18.0,
-        config=tiny_config(labeled_rows_only=labeled_rows_only, warm_up=10),
-    )
-    rows = 8 if labeled_rows_only else 14
-    log_p, p = result.logits.log_softmax(dim=1), result.logits.softmax(dim=1)
-    targets = torch.cat([result.targets_x] * 2 + [result.targets_u] * 2)
-    mixed = 0.8 * targets + 0.2 * targets[permutation]
-    assert len(result.logits) == rows
-    assert_close(result.mixed_targets, mixed[:rows])
-    assert_close(result.parts["loss_x"], -(log_p[:8] * mixed[:8]).sum(dim=1).mean())
-    assert_close(result.parts["penalty"], (0.1 * torch.log(0.1 / p.mean(dim=0))).sum())
-    assert result.parts["lambda_u"] == 12.5
-    assert_close(
-        result.loss,
-        result.parts["loss_x"] + 12.5 * result.parts["loss_u"] + result.parts["penalty"],
-    )
-    if labeled_rows_only:
-        assert result.parts["loss_u"] == 0
-    else:
-        assert_close(result.parts["loss_u"], ((p[8:] - mixed[8:]) ** 2).mean())
-    # Gradients flow through the mixed forward pass alone.
-    assert result.logits.requires_grad
-    for each in (result.targets_x, result.targets_u, result.mixed_targets):
-        assert not each.requires_grad
 
 
 # --- the semi-supervised epoch ---
@@ -179,7 +88,6 @@ def test_a_step_passes_u1_u2_x1_x2_and_the_mixed_batch_in_this_order():
     passes: list = []
     names = iter(("network", "peer"))
     pair = tiny_pair(tiny_config(), lambda: Watched(next(names), passes))
-    reference = copy.deepcopy(pair.networks[0]).train()
     peer_before = state_copy(pair.networks[1])
     labeled, unlabeled = one_step()
     mixmatch_epoch(pair, labeled, unlabeled)
@@ -196,14 +104,7 @@ def test_a_step_passes_u1_u2_x1_x2_and_the_mixed_batch_in_this_order():
     assert_close(torch.cat([images for *_, images in peers]), torch.cat([u1, u2]))
     for name, tensor in pair.networks[1].state_dict().items():
         assert torch.equal(tensor, peer_before[name])
-
-    reference.passes = []
-    for _, _, images in own:
-        reference(images)
-    trained = pair.networks[0].bn
-    assert_close(trained.running_mean, reference.bn.running_mean)
-    assert_close(trained.running_var, reference.bn.running_var)
-    assert trained.num_batches_tracked == 5
+    assert pair.networks[0].bn.num_batches_tracked == 5
 
 
 @pytest.mark.parametrize(("images", "ramp_steps"), [(20, 3), (16, 3), (7, 1)])
@@ -270,27 +171,6 @@ def test_targets_are_compared_with_the_true_labels_if_these_are_known():
     assert unknown.keys() == figures.keys() - {"refined_label_accuracy", "pseudo_label_accuracy"}
 
 
-def test_figures_of_an_epoch_are_the_means_of_its_steps():
-    sums = []
-    labeled, unlabeled = tiny_loader().run("train", np.arange(40) < 20, np.ones(40))
-    figures = mixmatch_epoch(
-        tiny_pair(tiny_config()),
-        labeled,
-        unlabeled,
-        epoch=10,
-        progress=lambda step, of, meter: sums.append({k: float(v) for k, v in meter.sums.items()}),
-    )
-    before = [dict.fromkeys(sums[0], 0.0), *sums]
-    for name in ("loss", "loss_x", "loss_u", "lambda_u", "penalty"):
-        values = [after[name] - last[name] for last, after in zip(before, sums, strict=False)]
-        assert len({*values}) == 3
-        assert figures[name] == pytest.approx(sum(values) / 3)
-    step = {name: sums[0][name] for name in ("loss_x", "loss_u", "lambda_u", "penalty")}
-    assert sums[0]["loss"] == pytest.approx(
-        step["loss_x"] + step["lambda_u"] * step["loss_u"] + step["penalty"]
-    )
-
-
 # --- supervised epochs ---
 
 
@@ -315,41 +195,14 @@ def test_supervised_passes_are_in_train_mode_and_move_the_weights_each_step(epoc
     assert figures["images"] == 40
 
 
-def test_dividemix_s_penalty_is_the_negative_entropy_of_the_predictions():
-    network, images, labels = TinyNet(), torch.randn(10, 3, 8, 8), torch.arange(10)
-    logits = network(images)
-    plain = F.cross_entropy(logits, labels)
-    assert_close(cross_entropy_loss(network, images, labels), plain)
-    with_penalty = cross_entropy_loss(network, images, labels, entropy_penalty=True)
-    assert_close(with_penalty, plain + NegEntropy()(logits))
-
-
-def test_a_warm_up_mixes_each_batch_with_itself_by_one_weight():
-    """Images of one value: a mixed one is l·own + (1-l)·partner's, with l from 0.5 to 1."""
-    n, passes = 40, []
-    values = torch.arange(1.0, n + 1) ** 2
-    images = values[:, None, None, None].expand(n, 3, 4, 4)
-    batches = [
-        (images[rows], torch.zeros(len(rows), dtype=torch.long), rows)
-        for rows in torch.arange(n).split(16)
-    ]
+def test_a_warm_up_mixes_each_batch_with_itself_by_its_own_weight():
+    passes: list = []
     pair = tiny_pair(tiny_config(), lambda: Watched("network", passes))
-    smr.mixup_epoch(pair.networks[0], pair.optimizers[0], batches, tiny_config())
-    weights = []
-    for (*_, mixed), (plain, *_) in zip(passes, batches, strict=True):
-        own, mixed = plain[:, 0, 0, 0].double(), mixed[:, 0, 0, 0].double()
-        # (mixed - l·own) / (1-l) is a permutation of the batch at the right l alone.
-        partners = own[None] - own[:, None]  # partner j minus image i
-        candidates = ((mixed - own)[0] / partners[0]).nan_to_num(-1)
-        fits = [
-            1 - c.item()
-            for c in candidates
-            if 0 < c <= 0.5
-            and torch.allclose(
-                ((mixed - (1 - c) * own) / c).sort().values, own, rtol=1e-3, atol=0.05
-            )
-        ]
-        assert len(fits) == 1
-        weights += fits
-    assert len({*weights}) == 3
-    assert all(0.5 <= weight <= 1 for weight in weights)
+    batches = list(tiny_loader().run("warmup"))
+    orders = [torch.randperm(len(images)) for images, *_ in batches]
+    draws = mock.patch("numpy.random.beta", lambda a, b, steps: np.array([0.9, 0.2, 0.6]))
+    with draws, mock.patch("torch.randperm", side_effect=orders):
+        smr.mixup_epoch(pair.networks[0], pair.optimizers[0], batches, tiny_config())
+    for step, weight in enumerate((0.9, 0.8, 0.6)):
+        (images, *_), (*_, mixed) = batches[step], passes[step]
+        assert_close(mixed, weight * images + (1 - weight) * images[orders[step]])

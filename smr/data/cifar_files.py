@@ -6,8 +6,8 @@ import pickle
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,50 +69,33 @@ def load_archive(path: str | Path):
     """
     allowed = [(function, name) for name, function in ALLOWED.items()]
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch itself compares no checksum
-                    raise Refused(f"it is damaged: {damaged} has another checksum")
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
+            # torch itself compares no checksum.
+            raise Refused(f"it is damaged: {damaged} has another checksum")
         with torch.serialization.safe_globals(allowed + NUMBER_TYPES):
             return torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, Refused):
         raise
     except Exception as error:  # zipfile and torch raise many types
-        raise Refused(
-            "it is damaged, not of torch.save's form, or holds more than numbers and text, of "
-            "which none was run"
-        ) from error
+        what = "damaged, not of torch.save's form, or holds more than numbers and text"
+        raise Refused(f"it is {what}, of which none was run") from error
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """The official files of a dataset; `prefix` is that of its labels' and classes' keys."""
 
     num_class: int
     folder: str
-    train_files: tuple[str, ...]
+    train_files: list[str]
     test_file: str
     names_file: str
     prefix: str
 
 
+BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 ARCHIVES = {
-    "cifar10": Archive(
-        num_class=10,
-        folder="cifar-10-batches-py",
-        train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test_file="test_batch",
-        names_file="batches.meta",
-        prefix="",
-    ),
-    "cifar100": Archive(
-        num_class=100,
-        folder="cifar-100-python",
-        train_files=("train",),
-        test_file="test",
-        names_file="meta",
-        prefix="fine_",
-    ),
+    "cifar10": Archive(10, "cifar-10-batches-py", BATCHES, "test_batch", "batches.meta", ""),
+    "cifar100": Archive(100, "cifar-100-python", ["train"], "test", "meta", "fine_"),
 }
 
 
@@ -141,15 +124,16 @@ def as_text(string: bytes | str) -> str:
 
 def find_data(root: str | Path, dataset: str) -> Path:
     """The folder that holds the dataset: `root` or its official sub-folder. Raises InputError."""
-    archive, root = ARCHIVES[dataset], Path(root)
-    for folder in (root, root / archive.folder):
-        if (folder / archive.train_files[0]).is_file():
+    first, root = ARCHIVES[dataset].train_files[0], Path(root)
+    folders = root, root / ARCHIVES[dataset].folder
+    for folder in folders:
+        if (folder / first).is_file():
             return folder
     own_photos = f"; {OWN_PHOTOS}" if subfolders(root) else ""
     raise InputError(
-        f"{dataset} not found: looked for {archive.train_files[0]} in {root} and in "
-        f"{root / archive.folder}; get the Python version from the CIFAR page of the University of "
-        f"Toronto, or let --download fetch it; --dataset digits needs no data{own_photos}"
+        f"{dataset} not found: looked for {first} in {folders[0]} and in {folders[1]}; get the "
+        "Python version from the CIFAR page of the University of Toronto, or let --download fetch "
+        f"it; --dataset digits needs no data{own_photos}"
     )
 
 
@@ -165,10 +149,10 @@ def download(root: str | Path, dataset: str) -> None:
     with suppress(InputError):
         find_data(root, dataset)
         return
-    root, source = Path(root), getattr(datasets, dataset.upper())
+    root = Path(root)
     parent = root.parent if root.name == ARCHIVES[dataset].folder else root
     try:
-        source(parent, download=True)
+        getattr(datasets, dataset.upper())(parent, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"--download to {parent} failed ({error}); fetch the Python version by hand"
@@ -182,11 +166,10 @@ def read_part(
     images, labels, key = [], [], f"{archive.prefix}labels"
     for path in (folder / name for name in files):
         content = read_pickle(path)
-        rows = content.get("data")
+        rows, given = content.get("data"), content.get(key)
         if getattr(rows, "dtype", None) != np.uint8 or rows.shape[1:] != (3072,) or not len(rows):
             raise InputError(f"{path}: 'data' is not rows of 3072 bytes (uint8)")
-        about = f"{path}: {key}"
-        labels.append(checked_labels(content.get(key), len(rows), archive.num_class, about))
+        labels.append(checked_labels(given, len(rows), archive.num_class, f"{path}: {key}"))
         images.append(rows.reshape(-1, 3, 32, 32))
     return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)
 

@@ -109,7 +109,7 @@ class Loader:
         views: Views,
         info: DatasetInfo,
         batch_size: int,
-        seed: int,
+        seed: int = 123,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         clean_labels: np.ndarray | None = None,
@@ -134,7 +134,7 @@ class Loader:
         self.info = info
         info.mean, info.std = views.mean, views.std
         info.train_images = len(train_images)
-        info.test_images = sum(len(images) for images, _ in tests.values())
+        info.test_images = sum(len(labels) for _, labels in tests.values())
         labels = json.dumps(self.noisy_labels.tolist())
         info.noise_sha256 = hashlib.sha256(labels.encode()).hexdigest()
         info.noise_rate = None if self.is_clean is None else 1 - float(self.is_clean.mean())
@@ -170,8 +170,8 @@ class Loader:
             return self._scoring(*self.tests[mode])
         if mode == "train":
             index = np.arange(len(self.noisy_labels)) if index is None else np.asarray(index)
-            pred, prob = np.asarray(pred, dtype=bool), np.asarray(prob)
-            return self._split(pred, prob, index, with_true_labels, strong)
+            pred = np.asarray(pred, dtype=bool)
+            return self._split(pred, np.asarray(prob), index, with_true_labels, strong)
         modes = f"'warmup', 'recalibrate', 'eval_train', 'whole', 'train' or {self.test_sets}"
         raise ValueError(f"mode '{mode}': expected {modes}")
 
@@ -192,27 +192,21 @@ class Loader:
         raise NotImplementedError
 
     def _split(self, pred, prob, index: np.ndarray, with_true_labels: bool, strong: bool):
-        if not len(pred) == len(prob) == len(index):
-            raise ValueError(
-                f"pred has {len(pred)} and prob {len(prob)} values: expected one for each of the "
-                f"{len(index)} training images"
-            )
         if self.log:
             is_clean = None if self.is_clean is None else self.is_clean[index]
             self.log.write(statistics_line(split_statistics(pred, prob, is_clean)) + "\n")
             self.log.flush()
-        probability = np.zeros(len(self.noisy_labels), dtype=np.float32)
-        probability[index] = prob
-        columns = self.noisy_labels, torch.as_tensor(probability, device=self.device)
+        probability = torch.zeros(len(self.noisy_labels), device=self.device)
+        probability[index] = torch.as_tensor(prob, dtype=torch.float32, device=self.device)
+        columns = self.noisy_labels, probability
         true = (torch.as_tensor(self.clean_labels, device=self.device),) if with_true_labels else ()
-        options = {"views": 2, "shuffle": True, "strong": strong}
-        labeled, unlabeled = (
-            torch.as_tensor(index[part], device=self.device) for part in (pred, ~pred)
-        )
-        return tuple(
-            Batches(self, self.train_images, part, columns, self.batch_size, **options)
-            for part, columns in ((labeled, (*columns, *true)), (unlabeled, true))
-        )
+
+        def part(chosen: np.ndarray, columns: tuple[Tensor, ...]) -> Batches:
+            rows = torch.as_tensor(index[chosen], device=self.device)
+            options = {"views": 2, "shuffle": True, "strong": strong}
+            return Batches(self, self.train_images, rows, columns, self.batch_size, **options)
+
+        return part(pred, columns + true), part(~pred, true)
 
     def supervised(self, index: Tensor) -> Batches:
         """(images, noisy labels, index) of these training images, as in 'warmup'."""

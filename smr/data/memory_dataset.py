@@ -37,36 +37,11 @@ class ImageData:
     labels_in_paths: bool = False
 
 
-class MemoryImages:
-    """Images uint8 [n, height, width, 3] on a device, padded for random crops."""
-
-    def __init__(self, images: np.ndarray, padding: int = 0, device: torch.device | str = "cpu"):
-        self.padding, (self.height, self.width) = padding, images.shape[1:3]
-        stored = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-        pad = (0, 0, padding, padding, padding, padding)
-        # Without padding no copy: it would double the memory of a large dataset.
-        self.padded = F.pad(stored, pad) if padding else stored
-
-    def __len__(self) -> int:
-        return len(self.padded)
-
-    def plain(self, index: Tensor) -> Tensor:
-        """The images at `index` [b], uint8 [b, height, width, 3]."""
-        pad, height, width = self.padding, self.height, self.width
-        return self.padded[index][:, pad : pad + height, pad : pad + width]
-
-    def cropped(self, index: Tensor, down: Tensor, right: Tensor, flipped: Tensor) -> Tensor:
-        """Crops at these offsets [b] in the padded images, mirrored where `flipped` [b] is 1."""
-        rows, columns = (
-            torch.arange(side, device=index.device) for side in (self.height, self.width)
-        )
-        columns = torch.where(flipped[:, None] == 1, columns.flip(0), columns)
-        rows, columns = down[:, None] + rows, right[:, None] + columns
-        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]
-
-
 class MemoryLoader(Loader):
-    """A `Loader` of images in memory. Args: log, an open text file for a line about each split."""
+    """A `Loader` of images in memory, uint8 [n, height, width, 3] on the device.
+
+    options: channels_last and log, as of `Loader`.
+    """
 
     def __init__(
         self,
@@ -75,15 +50,16 @@ class MemoryLoader(Loader):
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        log=None,
+        **options,
     ):
-        images = MemoryImages(data.train_images, views.padding, device)
-        test_images = MemoryImages(data.test_images, device=device)
+        images, test_images = (
+            torch.from_numpy(np.ascontiguousarray(part)).to(device)
+            for part in (data.train_images, data.test_images)
+        )
         self.views = views
         info = DatasetInfo(
             data.class_names,
-            image_size=[images.height, images.width],
+            image_size=[*images.shape[1:3]],
             data_notes=data.notes,
             labels_in_paths=data.labels_in_paths,
             dropped_images=data.dropped_images,
@@ -97,15 +73,14 @@ class MemoryLoader(Loader):
             batch_size=batch_size,
             seed=seed,
             device=device,
-            channels_last=channels_last,
             clean_labels=data.clean_labels,
             files=data.files,
-            log=log,
+            **options,
         )
 
     def thumbnails(self, index: np.ndarray) -> np.ndarray:
         """The training images at these positions, uint8 [k, h, w, 3]."""
-        return self.train_images.plain(torch.as_tensor(index, device=self.device)).cpu().numpy()
+        return self.train_images[torch.as_tensor(index, device=self.device)].cpu().numpy()
 
     def serve(
         self, batches: Batches, order: Tensor, seed: int
@@ -114,7 +89,7 @@ class MemoryLoader(Loader):
         groups = order.split(batches.batch_size)
         if not batches.views:
             for rows in distributed.rank_batches(groups):
-                yield rows, [batches.images.plain(rows)]
+                yield rows, [batches.images[rows]]
             return
         for rows in groups:
             own = distributed.rank_rows(len(rows))
@@ -126,11 +101,17 @@ class MemoryLoader(Loader):
         Crop and flip are drawn for all of `index`, so that the ranks' generators stay equal.
         """
         draw = {"generator": self.generator, "device": self.device}
-        down, right = torch.randint(2 * self.views.padding + 1, (2, len(index)), **draw)
+        pad = self.views.padding
+        down, right = torch.randint(2 * pad + 1, (2, len(index)), **draw)[:, own, None]
         flipped = torch.zeros_like(index)
         if self.views.flip:
             flipped = torch.randint(2, (len(index),), **draw)
-        return self.train_images.cropped(index[own], down[own], right[own], flipped[own])
+        images = self.train_images[index[own]]
+        rows, columns = (torch.arange(side, device=self.device) for side in images.shape[1:3])
+        columns = torch.where(flipped[own, None] == 1, columns.flip(0), columns)
+        padded = F.pad(images, (0, 0, pad, pad, pad, pad))
+        image = torch.arange(len(images), device=self.device)[:, None, None]
+        return padded[image, (down + rows)[:, :, None], (right + columns)[:, None]]
 
     def _scoring_batch_size(self, count: int) -> int:
         """Many small images at once, but at least a batch for each rank."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smr.data.cifar_files import Refused, checked_labels, load_archive
+from smr.data.cifar_files import checked_labels, load_archive
 from smr.data.image_folder import Listing, first_ten, read_text
 from smr.data.label_table import read_table
 from smr.data.memory_dataset import ImageData
@@ -40,11 +40,9 @@ def read_noise_file(path: Path):
         if suffix in (".csv", ".tsv", ".txt"):
             return read_csv(path)
         return json.loads(read_text(path, EXPECTED))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except InputError:
         raise
-    except (Refused, ValueError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: no file of labels: {reason}; {EXPECTED}") from error
 
@@ -52,10 +50,10 @@ def read_noise_file(path: Path):
 def read_csv(path: Path) -> list | dict[str, list]:
     """The columns of a table as numbers; a list if it has one column without a name."""
     names, rows = read_table(path)
-    columns = {name: [number(row[name]) for _, row in rows] for name in names}
+    columns = {name.strip().lower(): [number(row[name]) for _, row in rows] for name in names}
     if len(names) == 1 and isinstance(number(names[0]), int):
-        return [number(names[0]), *columns[names[0]]]
-    return {name.strip().lower(): column for name, column in columns.items()}
+        return [number(names[0]), *columns[names[0].strip()]]
+    return columns
 
 
 def number(cell: str) -> int | str:
@@ -124,18 +122,6 @@ def label_list(labels: list[int], dropped: list[int]) -> list[int | None]:
     for position in sorted(dropped):
         whole.insert(position, None)
     return whole
-
-
-def agreement_notes(labels: np.ndarray, clean: np.ndarray, classes: int) -> list[str]:
-    """A note if labels of a file agree with the true ones no better than random labels would."""
-    agreement = float((labels == clean)[labels != DROPPED].mean())
-    chance = 1 / classes
-    if agreement > chance + 3 * (chance * (1 - chance) / len(labels)) ** 0.5:
-        return []
-    return [
-        f"the labels of --noise_file agree with the true labels on {100 * agreement:.1f} % of the "
-        "images, no more than random labels do: is it of this dataset, in the same order?"
-    ]
 
 
 def dropped_by(labels: np.ndarray) -> tuple[list[int], list[str]]:

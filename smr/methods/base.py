@@ -12,8 +12,7 @@ from smr import distributed
 from smr.config import Config
 from smr.data.loader import Loader
 from smr.errors import NonFiniteLoss
-from smr.gmm_split import SampleLosses, Split, append_losses, gmm_split, split_statistics
-from smr.metrics import Meter
+from smr.gmm_split import SampleLosses, Split, gmm_split, split_statistics, with_losses
 from smr.training import Pair, learning_rate
 
 
@@ -25,16 +24,6 @@ class TrainedEpoch:
     kind: str
     metrics: dict[str, float]
     splits: tuple[Split, ...] = ()
-
-
-class SilentLog:
-    """The log of a caller who wants none."""
-
-    def note(self, text: str) -> None:
-        """A line for the reader, once a run."""
-
-    def progress(self, epoch: int, kind: str, network: int, step: int, steps: int, meter: Meter):
-        """Called after each training step; `network` is 1 or 2."""
 
 
 class Method:
@@ -54,8 +43,14 @@ class Method:
         """No flags."""
 
     def __init__(self, config: Config, pair: Pair, loader: Loader, log=None):
-        self.config, self.pair, self.loader = config, pair, loader
-        self.log = log or SilentLog()
+        self.config, self.pair, self.loader, self.log = config, pair, loader, log
+        # Each network's losses of the last epochs, if the method keeps them.
+        self.histories: list[list[SampleLosses]] = [[], []]
+
+    def note(self, text: str) -> None:
+        """Write a line to the log, if there is one."""
+        if self.log:
+            self.log.note(text)
 
     def kind_of_epoch(self, epoch: int) -> str:
         """The kind of an epoch in a word, such as 'warm-up'."""
@@ -85,29 +80,24 @@ class Method:
         return TrainedEpoch(epoch, kind, metrics, splits)
 
     def for_each_network(
-        self, epoch: int, train_network: Callable[[int, Callable], dict[str, float]]
+        self, epoch: int, train_network: Callable[[int, Callable | None], dict[str, float]]
     ) -> list[dict[str, float]]:
         """train_network(k, progress) of network 1 (k = 0), then of network 2."""
-        figures = []
+        figures, kind = [], self.kind_of_epoch(epoch)
         for k in (0, 1):
             with located(f"network {k + 1}"):
-                kind = self.kind_of_epoch(epoch)
-                progress = partial(self.log.progress, epoch, kind, k + 1)
+                progress = self.log and partial(self.log.progress, epoch, kind, k + 1)
                 figures.append(train_network(k, progress))
         return figures
 
     def clean_probabilities(self, losses: list[SampleLosses]) -> np.ndarray:
         """float [2, m]: each network's clean probability of labels with these losses (method 4)."""
-        splits = []
-        for history, latest in zip(self.loss_histories(), losses, strict=True):
-            history = list(history)
-            append_losses(history, latest, self.config.r)
-            splits.append(gmm_split(history, self.config.r, self.config.seed))
+        r, seed = self.config.r, self.config.seed
+        splits = [
+            gmm_split(with_losses(history, latest, r), r, seed)
+            for history, latest in zip(self.histories, losses, strict=True)
+        ]
         return np.stack([split.clean_probability for split in splits])
-
-    def loss_histories(self) -> list[list[SampleLosses]]:
-        """Each network's losses of the last epochs, if the method keeps them."""
-        return [[], []]
 
 
 def split_metrics(splits: tuple[Split, ...], loader: Loader) -> dict[str, float]:

@@ -9,7 +9,7 @@ from losses import LAMBDA_U
 from smr.errors import NonFiniteLoss
 from smr.evaluate import sample_losses
 from smr.flags import flag
-from smr.gmm_split import SampleLosses, Split, append_losses, gmm_split
+from smr.gmm_split import SampleLosses, Split, gmm_split, with_losses
 from smr.methods.base import Method
 from smr.training import cross_entropy_epoch, mixmatch_epoch, mixup_epoch
 
@@ -58,10 +58,6 @@ class SMR(Method):
             choices=("weak", "strong"),
         )
 
-    def __init__(self, config, pair, loader, log=None):
-        super().__init__(config, pair, loader, log)
-        self.histories: list[list[SampleLosses]] = [[], []]
-
     def kind_of_epoch(self, epoch: int) -> str:
         """Warm-up, semi-supervised or recalibration (method 3)."""
         k = self.config.recalibrate_every
@@ -107,26 +103,22 @@ class SMR(Method):
 
         Raises NonFiniteLoss.
         """
-        for k, (network, history) in enumerate(
-            zip(self.pair.networks, self.histories, strict=True)
-        ):
+        r, seed, p_threshold = self.config.r, self.config.seed, self.config.p_threshold
+        for k, network in enumerate(self.pair.networks):
             losses = sample_losses(network, self.loader.run("eval_train"), self.config.amp)
             if not torch.isfinite(losses.losses).all():
                 raise NonFiniteLoss(f"network {k + 1}, scoring: a sample's loss is not finite")
-            append_losses(history, losses, self.config.r)
-        r, seed, p_threshold = self.config.r, self.config.seed, self.config.p_threshold
+            self.histories[k] = with_losses(self.histories[k], losses, r)
         return tuple(gmm_split(history, r, seed, p_threshold) for history in self.histories)
 
     def mixmatch(self, k: int, split: Split, epoch: int, progress: Callable) -> dict[str, float]:
         """Network k's semi-supervised epoch on its peer's split (method 5)."""
         if not split.labeled.any():
-            self.log.note(
-                f"network {k + 1}: the clean set is empty; training with cross-entropy for this "
-                "epoch"
-            )
+            instead = "training with cross-entropy for this epoch"
+            self.note(f"network {k + 1}: the clean set is empty; {instead}")
             return self.recalibrate(k, progress)
         if split.labeled.all():
-            self.log.note(f"network {k + 1}: the noisy set is empty; training on labeled images")
+            self.note(f"network {k + 1}: the noisy set is empty; training on labeled images")
         labeled, unlabeled = self.loader.run(
             "train",
             split.labeled,
@@ -146,20 +138,12 @@ class SMR(Method):
             progress=progress,
         )
 
-    def loss_histories(self) -> list[list[SampleLosses]]:
-        return self.histories
-
     def state_dict(self) -> dict:
-        return {"histories": [[(h.index, h.losses) for h in each] for each in self.histories]}
+        return {"histories": [[tuple(losses) for losses in each] for each in self.histories]}
 
     def load_state_dict(self, state: dict) -> None:
-        device, count = self.loader.noisy_labels.device, len(self.loader.noisy_labels)
-        first, second = (
+        device = self.loader.device
+        self.histories = [
             [SampleLosses(index.to(device), losses.to(device)) for index, losses in history]
             for history in state["histories"]
-        )
-        for each in first + second:
-            fits = each.index.shape == each.losses.shape and each.index.max() < count
-            if not fits or not torch.isfinite(each.losses).all():
-                raise ValueError(f"its losses are not of these {count} images")
-        self.histories = [first, second]
+        ]
