@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import label_errors
-from plot_results import COLORS, Panel, draw_legend, ticks
+from plot_results import COLORS, Color, Panel, draw_legend, ticks
 from reproduce import CELLS, RESULTS
 
 from compare_runs import markdown, mean_and_deviation
 from smr.flags import Parser
-from smr.logging.figures import Color, blank, write
+from smr.logging.figures import blank, write
 from smr.run.command import command
 
 COLUMNS = {

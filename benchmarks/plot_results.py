@@ -19,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from compare_runs import FinishedRun, differences, read_run, run_folders
 from smr.errors import InputError
 from smr.flags import Parser
-from smr.logging.figures import INK, LIGHT, Color, blank, sideways, text_width, write
+from smr.logging.figures import INK, blank, font_of, write
 from smr.logging.metrics_file import read_metrics
 from smr.run.command import command
 
 RESULTS = Path(__file__).resolve().parent / "results" / "small"
+Color = tuple[int, int, int]
+LIGHT = (225, 225, 225)
 # Okabe and Ito's colors, which color-blind readers can tell apart, and those of other methods.
 COLORS = {
     "smr": (0, 114, 178),
@@ -158,6 +160,13 @@ class Panel:
             pen.line(self.points(epochs, values.mean(axis=0)), fill=color, width=6, joint="curve")
 
 
+def sideways(text: str, size: int) -> Image.Image:
+    """Text that reads upwards."""
+    picture, pen = blank(int(font_of(size).getlength(text)) + 2, size + 4)
+    write(pen, (1, 0), text, size)
+    return picture.rotate(90, expand=True)
+
+
 def draw(runs: Runs) -> Image.Image:
     """The picture of these runs, 1200 pixels wide."""
     height = TOP + sum(height + BELOW for _, _, height in ROWS) + 20
@@ -172,7 +181,7 @@ def draw(runs: Runs) -> Image.Image:
         panel.draw_axes()
         panel.draw_curves(rows[row][column])
         if column == 0:
-            axis = sideways(ROWS[row][0], TEXT + 4, INK)
+            axis = sideways(ROWS[row][0], TEXT + 4)
             picture.paste(axis, (8, (box[1] + box[3] - axis.height) // 2))
         if row == 0:
             title, middle = ", ".join(list(runs)[column]), (box[0] + box[2]) // 2
@@ -186,7 +195,7 @@ def draw_legend(pen: ImageDraw.ImageDraw, colors: dict[str, Color], words: str) 
     """The methods' names beside their colors, in as many lines as it takes, and these words."""
     x, y = LEFT, 40
     for method, color in colors.items():
-        width = 130 + int(text_width(method, 36))
+        width = 130 + int(font_of(36).getlength(method))
         if x + width > WIDTH:
             x, y = LEFT, y + 52
         pen.line([(x, y), (x + 60, y)], fill=color, width=12)

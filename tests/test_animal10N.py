@@ -13,9 +13,6 @@ from runs import rows_of
 
 import smr
 import train_animal10N
-import train_clothing1M
-import train_folder
-import train_webvision
 from dataloader_animal10N import ANIMALS, animal_dataloader, read_animal10n
 from smr.errors import InputError
 from smr.run.run_dir import run_name
@@ -237,18 +234,6 @@ def test_the_hyperparameters_are_the_published_ones(flags):
 def test_flags_that_do_not_fit_are_refused(flags, message):
     with pytest.raises(InputError, match="^" + re.escape(message)):
         configured(**flags)
-
-
-SCRIPTS = (train_animal10N, train_webvision, train_clothing1M, train_folder)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("flag", ["--r", "--noise-mode"])
-def test_flags_of_injected_noise_are_answered_with_the_reason_why_there_are_none(
-    script, flag, capsys
-):
-    line = refused(script.main, capsys, flag, "0.2")
-    assert f" {flag}: " in line and "no noise is injected" in line
 
 
 @pytest.mark.parametrize(

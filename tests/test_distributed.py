@@ -269,7 +269,7 @@ def predicted(networks: list[dict], images: int = IMAGES) -> dict:
     issues = compute_label_issues(pair, loader, smr.new_method(config, pair, loader), config.amp)
     arrays = {name: getattr(issues, name) for name in ("index", "labels", "pred_probs")}
     arrays["clean_probability"] = issues.clean_probability
-    return {"losses": vars(losses), "test": [figures, confusion], "issues": arrays}
+    return {"losses": losses._asdict(), "test": [figures, confusion], "issues": arrays}
 
 
 def broken_step() -> None:

@@ -82,4 +82,6 @@ class ELR(Method):
 
     def load_state_dict(self, state: dict) -> None:
         for targets, saved in zip(self.targets, state["targets"], strict=True):
+            if saved.shape != targets.shape or not torch.isfinite(saved).all():
+                raise ValueError("its ELR targets are not of these images")
             targets.copy_(saved)

@@ -147,3 +147,7 @@ class SMR(Method):
             [SampleLosses(index.to(device), losses.to(device)) for index, losses in history]
             for history in state["histories"]
         ]
+        for each in self.histories[0] + self.histories[1]:
+            fits = len(each.index) == len(each.losses) <= len(self.loader.noisy_labels)
+            if not fits or not torch.isfinite(each.losses).all():
+                raise ValueError("its losses are not of these images")
