@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -71,11 +71,19 @@ def main(argv: list[str] | None = None) -> None:
         ) from error
 
 
-def open_table(path: Path | None) -> AbstractContextManager[TextIO]:
-    """The table to write: standard output, or a new file. Names that are not UTF-8 are escaped."""
+@contextmanager
+def open_table(path: Path | None) -> Iterator[TextIO]:
+    """The table to write: standard output, or FILE.part, which is renamed once it is complete.
+
+    Names that are not UTF-8 are escaped.
+    """
     if not path:
-        return nullcontext(sys.stdout)
-    return open(path, "x", encoding="utf-8", errors="backslashreplace", newline="")
+        yield sys.stdout
+        return
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as table:
+        yield table
+    part.replace(path)
 
 
 def files_of(photos: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
@@ -146,7 +154,7 @@ def predict(
             raise InputError(summary)
         print(f"predict.py: left out: {summary}", file=sys.stderr)
     if table is not sys.stdout:
-        terminal.line(f"predicted {done:,} photos: {table.name}")
+        terminal.line(f"predicted {done:,} photos")
 
 
 def export(model: smr.Predictor, path: Path) -> None:

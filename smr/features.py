@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class FeatureLoader(Loader):
     def __init__(self, photos: Loader, train: Tensor, tests: dict[str, Tensor]):
         vars(self).update(vars(photos))
         self.train_images, self.thumbnails = train, photos.thumbnails
+        self.info = replace(photos.info)
         self.tests = {name: (tests[name][:, None], photos.tests[name][1]) for name in tests}
         self.generator = photos.generator.clone_state()
         self.scale = float(train[:, 0].float().pow(2).mean().sqrt()) or 1.0
@@ -182,6 +184,7 @@ class FrozenBackbone:
         )
         if distributed.is_rank_zero():
             prepare_folder(folder, key)
+        state, outputs = photos.generator.get_state(), {}
         passes = {"train_0": photos.run("whole")}
         passes |= {name: photos.run(name) for name in photos.test_sets}
         augmented = photos.supervised(photos.train_index)
@@ -189,7 +192,6 @@ class FrozenBackbone:
         progress = Progress(sum(len(batches.images) for batches in passes.values()))
         refuse_too_large(2 * self.features * progress.total, photos.device)
         self.network.to(photos.device, memory_format=torch.channels_last)
-        state, outputs = photos.generator.get_state(), {}
         for number, (name, batches) in enumerate(passes.items()):
             path = folder / f"{name}.npy"
             # Rank 0 decides: the others may already see the file that it is writing.

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from smr.data.decoding import formats, open_image, read_files, upright
 from smr.data.image_file_dataset import Frame, scaled
 from smr.data.image_folder import Listing
+from smr.errors import InputError
 from smr.logging.console import Terminal
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -214,6 +215,6 @@ def test_decoding_ends_if_memory_runs_out(tmp_path):
         time.sleep(0.05)
         raise MemoryError
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(InputError, match="lower --num_workers"):
         read_files(Listing(tmp_path, [f"{i}.png" for i in range(2000)], np.zeros(2000)), fail, 1)
     assert len(calls) < 5

@@ -108,8 +108,12 @@ def test_the_pages_corrections_are_read_by_number_where_excel_rewrote_names(run)
         page_rows(
             run, "44,training/Käse/44.png,Käse,5.1,other,", "11,training/5.10/11.png,5.1,,drop,"
         )
-    with pytest.raises(InputError, match=r"class 0 and 'NA' are two classes"):
-        page_rows(run, "46,training/Käse/46.png,Käse,NA,other,0")
+    # The name wins over the page's number; what is no class and no spreadsheet's form is refused.
+    assert page_rows(run, "46,training/Käse/46.png,Käse,NA,other,0") == {46: 5}
+    with pytest.raises(InputError, match=r"'tpyo': the run has no such class"):
+        page_rows(run, "45,training/Käse/45.png,Käse,tpyo,other,3")
+    with pytest.raises(InputError, match="action keep, but corrected"):
+        page_rows(run, "44,training/Käse/44.png,Käse,5.10,keep,1")
 
 
 def test_an_edit_from_true_to_false_is_one_where_a_spreadsheet_translated_both():

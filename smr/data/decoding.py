@@ -1,5 +1,7 @@
 """Decoding image files of any kind, each as RGB and upright."""
 
+import errno
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +16,7 @@ import PIL
 from PIL import Image, ImageOps, PngImagePlugin
 
 from smr.data.image_folder import Listing
+from smr.errors import InputError
 from smr.logging.console import Terminal
 
 T = TypeVar("T")
@@ -90,11 +93,16 @@ def gray_levels(values: np.ndarray) -> np.ndarray:
 def reason_of(error: Exception, path: str | Path) -> str:
     """Why a file is no image, in a few words, by the error that was raised when it was decoded.
 
-    Raises the error if it is one of the machine: memory ran out.
+    Raises InputError if memory, threads or file handles of the machine ran out.
     """
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if isinstance(error, MemoryError) or "can't allocate memory" in reason:
-        raise error
+    is_exhausted = isinstance(error, MemoryError) or re.search(
+        "can't allocate memory|can't start new thread", reason
+    )
+    if is_exhausted or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        raise InputError(
+            f"photos cannot be decoded: {reason}: lower --num_workers, --batch_size or --image_size"
+        ) from error
     if isinstance(error, PIL.UnidentifiedImageError):
         with open(path, "rb") as file:
             start = file.read(12)

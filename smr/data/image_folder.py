@@ -147,6 +147,8 @@ def files_inside(
     try:
         content = entries(folder)
     except InputError as error:
+        if not lenient:
+            raise
         broken[prefix] = error.__cause__.strerror
         return
     for entry in content:

@@ -36,7 +36,10 @@ def read_noise_file(path: Path):
             return load_archive(path)
         if suffix in (".npy", ".npz"):
             content = np.load(path, allow_pickle=False)
-            return content if isinstance(content, np.ndarray) else dict(content)
+            if isinstance(content, np.ndarray):
+                return content
+            columns = dict(content)
+            return columns if len(columns) != 1 else next(iter(columns.values()))
         if suffix in (".csv", ".tsv", ".txt"):
             return read_csv(path)
         return json.loads(read_text(path, EXPECTED))

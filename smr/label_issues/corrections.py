@@ -25,8 +25,14 @@ Corrections = dict[int, int | None]
 ACTIONS = ("keep", "take", "other", "drop")
 CORRECTIONS = ("index", "file", "given", "corrected", "action")
 EDITED = ("index", "file", "given", "given_name")
-# Names that a spreadsheet may rewrite: with a digit, formulas, truth values, missing values.
-REWRITTEN = re.compile(r"\d|^\W|^(true|false|n/?a|nan|none|null)$", re.IGNORECASE)
+# Names that a spreadsheet may rewrite: numbers, dates, formulas, truth values, missing values.
+MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+WORD = "<?(true|false|n/?a|nan|none|null)>?"
+REWRITTEN = re.compile(
+    rf"[\d\W]+|\d+e\d+|[=+@-].*|{MONTH}\W*\d+|\d+\W*{MONTH}|{WORD}", re.IGNORECASE
+)
+# What it makes of them: a number or a date, an empty cell, a formula's error, a truth value.
+FORM = re.compile(r".*\d.*|\s*|#.*|true|wahr|vrai|vero|verdadero|fals\w*|faux", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,8 @@ class ClassNames:
     def may_be(self, label: int, cell: str) -> bool:
         """Whether a spreadsheet may have written a class's name as this cell."""
         name = self.names[label]
-        is_rewritten = REWRITTEN.search(name) and cell not in self.names
-        return is_same(name, cell) or bool(is_rewritten)
+        is_rewritten = REWRITTEN.fullmatch(name) and FORM.fullmatch(cell)
+        return is_same(name, cell) or (bool(is_rewritten) and cell not in self.names)
 
     def label_of(self, cell: str, label: int) -> int:
         """The class that a cell names in a row of this label. Raises InputError."""
@@ -163,9 +169,11 @@ def new_label(cells: dict[str, str], label: int, classes: ClassNames) -> int | N
     if action is not None:
         if action not in ACTIONS:
             raise InputError(f"action '{action}': expected one of {', '.join(ACTIONS)}")
+        before = classes.names[label]
         if not classes.may_be(label, cells["given"]):
-            before = classes.names[label]
             raise InputError(f"given '{cells['given']}': the run's label was '{before}'")
+        if action == "keep" and not classes.may_be(label, cells["corrected"] or before):
+            raise InputError(f"action keep, but corrected '{cells['corrected']}'")
         if action in ("drop", "keep"):
             return None if action == "drop" else label
         number_cell, name = cells.get("label") or str(label), cells["corrected"]
@@ -175,6 +183,8 @@ def new_label(cells: dict[str, str], label: int, classes: ClassNames) -> int | N
     if by_number != label and classes.may_be(by_number, name):
         return by_number
     by_name = classes.label_of(name, label)
+    if action is not None:
+        return by_name
     if label not in (by_number, by_name):
         raise InputError(f"class {by_number} and '{name}' are two classes; edit one of them")
     return by_name if by_number == label else by_number

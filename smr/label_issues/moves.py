@@ -22,6 +22,7 @@ from smr.label_issues.corrections import Corrections, FinishedRun
 from smr.label_issues.report import Line, free_path
 
 DROPPED_FOLDER = "dropped"
+NAME_BYTES = 255
 
 
 def move_files(
@@ -115,14 +116,17 @@ def plan(
             place = folders[label] / path.name
         # An earlier attempt may have moved it there, or to a free place beside.
         is_done = moved_to.get(file, "").startswith(str(place.with_suffix("")))
-        if is_done and not os.path.lexists(root / file):
-            continue
-        if checksum(root / file) != run.crc32[row]:
+        at = moved_to[file] if is_done and not os.path.lexists(root / file) else file
+        if run.crc32[row] is None or checksum(root / at) != run.crc32[row]:
             raise InputError(
                 f"{root / file}: moved or changed since the run; put it back (--undo), train again "
                 "or give the data's folder with --data_path; nothing was done"
             )
+        if at != file:
+            continue
         free = free_path(root / place, lambda path: path in moves or os.path.lexists(path))
+        if len(os.fsencode(free.name)) > NAME_BYTES:
+            raise InputError(f"{free}: the name is too long; rename {file}; nothing was done")
         target = free.relative_to(root).as_posix()
         moves[free] = Move(file, target, *links(root, file, target), label is None)
     return list(moves.values())

@@ -66,6 +66,8 @@ class Run:
             self.fine_tuning = bool(self.state) and self.state["epoch"] > self.config.num_epochs
             gpuid = distributed.local_rank() if distributed.launched() else self.config.gpuid
             self.device = devices.find_device(self.config.device, gpuid)
+            if distributed.launched() and self.device.type == "mps":
+                raise InputError("torchrun: several processes train on CUDA or with --device cpu")
             self.exit_stack = self.exit_stack.pop_all()
         return self
 
