@@ -46,7 +46,7 @@ CLAIMS = [("smr", other) for other in METHODS if other not in ("smr", "votes")]
 FIGURES = {"last": "test accuracy, last epoch, %", "ap": "AP"}
 PANELS = {"last": "test accuracy, last epoch, %", "ap": "AP"}
 COMPARED = {"last": ("last %", "+.2f"), "last_ten": ("last ten %", "+.2f"), "ap": ("AP", "+.4f")}
-WIDTH, LEFT, TOP, HEIGHT, BELOW = 2400, 170, 200, 620, 130
+WIDTH, LEFT, TOP, HEIGHT, BELOW = 2400, 170, 250, 620, 130
 
 # The figures of a method at a noise: seed → line.
 Lines = dict[tuple[str, str], dict[int, dict]]

@@ -30,8 +30,11 @@ def test_the_committed_lines_give_the_committed_tables_and_picture():
     with Image.open(RESULTS / "frozen.png") as file:
         committed, drawn = np.asarray(file.convert("RGB")), np.asarray(frozen_table.draw(groups))
     assert committed.shape == drawn.shape
-    different = np.abs(committed.astype(int) - drawn).max(axis=2) > 40
-    assert different.mean() < 0.002  # Pillow's versions differ by little
+    # Within the axes: a system's font draws the text around them.
+    for top in (frozen_table.TOP, frozen_table.TOP + frozen_table.HEIGHT + frozen_table.BELOW):
+        within = np.s_[top // 2 : (top + frozen_table.HEIGHT) // 2, frozen_table.LEFT // 2 :]
+        different = np.abs(committed[within].astype(int) - drawn[within]).max(axis=2) > 40
+        assert different.mean() < 0.0002  # a dot that moves changes 0.0003
 
 
 def test_a_row_of_the_table_is_the_mean_and_deviation_over_seeds():
