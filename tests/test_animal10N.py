@@ -152,7 +152,7 @@ def test_missing_data_is_refused_with_what_is_there(tmp_path):
     assert message.startswith(f"{tmp_path}: no Animal-10N")
     assert "data_batch_1.bin, letter.txt;" in message and message.endswith("train_folder.py")
     folder = write_animals(tmp_path, "classes", test=0)
-    assert "testing (No such file or directory)" in refusal(folder)
+    assert "testing: cannot be read: No such file or directory" in refusal(folder)
     (folder / "testing").mkdir()
     assert refusal(folder) == f"{folder}: no test image"
 
