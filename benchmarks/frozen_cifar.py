@@ -166,8 +166,8 @@ def line_of(run: Path) -> dict:
     return line | {"features": config["features_of"], "labels": config["noise_sha256"]}
 
 
-def record(line: dict, path: Path) -> list[dict]:
-    """Add a line to a file of lines, in the place of an older one; returns all."""
+def record(line: dict, path: Path) -> None:
+    """Add a line to a file of lines, in the place of an older one."""
     key = ("cell", "method", "seed")
     lines = label_errors.read_rows(path) if path.exists() else []
     lines = [each for each in lines if any(each[name] != line[name] for name in key)]
@@ -175,4 +175,3 @@ def record(line: dict, path: Path) -> list[dict]:
     lines.sort(key=lambda each: [each[name] for name in key])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(each) + "\n" for each in lines))
-    return lines

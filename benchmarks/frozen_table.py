@@ -43,7 +43,6 @@ METHODS = {name: COLORS[name] for name in list(COLORS)[:5]} | {
     "votes": (190, 190, 120),
 }
 CLAIMS = [("smr", other) for other in METHODS if other not in ("smr", "votes")]
-FIGURES = {"last": "test accuracy, last epoch, %", "ap": "AP"}
 PANELS = {"last": "test accuracy, last epoch, %", "ap": "AP"}
 COMPARED = {"last": ("last %", "+.2f"), "last_ten": ("last ten %", "+.2f"), "ap": ("AP", "+.4f")}
 WIDTH, LEFT, TOP, HEIGHT, BELOW = 2400, 170, 250, 620, 130
